@@ -1,0 +1,41 @@
+"""Friendly Sharpness-Aware Minimization (F-SAM) for JAX.
+
+F-SAM perturbs the weights along the mini-batch gradient minus a moving average
+of past gradients, and updates with the gradient at the perturbed weights (Li et
+al., CVPR 2024, https://arxiv.org/abs/2403.12350). In a loop over optax it is
+two changed lines::
+
+  tx = optax.chain(fsam_optax.fsam(rho=0.05), optax.sgd(0.1, momentum=0.9))
+  opt_state = tx.init(params)
+  for batch in batches:
+    grads = jax.grad(loss_fn)(params, batch)
+    updates, opt_state = tx.update(
+      grads, opt_state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch)
+    )
+    params = optax.apply_updates(params, updates)
+
+:func:`value_and_grad` offers the two passes to any optimizer, and
+:class:`TrainState` with :func:`make_train_step` to Flax loops with BatchNorm
+and dropout.
+"""
+
+from fsam_optax._fsam import fsam as fsam
+from fsam_optax._fsam import sharpness_aware as sharpness_aware
+from fsam_optax._perturbation import ScaleToRadiusState as ScaleToRadiusState
+from fsam_optax._perturbation import (
+  SubtractGradientEmaState as SubtractGradientEmaState,
+)
+from fsam_optax._perturbation import (
+  friendly_perturbation as friendly_perturbation,
+)
+from fsam_optax._perturbation import sam_perturbation as sam_perturbation
+from fsam_optax._perturbation import scale_to_radius as scale_to_radius
+from fsam_optax._perturbation import (
+  subtract_gradient_ema as subtract_gradient_ema,
+)
+from fsam_optax._train_step import TrainState as TrainState
+from fsam_optax._train_step import make_train_step as make_train_step
+from fsam_optax._value_and_grad import SharpnessInfo as SharpnessInfo
+from fsam_optax._value_and_grad import value_and_grad as value_and_grad
+
+__version__ = "0.1.0"

@@ -1,0 +1,462 @@
+"""The ascent: from a gradient to the perturbation of the weights.
+
+Plain optax gradient transformations. They know no loss and ask for no second
+gradient, so they compose with everything in optax.
+"""
+
+import math
+from typing import Any, Callable, Literal, NamedTuple, Optional, Union
+
+import jax
+from jax import core
+from jax import numpy as jnp
+import numpy as np
+import optax
+import optax.tree
+
+Order = Literal["official", "paper"]
+_LARGE_LEAF = 2**16
+Mask = Optional[Union[Any, Callable[[optax.Params], Any]]]
+
+
+class SubtractGradientEmaState(NamedTuple):
+  """State of :func:`subtract_gradient_ema`.
+
+  Attributes:
+    count: number of gradients the average has taken in, shape ``[]``, int32.
+    ema: the moving average of the gradients, same tree and shapes as the
+      parameters, dtype of the parameters or ``accumulator_dtype``.
+  """
+
+  count: jax.typing.ArrayLike
+  ema: optax.Updates
+
+
+class ScaleToRadiusState(NamedTuple):
+  """State of :func:`scale_to_radius`.
+
+  The two norms describe the last update. They are by-products of the scaling,
+  kept so that nobody needs another pass over the tree to log them.
+
+  Attributes:
+    count: number of updates so far, shape ``[]``, int32.
+    direction_norm: the norm that the radius was divided by, shape ``[]``,
+      float32 (float64 for float64 parameters). Not finite where the direction
+      was not.
+    perturbation_norm: Euclidean norm of the perturbation, shape ``[]``, same
+      dtype.
+  """
+
+  count: jax.typing.ArrayLike
+  direction_norm: jax.Array
+  perturbation_norm: jax.Array
+
+
+def subtract_gradient_ema(
+  sigma: optax.ScalarOrSchedule = 1.0,
+  lmbda: optax.ScalarOrSchedule = 0.9,
+  *,
+  order: Order = "official",
+  accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
+) -> optax.GradientTransformation:
+  r"""Subtracts a moving average of past gradients from the gradient.
+
+  What is left of the mini-batch gradient :math:`g_t` is mostly the noise of the
+  batch. In the order of the authors' code,
+
+  .. math::
+
+    \begin{align*}
+      d_t &= g_t - \sigma m_{t-1}, \\
+      m_t &= \lambda m_{t-1} + (1 - \lambda) g_t,
+    \end{align*}
+
+  with :math:`d_0 = g_0` and :math:`m_0 = g_0`; :math:`\sigma` is ``sigma`` and
+  :math:`\lambda` is ``lmbda``. In the order of the paper the average starts at
+  zero and takes in the gradient before it is subtracted,
+
+  .. math::
+
+    \begin{align*}
+      m_t &= \lambda m_{t-1} + (1 - \lambda) g_t, \\
+      d_t &= g_t - \sigma m_t.
+    \end{align*}
+
+  At :math:`\sigma = 1` both point the same way, because
+  :math:`g_t - m_t = \lambda (g_t - m_{t-1})`.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> tx = fsam_optax.subtract_gradient_ema(sigma=1.0, lmbda=0.5)
+    >>> state = tx.init(jnp.zeros(2))
+    >>> _, state = tx.update(jnp.array([2.0, 4.0]), state)
+    >>> direction, state = tx.update(jnp.array([3.0, 3.0]), state)
+    >>> print(direction, state.ema)
+    [ 1. -1.] [2.5 3.5]
+
+  Args:
+    sigma: share of the average that is subtracted; finite and non-negative, a
+      scalar or a schedule of the number of gradients taken in.
+    lmbda: decay of the average, in ``[0, 1]``, a scalar or a schedule.
+    order: ``"official"`` subtracts the average of the gradients before this
+      one, ``"paper"`` the average that includes it.
+    accumulator_dtype: dtype of the average; ``None`` for that of the
+      parameters.
+
+  Returns:
+    A :class:`optax.GradientTransformation` whose updates are :math:`d_t`, in
+    the tree, shapes and dtypes of the gradient.
+
+  Raises:
+    TypeError: if ``sigma`` or ``lmbda`` is neither a real scalar nor callable.
+    ValueError: if one of them is out of its range, or ``order`` is unknown.
+
+  References:
+    Li et al., `Friendly Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2403.12350>`_, 2024
+
+  .. note::
+    A gradient whose global norm is not finite never enters the average: the
+    state stays as it was, its count included.
+
+  .. warning::
+    A widely used PyTorch port averages the already subtracted gradients
+    instead of :math:`g_t`. At :math:`\sigma = 1` that removes only half of the
+    full gradient.
+  """
+  _check_hyperparameter("sigma", sigma)
+  _check_hyperparameter("lmbda", lmbda, upper=1.0)
+  if order not in ("official", "paper"):
+    raise ValueError(
+      f"`order` must be 'official' or 'paper', got {order!r}. 'official' is "
+      "what the authors' code does."
+    )
+
+  def init_fn(params):
+    return SubtractGradientEmaState(
+      count=jnp.zeros([], jnp.int32),
+      ema=optax.tree.zeros_like(params, dtype=accumulator_dtype),
+    )
+
+  def update_fn(updates, state, params=None):
+    del params
+    decay = _value_at(lmbda, state.count)
+    share = _value_at(sigma, state.count)
+    if order == "official":
+      # The average starts at g_0. It is zero until then, so that the
+      # subtraction needs no first step of its own.
+      decay = jnp.where(state.count == 0, 0.0, decay)
+      direction = _tree_map_wide(lambda g, m: g - share * m, updates, state.ema)
+      # m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}), with g_t taken from
+      # d_t = g_t - sigma m_{t-1}: compiled, d_t may then take the place of g_t
+      # in memory, and at sigma = 1 the rounding is that of g_t - m_{t-1}.
+      ema = _tree_map_wide(
+        lambda d, m: m + (1 - decay) * (d + (share - 1) * m),
+        direction,
+        state.ema,
+      )
+    else:
+      ema = _tree_map_wide(
+        lambda g, m: m + (1 - decay) * (g - m), updates, state.ema
+      )
+      direction = _tree_map_wide(lambda g, m: g - share * m, updates, ema)
+    direction = optax.tree.cast_like(direction, updates)
+    # The average is finite, so the direction is finite where g is. Its norm is
+    # the one that `scale_to_radius` needs: compiled, both are one computation.
+    is_finite = jnp.isfinite(global_norm(direction))
+    return direction, SubtractGradientEmaState(
+      count=jnp.where(
+        is_finite, optax.safe_increment(state.count), state.count
+      ),
+      ema=jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new.astype(old.dtype), old),
+        ema,
+        state.ema,
+      ),
+    )
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def scale_to_radius(
+  rho: optax.ScalarOrSchedule,
+  *,
+  adaptive: bool = False,
+  eps: float = 1e-12,
+) -> optax.GradientTransformation:
+  r"""Scales a direction to a perturbation of radius ``rho``.
+
+  .. math::
+
+    \epsilon = \rho \frac{d}{\lVert d \rVert + \text{eps}}
+    \qquad\text{or, adaptive,}\qquad
+    \epsilon = \rho \frac{w^2 d}{\lVert |w| d \rVert + \text{eps}}
+
+  with one global norm over all leaves, taken in float32 at least.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> tx = fsam_optax.scale_to_radius(rho=0.5)
+    >>> direction = jnp.array([3.0, 4.0])
+    >>> perturbation, state = tx.update(direction, tx.init(direction))
+    >>> print(perturbation, state.direction_norm)
+    [0.3 0.4] 5.0
+
+  Args:
+    rho: radius, finite and non-negative, in the units of the parameters (in
+      units relative to them when adaptive); a scalar or a schedule.
+    adaptive: whether to measure the radius in the metric of ASAM, in which
+      each weight is moved in proportion to its own size. Needs ``params``.
+    eps: added to the norm, as the authors' code does.
+
+  Returns:
+    A :class:`optax.GradientTransformation` whose updates are the perturbation,
+    in the dtypes of ``params`` (of the direction where ``params`` is None).
+    A zero direction, or one whose norm is not finite, gives no perturbation.
+
+  Raises:
+    TypeError: if ``rho`` or ``eps`` is neither a real scalar nor (``rho``)
+      callable.
+    ValueError: if one of them is negative or not finite; at update, if
+      ``adaptive`` and ``params`` is missing.
+
+  References:
+    Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+    Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
+
+    Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for
+    Scale-Invariant Learning of Deep Neural Networks
+    <https://arxiv.org/abs/2102.11600>`_, 2021
+  """
+  _check_hyperparameter("rho", rho)
+  _check_hyperparameter("eps", eps)
+
+  def init_fn(params):
+    dtype = _wide_dtype(*jax.tree.leaves(params))
+    return ScaleToRadiusState(
+      count=jnp.zeros([], jnp.int32),
+      direction_norm=jnp.zeros([], dtype),
+      perturbation_norm=jnp.zeros([], dtype),
+    )
+
+  def update_fn(updates, state, params=None):
+    if adaptive:
+      if params is None:
+        raise ValueError(
+          "`params` must be given when `adaptive=True`, got None. Call "
+          "`update(updates, state, params)`."
+        )
+      norm = global_norm(
+        jax.tree.map(lambda d, w: widen(w) * widen(d), updates, params)
+      )
+      updates = jax.tree.map(
+        lambda d, w: jnp.square(widen(w)) * widen(d), updates, params
+      )
+    else:
+      norm = global_norm(updates)
+    radius = _value_at(rho, state.count)
+    scale = jnp.where(norm > 0, radius / (norm + eps), 0.0)
+    # Selected, not multiplied: zero times NaN is NaN.
+    perturbation = jax.tree.map(
+      lambda d, like: jnp.where(
+        jnp.isfinite(norm), scale * widen(d), 0.0
+      ).astype(like.dtype),
+      updates,
+      updates if params is None else params,
+    )
+    if adaptive:
+      perturbation_norm = global_norm(perturbation)
+    else:  # ||scale * d|| = scale * ||d||: no pass over the tree.
+      perturbation_norm = jnp.where(jnp.isfinite(norm), scale * norm, 0.0)
+    return perturbation, ScaleToRadiusState(
+      count=optax.safe_increment(state.count),
+      direction_norm=norm.astype(state.direction_norm.dtype),
+      perturbation_norm=perturbation_norm.astype(state.perturbation_norm.dtype),
+    )
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def friendly_perturbation(
+  rho: optax.ScalarOrSchedule = 0.05,
+  sigma: optax.ScalarOrSchedule = 1.0,
+  lmbda: optax.ScalarOrSchedule = 0.9,
+  *,
+  adaptive: bool = False,
+  mask: Mask = None,
+  order: Order = "official",
+  accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
+) -> optax.GradientTransformation:
+  r"""The perturbation of F-SAM: along the gradient minus its average.
+
+  .. math::
+
+    \epsilon_t = \rho \frac{d_t}{\lVert d_t \rVert + 10^{-12}}, \qquad
+    d_t = g_t - \sigma m_{t-1}
+
+  A chain of :func:`subtract_gradient_ema` (:math:`\sigma` is ``sigma``, the
+  decay of :math:`m` is ``lmbda``) and :func:`scale_to_radius` (:math:`\rho` is
+  ``rho``). At ``sigma=0`` it is the perturbation of SAM.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> perturbation = fsam_optax.friendly_perturbation(rho=0.1)
+    >>> params, grads = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+    >>> state = perturbation.init(params)
+    >>> updates, state = perturbation.update(grads, state, params)
+    >>> print(updates)
+    [0.06 0.08]
+
+  Args:
+    rho: radius, finite and non-negative. The paper uses 0.05 to 0.2.
+    sigma: share of the average that is subtracted, finite and non-negative.
+    lmbda: decay of the average, in ``[0, 1]``. The paper uses 0.6, 0.9, 0.95.
+    adaptive: whether to measure the radius in the metric of ASAM.
+    mask: a tree of bools with the structure of the parameters (or a prefix of
+      it), or a callable from parameters to such a tree. Leaves at False are
+      not perturbed, do not count in the norm, and cost no memory.
+    order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
+    accumulator_dtype: dtype of the average; ``None`` for that of the
+      parameters.
+
+  Returns:
+    A :class:`optax.GradientTransformation` from gradients to the perturbation
+    of the parameters, in their tree, shapes and dtypes.
+
+  Raises:
+    TypeError: if a hyperparameter is neither a real scalar nor callable.
+    ValueError: if a hyperparameter is out of its range.
+
+  References:
+    Li et al., `Friendly Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2403.12350>`_, 2024
+  """
+  return _on_selected_leaves(
+    optax.chain(
+      subtract_gradient_ema(
+        sigma, lmbda, order=order, accumulator_dtype=accumulator_dtype
+      ),
+      scale_to_radius(rho, adaptive=adaptive),
+    ),
+    mask,
+  )
+
+
+def sam_perturbation(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  adaptive: bool = False,
+  mask: Mask = None,
+) -> optax.GradientTransformation:
+  r"""The perturbation of SAM (or ASAM): along the gradient.
+
+  .. math::
+
+    \epsilon = \rho \frac{g}{\lVert g \rVert + 10^{-12}}
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> perturbation = fsam_optax.sam_perturbation(rho=0.1)
+    >>> params, grads = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+    >>> updates, _ = perturbation.update(
+    ...   grads, perturbation.init(params), params
+    ... )
+    >>> print(updates)
+    [0.06 0.08]
+
+  Args:
+    rho: radius :math:`\rho`, finite and non-negative, a scalar or a schedule.
+    adaptive: whether to measure the radius in the metric of ASAM.
+    mask: which leaves to perturb, see :func:`friendly_perturbation`.
+
+  Returns:
+    A :class:`optax.GradientTransformation` from gradients to the perturbation
+    of the parameters, in their tree, shapes and dtypes.
+
+  Raises:
+    TypeError: if ``rho`` is neither a real scalar nor callable.
+    ValueError: if ``rho`` is negative or not finite.
+
+  References:
+    Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+    Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
+  """
+  return _on_selected_leaves(scale_to_radius(rho, adaptive=adaptive), mask)
+
+
+def _on_selected_leaves(
+  perturbation: optax.GradientTransformation, mask: Mask
+) -> optax.GradientTransformation:
+  """Restricts a perturbation to the leaves at True, with zero elsewhere."""
+  if mask is None:
+    return perturbation
+
+  def excluded(tree):
+    selected = mask(tree) if callable(mask) else mask
+    return jax.tree.map(lambda is_selected: not is_selected, selected)
+
+  return optax.chain(
+    optax.masked(perturbation, mask),
+    # `masked` hands the other leaves through: they are gradients still.
+    optax.masked(optax.set_to_zero(), excluded),
+  )
+
+
+def _check_hyperparameter(name: str, value: Any, upper: float = math.inf):
+  """Raises unless `value` is callable, traced or a scalar in range."""
+  if callable(value) or isinstance(value, core.Tracer):
+    return
+  what = "must be a real number" + (
+    "" if name == "eps" else " or a schedule (a callable of the step count)"
+  )
+  dtype = getattr(value, "dtype", np.asarray(value).dtype)
+  if isinstance(value, (bool, str, bytes)) or not (
+    jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+  ):
+    raise TypeError(f"`{name}` {what}, got {value!r}.")
+  if np.ndim(value) != 0:
+    raise ValueError(
+      f"`{name}` {what}, got an array of shape {np.shape(value)}."
+    )
+  if not math.isfinite(value):
+    raise ValueError(f"`{name}` must be finite, got {value}.")
+  if not 0 <= value <= upper:
+    what = (
+      "must be non-negative"
+      if upper == math.inf
+      else f"must be in [0, {upper:g}]"
+    )
+    raise ValueError(f"`{name}` {what}, got {value}.")
+
+
+def _value_at(value: optax.ScalarOrSchedule, count: Any) -> Any:
+  return value(count) if callable(value) else value
+
+
+def _wide_dtype(*leaves: Any) -> Any:
+  """The dtype that the leaves promote to, float32 at least."""
+  return jnp.result_type(jnp.float32, *leaves)
+
+
+def widen(x: jax.Array) -> jax.Array:
+  return x.astype(_wide_dtype(x))
+
+
+def _tree_map_wide(fn: Callable[..., jax.Array], *trees: Any) -> Any:
+  return jax.tree.map(lambda *leaves: fn(*map(widen, leaves)), *trees)
+
+
+def global_norm(tree: Any) -> jax.Array:
+  """The Euclidean norm over all leaves, in float32 at least."""
+  squares = [_sum_of_squares(widen(x)) for x in jax.tree.leaves(tree)]
+  return jnp.sqrt(sum(squares, start=jnp.zeros([], jnp.float32)))
+
+
+def _sum_of_squares(x: jax.Array) -> jax.Array:
+  squares = jnp.square(jnp.abs(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+  if x.ndim > 1 and x.size >= _LARGE_LEAF:
+    # In two stages that XLA must not merge: more accurate in float32, and on
+    # the CPU faster, where one big reduction runs at a fraction of the memory's
+    # speed and holds up the matrix products beside it.
+    squares = jax.lax.optimization_barrier(jnp.sum(squares, axis=-1))
+  return jnp.sum(squares)

@@ -1,0 +1,233 @@
+"""The Flax face: a train state and the two-pass train step."""
+
+from typing import Any, Callable, Collection, Optional
+
+from flax import struct
+from flax.training import train_state
+import jax
+from jax import numpy as jnp
+import optax
+
+from fsam_optax._perturbation import global_norm
+from fsam_optax._value_and_grad import SharpnessInfo
+from fsam_optax._value_and_grad import value_and_grad
+
+
+class TrainState(train_state.TrainState):
+  """Flax's train state with what the two passes need besides.
+
+  Attributes:
+    perturbation: transformation from gradients to perturbations (static);
+      None trains with the base optimizer alone, one gradient a step.
+    perturbation_state: its state.
+    model_state: variables of the model that no gradient updates, such as
+      BatchNorm's statistics; any pytree or None.
+    rng: key from which the dropout key of each step is folded, or None.
+  """
+
+  perturbation: Optional[optax.GradientTransformation] = struct.field(
+    pytree_node=False, default=None
+  )
+  perturbation_state: Any = None
+  model_state: Any = None
+  rng: Optional[jax.Array] = None
+
+  @classmethod
+  def create(
+    cls,
+    *,
+    apply_fn,
+    params,
+    tx,
+    perturbation,
+    model_state=None,
+    rng=None,
+    **kwargs,
+  ):
+    """Creates a state at step 0 with fresh optimizer and perturbation states.
+
+    Args:
+      apply_fn: usually ``model.apply``, kept for convenience.
+      params: the parameters, a dict or another container of arrays.
+      tx: the base optimizer. Not a chain with :func:`fsam` in it: here the
+        train step takes the second gradient.
+      perturbation: such as :func:`friendly_perturbation`; None for the base
+        optimizer alone.
+      model_state: see :class:`TrainState`.
+      rng: see :class:`TrainState`.
+      **kwargs: fields that a subclass adds.
+
+    Returns:
+      The state, with ``step`` an int32 array of shape ``[]``.
+    """
+    state = super().create(
+      apply_fn=apply_fn,
+      params=params,
+      tx=tx,
+      perturbation=perturbation,
+      perturbation_state=(
+        None if perturbation is None else perturbation.init(params)
+      ),
+      model_state=model_state,
+      # A copy: the train step donates the state, and the key is the caller's.
+      rng=None if rng is None else jnp.copy(rng),
+      **kwargs,
+    )
+    return state.replace(step=jnp.zeros([], jnp.int32))
+
+
+def make_train_step(
+  loss_fn: Callable[..., Any],
+  *,
+  skip_nonfinite: bool = True,
+  metrics: Collection[str] = ("gradient_norm",),
+  jit: bool = True,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+  """Builds the two-pass train step of a Flax loop.
+
+  The first pass, at the parameters, gives the loss, the new model state, the
+  metrics and the perturbation; the second, at the perturbed parameters and
+  with the same dropout key, the gradient that the optimizer gets.
+
+  Examples:
+    >>> import fsam_optax, jax, jax.numpy as jnp, optax
+    >>> def loss_fn(params, model_state, batch, rng):
+    ...   del rng  # For dropout: folded from `state.rng` and `state.step`.
+    ...   loss = jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+    ...   return loss, (model_state, {})
+    >>> state = fsam_optax.TrainState.create(
+    ...   apply_fn=None,
+    ...   params={"w": jnp.zeros(2)},
+    ...   tx=optax.sgd(0.1),
+    ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
+    ... )
+    >>> step = fsam_optax.make_train_step(loss_fn)
+    >>> batch = {"x": jnp.eye(2), "y": jnp.ones(2)}
+    >>> state, metrics = step(state, batch)
+    >>> print(f"{metrics['loss']:.2f}", sorted(metrics))  # doctest: +ELLIPSIS
+    1.00 ['gradient_norm', 'loss', 'perturbation_norm', 'perturbed_loss', ...]
+
+  Args:
+    loss_fn: ``loss_fn(params, model_state, batch, rng)`` returns ``(loss,
+      (model_state, metrics))``: a real scalar, the updated model state in the
+      structure, shapes and dtypes of the one given, and a dict of whatever the
+      loss wants to report.
+    skip_nonfinite: whether a step whose loss or gradient, of either pass, is
+      not finite leaves the whole state as it was, ``step`` included. Costs
+      one pass over the gradient, and memory for one copy of the average.
+    metrics: the fields of :class:`SharpnessInfo` to report besides, out of
+      ``"gradient_norm"``, ``"direction_norm"`` and ``"gradient_ema_cosine"``.
+      What is not asked for costs nothing.
+    jit: whether to compile the step and donate the state to it: the arrays of
+      the state given, those of the parameters it was created from included,
+      cannot be used afterwards. False gives the pure function.
+
+  Returns:
+    A function ``step(state, batch)`` that returns ``(state, metrics)``, where
+    ``metrics`` is a dict of ``loss``, ``perturbed_loss``, ``sharpness`` (the
+    second minus the first), ``perturbation_norm``, ``skipped`` (int32, 1 where
+    the step was skipped), what the argument ``metrics`` names, and the loss's
+    own. All are scalars but for the loss's own. Where ``state.perturbation``
+    is None there is one pass, and the sharpness is 0.
+
+  Raises:
+    TypeError: at call, if ``loss_fn`` does not return what it must.
+    ValueError: if ``metrics`` names an unknown field; at call, if the model
+      state changes its structure, a shape or a dtype, or if a metric of the
+      loss has a name that the step uses.
+
+  References:
+    Li et al., `Friendly Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2403.12350>`_, 2024
+  """
+  unknown = set(metrics) - _OPTIONAL_METRICS
+  if isinstance(metrics, str) or unknown:
+    raise ValueError(
+      f"`metrics` must be a collection of names out of "
+      f"{sorted(_OPTIONAL_METRICS)}, got {metrics!r}."
+    )
+
+  def loss_of_batch(params, batch, model_state, rng):
+    output = loss_fn(params, model_state, batch, rng)
+    _check_output(output, model_state)
+    return output
+
+  def step(state: TrainState, batch: Any):
+    rng = (
+      None if state.rng is None else jax.random.fold_in(state.rng, state.step)
+    )
+    perturbation = state.perturbation
+    if perturbation is None:
+      (loss, (model_state, own)), grads = jax.value_and_grad(
+        loss_of_batch, has_aux=True
+      )(state.params, batch, state.model_state, rng)
+      perturbation_state = state.perturbation_state
+      zero = jnp.zeros([], jnp.float32)
+      norm = global_norm(grads)
+      info = SharpnessInfo(loss, norm, zero, zero, zero)
+    else:
+      (loss, (model_state, own)), grads, perturbation_state, info = (
+        value_and_grad(loss_of_batch, perturbation, has_aux=True)(
+          state.params, state.perturbation_state, batch, state.model_state, rng
+        )
+      )
+    updated = lambda: state.apply_gradients(
+      grads=grads,
+      perturbation_state=perturbation_state,
+      model_state=model_state,
+    )
+    if skip_nonfinite:
+      is_finite = (
+        jnp.isfinite(loss)
+        & jnp.isfinite(info.perturbed_value)
+        & jnp.isfinite(info.direction_norm)
+        & jnp.isfinite(global_norm(grads))
+      )
+      # Not jnp.where: over the donated state it makes XLA keep the old arrays
+      # beside the new ones.
+      new_state = jax.lax.cond(is_finite, updated, lambda: state)
+    else:
+      is_finite, new_state = True, updated()
+    reported = {
+      "loss": loss,
+      "perturbed_loss": info.perturbed_value,
+      "sharpness": info.perturbed_value - loss,
+      "perturbation_norm": info.perturbation_norm,
+      "skipped": 1 - jnp.asarray(is_finite, jnp.int32),
+      **{name: getattr(info, name) for name in metrics},
+    }
+    if taken := sorted(reported.keys() & own.keys()):
+      raise ValueError(
+        f"`loss_fn` must not report metrics under the names {taken}, which the "
+        "step uses. Rename them."
+      )
+    return new_state, {**reported, **own}
+
+  return jax.jit(step, donate_argnums=0) if jit else step
+
+
+_OPTIONAL_METRICS = frozenset(
+  {"gradient_norm", "direction_norm", "gradient_ema_cosine"}
+)
+
+
+def _check_output(output, model_state):
+  """Raises unless `loss_fn` returned `(loss, (model_state, metrics))`."""
+  is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
+  if not (
+    is_pair(output) and is_pair(output[1]) and isinstance(output[1][1], dict)
+  ):
+    raise TypeError(
+      "`loss_fn` must return (loss, (model_state, metrics)) with a dict of "
+      "metrics, which may be empty. Return the `model_state` it was given "
+      "where the model has none."
+    )
+  describe = lambda tree: jax.tree.map(
+    lambda x: (jnp.shape(x), jnp.result_type(x)), tree
+  )
+  given, returned = describe(model_state), describe(output[1][0])
+  if returned != given:
+    raise ValueError(
+      "`loss_fn` must return the model state in the structure, shapes and "
+      f"dtypes of the one it was given, {given}, got {returned}."
+    )
