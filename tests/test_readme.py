@@ -1,0 +1,56 @@
+"""The README's code runs as printed, and its tables say what tests hold."""
+
+import pathlib
+import re
+
+import pytest
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def blocks():
+  """The fenced blocks of the README, as pairs of language and text."""
+  return re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.M | re.S)
+
+
+def applied(diff: str, sign: str) -> str:
+  """One side of a diff: the lines that are common or have the sign."""
+  lines = diff.splitlines()
+  assert all(line[:1] in (" ", "-", "+") for line in lines if line)
+  return "\n".join(line[1:] for line in lines if line[:1] in (" ", sign))
+
+
+@pytest.mark.parametrize("sign", ["-", "+"], ids=["before", "after"])
+def test_python_blocks_run_in_order_on_both_sides_of_the_diff(sign, capsys):
+  namespace: dict = {}
+  ran = 0
+  for language, text in blocks():
+    if language == "diff":
+      text = applied(text, sign)
+    elif language != "python":
+      continue
+    exec(compile(text, f"README block {ran}", "exec"), namespace)
+    ran += 1
+  assert ran == 4
+  assert int(namespace["state"].step) == len(namespace["batches"])
+  assert "'sharpness'" in capsys.readouterr().out
+
+
+def test_the_diff_changes_two_lines():
+  (diff,) = (text for language, text in blocks() if language == "diff")
+  lines = diff.splitlines()
+  assert sum(line.startswith("+") for line in lines) == 2
+  assert sum(line.startswith("-") for line in lines) == 2
+
+
+def test_set_up_commands_are_one_line_each():
+  commands = [text for language, text in blocks() if language == "bash"]
+  setup = [c for c in commands if c.startswith("python3 -m venv")]
+  assert len(setup) == 2
+  assert all(c.count("\n") == 1 for c in setup)
+
+
+def test_every_block_has_a_language_that_a_test_covers():
+  # "bash" is run by the gate; "bibtex" and "math" are not code.
+  languages = {language for language, _ in blocks()}
+  assert languages <= {"python", "diff", "bash", "bibtex"}
