@@ -404,15 +404,19 @@ def _on_selected_leaves(
 
 def _check_hyperparameter(name: str, value: Any, upper: float = math.inf):
   """Raises unless `value` is callable, traced or a scalar in range."""
-  if callable(value) or isinstance(value, core.Tracer):
+  may_be_schedule = name != "eps"
+  if isinstance(value, core.Tracer) or (may_be_schedule and callable(value)):
     return
   what = "must be a real number" + (
-    "" if name == "eps" else " or a schedule (a callable of the step count)"
+    " or a schedule (a callable of the step count)" if may_be_schedule else ""
   )
-  dtype = getattr(value, "dtype", np.asarray(value).dtype)
-  if isinstance(value, (bool, str, bytes)) or not (
-    jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-  ):
+  is_number = not isinstance(value, (bool, str, bytes, list, tuple))
+  if is_number:
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
+      dtype, jnp.integer
+    )
+  if not is_number:
     raise TypeError(f"`{name}` {what}, got {value!r}.")
   if np.ndim(value) != 0:
     raise ValueError(
