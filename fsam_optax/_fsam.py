@@ -93,6 +93,7 @@ def fsam(
   mask: Mask = None,
   order: Order = "official",
   accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
+  eta: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Friendly Sharpness-Aware Minimization, the first link of a chain.
 
@@ -134,6 +135,8 @@ def fsam(
     order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
     accumulator_dtype: dtype of the average; ``None`` for that of the
       parameters.
+    eta: added to the absolute weights when adaptive, see
+      :func:`scale_to_radius`.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`, see
@@ -162,6 +165,7 @@ def fsam(
       mask=mask,
       order=order,
       accumulator_dtype=accumulator_dtype,
+      eta=eta,
     )
   )
 
