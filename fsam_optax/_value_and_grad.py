@@ -302,15 +302,21 @@ def _mean_over_parts(fn, batch, num_parts, carry):
   """Means of what `fn(part, index, carry)` returns, and the last carry."""
   if num_parts == 1:
     return fn(batch, 0, carry)
-  # Row i goes to part i modulo the number of parts, so that a batch whose rows
-  # lie on many devices splits without moving a row.
-  parts = jax.tree.map(
-    lambda x: jnp.moveaxis(
-      jnp.reshape(x, (-1, num_parts, *jnp.shape(x)[1:])), 1, 0
-    ),
-    batch,
-  )
-  first = jax.tree.map(lambda x: x[0], parts)
+
+  def part_at(index):
+    # Row i goes to part i modulo the number of parts, so that a batch whose
+    # rows lie on many devices splits without moving a row.
+    return jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(
+        jnp.reshape(x, (-1, num_parts, *jnp.shape(x)[1:])),
+        index,
+        axis=1,
+        keepdims=False,
+      ),
+      batch,
+    )
+
+  first = jax.eval_shape(part_at, jnp.zeros([], jnp.int32))
   shapes, _ = jax.eval_shape(fn, first, jnp.zeros([], jnp.int32), carry)
   for path, x in jax.tree_util.tree_leaves_with_path(shapes[1]):
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -320,9 +326,9 @@ def _mean_over_parts(fn, batch, num_parts, carry):
         f"{x.dtype} at {_name(path)}. Cast it to float32."
       )
 
-  def body(state, part_and_index):
+  def body(state, index):
     totals, carry = state
-    outputs, carry = fn(*part_and_index, carry)
+    outputs, carry = fn(part_at(index), index, carry)
     totals = jax.tree.map(lambda t, x: t + x.astype(t.dtype), totals, outputs)
     return (totals, carry), None
 
@@ -330,7 +336,7 @@ def _mean_over_parts(fn, batch, num_parts, carry):
     lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, jnp.float32)), shapes
   )
   (totals, carry), _ = jax.lax.scan(
-    body, (zeros, carry), (parts, jnp.arange(num_parts, dtype=jnp.int32))
+    body, (zeros, carry), jnp.arange(num_parts, dtype=jnp.int32)
   )
   means = jax.tree.map(
     lambda t, x: (t / num_parts).astype(x.dtype), totals, shapes
