@@ -233,8 +233,8 @@ def scale_to_radius(
     <https://arxiv.org/abs/2102.11600>`_, 2021
   """
   check_hyperparameter("rho", rho)
-  check_hyperparameter("eps", eps)
-  check_hyperparameter("eta", eta)
+  check_hyperparameter("eps", eps, can_vary=False)
+  check_hyperparameter("eta", eta, can_vary=False)
 
   def init_fn(params):
     dtype = _wide_dtype(*jax.tree.leaves(params))
@@ -442,14 +442,23 @@ def _check_mask(mask: Any, tree: Any):
     )
 
 
-def check_hyperparameter(name: str, value: Any, upper: float = math.inf):
-  """Raises unless `value` is callable, traced or a scalar in range."""
-  if callable(value) or isinstance(value, core.Tracer):
+def check_perturbation(perturbation: Any):
+  """Raises unless `perturbation` is a gradient transformation."""
+  if not isinstance(perturbation, optax.GradientTransformation):
+    raise TypeError(
+      "`perturbation` must be an optax.GradientTransformation, such as "
+      f"friendly_perturbation(rho=0.05) returns, got {perturbation!r}."
+    )
+
+
+def check_hyperparameter(
+  name: str, value: Any, upper: float = math.inf, can_vary: bool = True
+):
+  """Raises unless `value` is a schedule, traced or a scalar in range."""
+  if isinstance(value, core.Tracer) or (can_vary and callable(value)):
     return
   what = "must be a real number" + (
-    ""
-    if name in ("eps", "eta")
-    else " or a schedule (a callable of the step count)"
+    " or a schedule (a callable of the step count)" if can_vary else ""
   )
   dtype = getattr(value, "dtype", np.asarray(value).dtype)
   if isinstance(value, (bool, str, bytes)) or not (

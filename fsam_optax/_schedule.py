@@ -58,8 +58,8 @@ def radius_schedule(
       "`learning_rate` must be a schedule, a callable of the step, got "
       f"{learning_rate!r}. For a constant one, pass `rho` as a number."
     )
-  check_hyperparameter("rho_min", rho_min)
-  check_hyperparameter("rho_max", rho_max)
+  check_hyperparameter("rho_min", rho_min, can_vary=False)
+  check_hyperparameter("rho_max", rho_max, can_vary=False)
   if not learning_rate_max > learning_rate_min:
     raise ValueError(
       "`learning_rate_max` must be above `learning_rate_min`, got "

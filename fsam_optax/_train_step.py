@@ -10,6 +10,7 @@ from jax import numpy as jnp
 import optax
 
 from fsam_optax._perturbation import global_norm
+from fsam_optax._value_and_grad import check_loss_fn
 from fsam_optax._value_and_grad import two_passes
 
 
@@ -150,7 +151,8 @@ def make_train_step(
     is None there is one pass, and the sharpness is 0.
 
   Raises:
-    TypeError: at call, if ``loss_fn`` does not return what it must.
+    TypeError: if an argument is of a wrong type; at call, if ``loss_fn`` does
+      not return what it must.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
       state changes its structure, a shape or a dtype, or if a metric of the
       loss has a name that the step uses.
@@ -164,6 +166,7 @@ def make_train_step(
     loss and unscale it, in float32, before anything else sees it. If either
     pass overflows, the step is skipped and the scale lowered, by Flax's rule.
   """
+  check_loss_fn(loss_fn)
   unknown = set(metrics) - _OPTIONAL_METRICS
   if isinstance(metrics, str) or unknown:
     raise ValueError(
@@ -203,17 +206,21 @@ def make_train_step(
       passes = two_passes(
         optax.set_to_zero(), num_microbatches=num_microbatches, stop=0
       )
+      state_before = optax.EmptyState()
     else:
       passes = two_passes(state.perturbation, **options)
+      state_before = state.perturbation_state
     loss, model_state, own, grads, perturbation_state, info = passes(
       loss_of_part,
       state.params,
-      state.perturbation_state,
+      state_before,
       batch,
       state.model_state,
       step=state.step,
       loss_scale=None if scale is None else scale.scale,
     )
+    if state.perturbation is None:
+      perturbation_state = state.perturbation_state
     updated = lambda: state.apply_gradients(
       grads=grads,
       perturbation_state=perturbation_state,

@@ -9,6 +9,7 @@ import optax.tree
 
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import widen
 
@@ -97,17 +98,19 @@ def value_and_grad(
     has counted.
 
   Raises:
-    TypeError: at call, if the loss is not a real scalar, ``loss_fn`` does not
-      return a pair although ``has_aux`` promises one, or a parameter is not
-      floating.
+    TypeError: if an argument is of a wrong type; at call, if the loss is not a
+      real scalar, ``loss_fn`` does not return a pair although ``has_aux``
+      promises one, or a parameter is not floating.
     ValueError: if an option is out of its range; at call, if the batch is
-      empty or does not split evenly into micro-batches, or if a gate is set
-      and the perturbation counts no updates.
+      empty or does not split evenly into micro-batches, if the state is not
+      one of these parameters, or if a gate is set and the perturbation counts
+      no updates.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
     <https://arxiv.org/abs/2403.12350>`_, 2024
   """
+  check_loss_fn(loss_fn)
   passes = two_passes(
     perturbation,
     sync_perturbation=sync_perturbation,
@@ -174,6 +177,11 @@ def two_passes(
     returned is that of the first pass. The gradients are those of the loss
     times ``loss_scale``, divided by it again in float32 at least.
   """
+  check_perturbation(perturbation)
+  if not isinstance(sync_perturbation, bool):
+    raise TypeError(
+      f"`sync_perturbation` must be a bool, got {sync_perturbation!r}."
+    )
   for name, value, least in (
     ("num_microbatches", num_microbatches, 1),
     ("every", every, 1),
@@ -199,6 +207,7 @@ def two_passes(
   ):
     _check_params(params)
     _check_batch(batch, num_microbatches)
+    _check_state(perturbation, perturbation_state, params)
     is_active = None
     if is_shut:
       is_active = False
@@ -388,13 +397,38 @@ def _cosine(ema, gradient):
   return jnp.where(norms > 0, inner / jnp.where(norms > 0, norms, 1.0), 0.0)
 
 
-def _check_loss(loss):
-  shape, dtype = jnp.shape(loss), jnp.result_type(loss)
-  if shape or not jnp.issubdtype(dtype, jnp.floating):
+def check_loss_fn(loss_fn):
+  """Raises unless `loss_fn` is callable."""
+  if not callable(loss_fn):
     raise TypeError(
-      "`loss_fn` must return the loss as a real scalar, got "
-      f"{dtype}{list(shape)}. Take the mean over the batch; return other "
-      "outputs as aux, with `has_aux=True`."
+      "`loss_fn` must be callable, a function that returns the loss, got "
+      f"{loss_fn!r}."
+    )
+
+
+def _check_loss(loss):
+  is_array = hasattr(loss, "dtype") or isinstance(loss, (int, float, complex))
+  if is_array and not jnp.ndim(loss):
+    got = jnp.result_type(loss)
+    if jnp.issubdtype(got, jnp.floating):
+      return
+  else:
+    got = jnp.shape(loss) if is_array else type(loss).__name__
+  raise TypeError(
+    f"`loss_fn` must return the loss as a real scalar, got {got}. Take the "
+    "mean over the batch; return other outputs as aux, with `has_aux=True`."
+  )
+
+
+def _check_state(perturbation, state, params):
+  """Raises unless `state` is one that `perturbation` made for `params`."""
+  expected = jax.eval_shape(perturbation.init, params)
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  same = jax.tree.structure(state) == jax.tree.structure(expected)
+  if not same or shapes(state) != shapes(expected):
+    raise ValueError(
+      "`perturbation_state` must be that of `perturbation.init(params)`, with "
+      f"shapes {shapes(expected)}, got {shapes(state)}."
     )
 
 
