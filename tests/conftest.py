@@ -1,0 +1,62 @@
+"""Eight CPU devices, float64 where a test asks for it, one small problem."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+# Before anything starts the backend.
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+class Problem(NamedTuple):
+  """A two-layer regression with its batches."""
+
+  params: dict[str, Any]
+  batches: tuple[jax.Array, jax.Array]  # Shapes [T, B, 3] and [T, B, 2].
+  loss_fn: Callable[[Any, Any], jax.Array]
+
+  def batch(self, t: int):
+    return jax.tree.map(lambda x: x[t], self.batches)
+
+  def gradients(self, number: int):
+    """Gradients at the initial parameters, one a batch, as a list."""
+    grad_fn = jax.jit(jax.grad(self.loss_fn))
+    return [grad_fn(self.params, self.batch(t)) for t in range(number)]
+
+
+def regression_loss(params, batch):
+  inputs, targets = batch
+  hidden = jnp.tanh(inputs @ params["hidden"]["kernel"])
+  hidden = hidden + params["hidden"]["bias"]
+  return jnp.mean((hidden @ params["output"] - targets) ** 2)
+
+
+@pytest.fixture(scope="session")
+def problem() -> Problem:
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return Problem(
+    params={
+      "hidden": {"kernel": draw(3, 4), "bias": draw(4)},
+      "output": draw(4, 2),
+    },
+    batches=(draw(30, 8, 3), draw(30, 8, 2)),
+    loss_fn=regression_loss,
+  )
+
+
+@pytest.fixture
+def x64():
+  """Double precision for one test."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
+def dtype(request):
+  """Each floating dtype in turn, with double precision where it needs it."""
+  with jax.enable_x64(request.param == "float64"):
+    yield jnp.dtype(request.param)
