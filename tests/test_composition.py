@@ -212,7 +212,7 @@ def test_a_callable_mask_and_a_dtype_are_static_when_injected(problem):
   )
   chex.assert_trees_all_close(params, expected, rtol=1e-3, atol=1e-4)
   chex.assert_trees_all_equal_shapes_and_dtypes(state[0].inner_state, plain[0])
-  assert set(state[0].hyperparams) == {"rho", "sigma", "lmbda"}
+  assert set(state[0].hyperparams) == {"rho", "sigma", "lmbda", "eta"}
 
 
 # unknown extra args
