@@ -1,0 +1,123 @@
+"""What is off costs nothing, by XLA's own count of the compiled step."""
+
+import jax
+from jax import numpy as jnp
+import optax
+import pytest
+
+import fsam_optax
+
+WIDTH, ROWS = 256, 8
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def loss_fn(params, batch):
+  for w in params.values():
+    batch = jnp.tanh(batch @ w)
+  return jnp.mean(batch**2)
+
+
+def cost(step, *args):
+  compiled = jax.jit(step, donate_argnums=0).lower(*args).compile()
+  return (
+    compiled.cost_analysis()["bytes accessed"],
+    compiled.memory_analysis().temp_size_in_bytes,
+  )
+
+
+@pytest.fixture(scope="module")
+def params():
+  return {f"w{i}": jnp.eye(WIDTH) for i in range(3)}
+
+
+@pytest.fixture(scope="module")
+def batch():
+  return jnp.ones((ROWS, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def by_hand(params, batch):
+  """The cost of F-SAM written out with nothing but its perturbation."""
+  perturbation = fsam_optax.friendly_perturbation()
+
+  def step(state, batch):
+    params, opt_state, perturbation_state, count = state
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+    epsilon, perturbation_state = perturbation.update(
+      grads, perturbation_state, params
+    )
+    perturbed_loss, grads = jax.value_and_grad(loss_fn)(
+      optax.apply_updates(params, epsilon), batch
+    )
+    updates, opt_state = TX.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    state = (params, opt_state, perturbation_state, count + 1)
+    return state, (loss, perturbed_loss)
+
+  state = (params, TX.init(params), perturbation.init(params), jnp.int32(0))
+  return cost(step, state, batch)
+
+
+def train_step_cost(params, batch, **options):
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=params,
+    tx=TX,
+    perturbation=fsam_optax.friendly_perturbation(),
+  )
+  step = fsam_optax.make_train_step(
+    lambda params, model_state, batch, rng: (
+      loss_fn(params, batch),
+      (model_state, {}),
+    ),
+    jit=False,
+    skip_nonfinite=False,
+    **options,
+  )
+  return cost(step, state, batch)
+
+
+def test_options_that_are_off_cost_nothing(params, batch, by_hand):
+  words, temporary = train_step_cost(params, batch, metrics=())
+  assert words == pytest.approx(by_hand[0], rel=1e-3)
+  assert temporary <= by_hand[1] + 1024
+
+
+def test_the_gradient_norm_costs_one_pass_and_only_where_asked_for(
+  params, batch, by_hand
+):
+  words, _ = train_step_cost(params, batch)
+  size = sum(x.nbytes for x in params.values())
+  assert words - by_hand[0] == pytest.approx(size, rel=0.1)
+
+
+def test_f_sam_costs_seven_words_a_parameter_above_the_floor(
+  params, batch, by_hand
+):
+  def floor(state, batch):
+    params, opt_state = state
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+    perturbed = jax.tree.map(lambda w, g: w + 0.05 * g, params, grads)
+    perturbed_loss, grads = jax.value_and_grad(loss_fn)(perturbed, batch)
+    updates, opt_state = TX.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, opt_state), (loss, perturbed_loss)
+
+  words, temporary = cost(floor, (params, TX.init(params)), batch)
+  size = sum(x.nbytes for x in params.values())
+  assert by_hand[0] - words <= 7.1 * size
+  assert by_hand[1] - temporary <= 0.3 * size
+
+
+def test_unread_info_is_not_computed(params, batch):
+  perturbation = fsam_optax.friendly_perturbation()
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
+  args = (params, perturbation.init(params), batch)
+  drop = lambda *args: fn(*args)[:3]
+  keep = lambda *args: fn(*args)
+  count = lambda f: (
+    jax.jit(f).lower(*args).compile().cost_analysis()["bytes accessed"]
+  )
+  size = sum(x.nbytes for x in params.values())
+  # The gradient's norm, and the average's norm and inner product with it.
+  assert count(keep) - count(drop) >= 3.9 * size
