@@ -140,6 +140,15 @@ def steps() -> dict[str, Step]:
     "train step, metrics=()": train_step(metrics=()),
     "train step (default)": train_step(),
     "train step, SAM": train_step(fsam_optax.sam_perturbation(RHO)),
+    "train step, bfloat16 average": train_step(
+      fsam_optax.friendly_perturbation(RHO, accumulator_dtype=jnp.bfloat16)
+    ),
+    "train step, 4 micro-batches": train_step(num_microbatches=4),
+    "train step, 4 local": train_step(
+      num_microbatches=4, sync_perturbation=False
+    ),
+    "train step, every 2nd": train_step(every=2),
+    "train step, gate shut": train_step(stop=0),
   }
 
 
