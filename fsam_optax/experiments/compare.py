@@ -58,12 +58,14 @@ def compare(settings: settings_lib.Settings) -> dict[str, Any]:
   """
   splits = data.split(settings.pool, settings.seeds, settings.label_noise)
   number = len(settings.seeds)
+  trainer = settings.trainer()
   results, accuracy = {}, {}
   with report.progress() as start:
     for optimizer in settings.optimizers:
       (learning_rate,) = settings.learning_rate[optimizer]
       (rho,) = settings.rho.get(optimizer, (None,))
-      outcome = settings.trainer(optimizer)(
+      outcome = trainer(
+        optimizer,
         splits,
         np.full(number, learning_rate),
         np.full(number, rho or 0.0),

@@ -36,7 +36,7 @@ _MNIST_MLP = Recipe(
   epochs=60,
   batch_size=100,
   seeds=64,
-  learning_rate={"sgd": 0.004, "sam": 0.015, "fsam": 0.015},
+  learning_rate={"sgd": 0.004, "sam": 0.015, "fsam": 0.02},
   rho={"sam": 0.35, "fsam": 0.5},
   learning_rate_grid={
     "sgd": (0.001, 0.002, 0.003, 0.004, 0.006, 0.01),

@@ -142,6 +142,7 @@ def figure(report: dict[str, Any], path: pathlib.Path) -> None:
   # No pyplot: it would choose a window system and keep the figure.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   config = report["config"]
   drawing = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -170,7 +171,7 @@ def figure(report: dict[str, Any], path: pathlib.Path) -> None:
     )
   seeds = len(config["seeds"])
   axes.set_xlabel("epoch")
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_ylabel("validation accuracy (%)")
   axes.set_title(
     f"{pathlib.Path(config['dataset']).name}, {config['model']}, label noise "

@@ -53,12 +53,11 @@ class Settings(NamedTuple):
   output: pathlib.Path
   origin: str
 
-  def trainer(self, optimizer: str) -> training.Trainer:
-    """The trainer of one optimizer."""
+  def trainer(self) -> training.Trainer:
+    """The trainer of all optimizers."""
     return training.Trainer(
       models.create(self.model, self.pool.classes),
       self.pool,
-      optimizer,
       sigma=self.sigma,
       lmbda=self.lmbda,
       epochs=self.epochs,

@@ -1,5 +1,6 @@
 """The training: many runs of one optimizer at once, each on its own split."""
 
+import functools
 import time
 from typing import Any, Callable, NamedTuple, Optional, cast
 
@@ -57,7 +58,7 @@ def perturbation_of(
 
 
 class Trainer:
-  """Trains runs that differ in seed, learning rate and radius together.
+  """Trains runs of one optimizer that differ in seed and rates together.
 
   The runs are vmapped over a scan of train steps, an epoch a call. The step
   is that of :func:`fsam_optax.make_train_step`; the base optimizer is SGD with
@@ -68,14 +69,13 @@ class Trainer:
 
   Initialisation, batches, split and noise come from the seed of a run alone,
   so those of two optimizers are paired. Compiled programs are kept for further
-  calls with as many runs.
+  calls with as many runs; those that measure accuracy serve all optimizers.
   """
 
   def __init__(
     self,
     model: nn.Module,
     pool: data.Pool,
-    optimizer: str,
     *,
     sigma: float,
     lmbda: float,
@@ -87,14 +87,12 @@ class Trainer:
     Args:
       model: a module from inputs of shape ``[B, ...]`` to logits.
       pool: the data set.
-      optimizer: one of :data:`OPTIMIZERS`.
       sigma: of F-SAM.
       lmbda: of F-SAM.
       epochs: passes over the training rows, positive.
       batch_size: rows a step, at most the training rows.
     """
     self._model = model
-    self._optimizer = optimizer
     self._sigma = sigma
     self._lmbda = lmbda
     self._epochs = epochs
@@ -108,6 +106,7 @@ class Trainer:
 
   def __call__(
     self,
+    optimizer: str,
     splits: data.Splits,
     learning_rate: np.ndarray,
     rho: np.ndarray,
@@ -118,6 +117,7 @@ class Trainer:
     """Trains and tests.
 
     Args:
+      optimizer: one of :data:`OPTIMIZERS`.
       splits: one split a run, leading axis ``R``.
       learning_rate: at the first step, shape ``[R]``.
       rho: radius, shape ``[R]``; SGD ignores it.
@@ -129,18 +129,7 @@ class Trainer:
       parameters.
     """
     start = time.perf_counter()
-    compile_seconds = 0.0
-
-    def call(name, fn, *args, donate=()):
-      nonlocal compile_seconds
-      key = (name, len(learning_rate))
-      if key not in self._compiled:
-        begin = time.perf_counter()
-        jitted = jax.jit(fn, donate_argnums=donate)
-        self._compiled[key] = jitted.lower(*args).compile()
-        compile_seconds += time.perf_counter() - begin
-      return self._compiled[key](*args)
-
+    self._compile_seconds = 0.0
     runs = jax.tree.map(
       jnp.asarray,
       (
@@ -150,57 +139,56 @@ class Trainer:
       ),
     )
     splits = runs[0]
-    over_runs = lambda fn: (
-      lambda *args: jax.vmap(lambda *one: fn(self._pool, *one))(*args)
-    )
-    state = call("init", over_runs(self._init), runs)
-    validate = lambda s: call(
-      "validate",
-      over_runs(self._hits),
-      s.params,
-      splits,
-      splits.validation_rows,
-      self._pool[1][splits.validation_rows],
-    )
-    curve, losses_finite = [], []
+    params = self._call(self._init_params, None, splits.seed)
+    state = self._call(self._init, optimizer, params, runs)
+    curve, is_finite = [], []
     for _ in range(self._epochs):
-      state, is_finite = call(
-        "epoch", over_runs(self._epoch), state, runs, donate=0
+      state, losses_finite = self._call(
+        self._epoch, optimizer, state, runs, donate=1
       )
-      losses_finite.append(is_finite)
+      is_finite.append(losses_finite)
       if with_curve:
-        curve.append(validate(state))
+        curve.append(self._accuracy(state, splits, splits.validation_rows))
       jax.block_until_ready(state)
       on_epoch()
-    test = call(
-      "test",
-      over_runs(self._hits),
-      state.params,
-      splits,
-      splits.test_rows,
-      self._pool[1][splits.test_rows],
-    )
-    train = call(
-      "train",
-      over_runs(self._hits),
-      state.params,
-      splits,
-      splits.train_rows,
-      splits.train_labels,
-    )
-    params_finite = call("finite", jax.vmap(_is_finite), state.params)
-    percent = lambda hits, rows: (
-      100 * np.asarray(hits, np.float64) / rows.shape[1]
-    )
+    for leaf in jax.tree.leaves(state.params):
+      rows = np.asarray(leaf).reshape(len(splits.seed), -1)
+      is_finite.append(np.all(np.isfinite(rows), axis=1))
     return Outcome(
-      test_accuracy=percent(test, splits.test_rows),
-      validation_accuracy=percent(validate(state), splits.validation_rows),
-      train_accuracy=percent(train, splits.train_rows),
-      curve=np.array([percent(h, splits.validation_rows) for h in curve]),
-      diverged=~np.all([*losses_finite, params_finite], axis=0),
+      test_accuracy=self._accuracy(state, splits, splits.test_rows),
+      validation_accuracy=self._accuracy(state, splits, splits.validation_rows),
+      train_accuracy=self._accuracy(
+        state, splits, splits.train_rows, splits.train_labels
+      ),
+      curve=np.array(curve),
+      diverged=~np.all(is_finite, axis=0),
       seconds=time.perf_counter() - start,
-      compile_seconds=compile_seconds,
+      compile_seconds=self._compile_seconds,
     )
+
+  def _call(self, fn, optimizer, *args, donate=()):
+    """Calls `fn(optimizer, pool, *args)`, `args` vmapped over the runs."""
+    key = (
+      fn.__name__,
+      optimizer,
+      tuple(jnp.shape(x) for x in jax.tree.leaves(args)),
+    )
+    if key not in self._compiled:
+      start = time.perf_counter()
+      vmapped = lambda pool, *args: jax.vmap(
+        functools.partial(fn, optimizer, pool)
+      )(*args)
+      jitted = jax.jit(vmapped, donate_argnums=donate)
+      self._compiled[key] = jitted.lower(self._pool, *args).compile()
+      self._compile_seconds += time.perf_counter() - start
+    return self._compiled[key](self._pool, *args)
+
+  def _accuracy(self, state, splits, rows, labels=None) -> np.ndarray:
+    """Percent of the rows classified as labelled, shape `[R]`, float64."""
+    labels = self._pool[1][rows] if labels is None else labels
+    scale = (splits.mean, splits.deviation)
+    hits = self._call(self._hits, None, state.params, scale, rows, labels)
+    return 100 * np.asarray(hits, np.float64) / rows.shape[1]
 
   def _logits(self, params, x) -> jax.Array:
     return cast(jax.Array, self._model.apply({"params": params}, x))
@@ -213,25 +201,33 @@ class Trainer:
     )
     return jnp.mean(losses), (model_state, {})
 
-  def _init(self, pool, run):
-    splits, learning_rate, rho = run
-    key, _ = jax.random.split(jax.random.key(splits.seed))
-    params = self._model.init(key, pool[0][:1])["params"]
+  def _init_params(self, optimizer, pool, seed):
+    # Apart from the rest, which is another for each optimizer: random numbers
+    # take longer to compile than an epoch.
+    del optimizer
+    key, _ = jax.random.split(jax.random.key(seed))
+    return self._model.init(key, pool[0][:1])["params"]
+
+  def _init(self, optimizer, pool, params, run):
+    del pool
+    _, learning_rate, rho = run
     state = fsam_optax.TrainState.create(
       apply_fn=None,
       params=params,
       tx=self._tx(learning_rate),
-      perturbation=self._perturbation(rho),
+      perturbation=self._perturbation(optimizer, rho),
     )
     return _without_functions(state)
 
-  def _epoch(self, pool, state, run):
+  def _epoch(self, optimizer, pool, state, run):
     """One run's steps over one permutation of its training rows."""
     splits, learning_rate, rho = run
+    scale = (splits.mean, splits.deviation)
     # The two transformations close over traced rates. They are static fields
     # of the state, so they come in here and do not leave the compiled call.
     state = state.replace(
-      tx=self._tx(learning_rate), perturbation=self._perturbation(rho)
+      tx=self._tx(learning_rate),
+      perturbation=self._perturbation(optimizer, rho),
     )
     _, key = jax.random.split(jax.random.key(splits.seed))
     order = jax.random.permutation(
@@ -241,7 +237,7 @@ class Trainer:
 
     def step(state, positions):
       batch = {
-        "x": _inputs(pool, splits, splits.train_rows[positions]),
+        "x": _inputs(pool, scale, splits.train_rows[positions]),
         "y": splits.train_labels[positions],
       }
       state, metrics = self._step(state, batch)
@@ -252,8 +248,9 @@ class Trainer:
     )
     return _without_functions(state), jnp.all(is_finite)
 
-  def _hits(self, pool, params, splits, rows, labels):
+  def _hits(self, optimizer, pool, params, scale, rows, labels):
     """How many rows one run classifies as labelled, a few at a time."""
+    del optimizer
     padding = (0, -len(rows) % _ROWS_AT_ONCE)
     rows = jnp.pad(rows, padding).reshape(-1, _ROWS_AT_ONCE)
     # No prediction is -1, so the padding never counts.
@@ -261,7 +258,7 @@ class Trainer:
 
     def hits(chunk):
       rows, labels = chunk
-      logits = self._logits(params, _inputs(pool, splits, rows))
+      logits = self._logits(params, _inputs(pool, scale, rows))
       return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
     return jnp.sum(jax.lax.map(hits, (rows, labels)))
@@ -276,19 +273,14 @@ class Trainer:
       optax.sgd(cosine, momentum=MOMENTUM),
     )
 
-  def _perturbation(self, rho):
-    return perturbation_of(self._optimizer, rho, self._sigma, self._lmbda)
+  def _perturbation(self, optimizer, rho):
+    return perturbation_of(optimizer, rho, self._sigma, self._lmbda)
 
 
 def _without_functions(state):
   return state.replace(tx=None, perturbation=None)
 
 
-def _inputs(pool, splits, rows):
-  return (pool[0][rows] - splits.mean) / splits.deviation
-
-
-def _is_finite(tree):
-  return jnp.all(
-    jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-  )
+def _inputs(pool, scale, rows):
+  mean, deviation = scale
+  return (pool[0][rows] - mean) / deviation

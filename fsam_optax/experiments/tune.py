@@ -67,13 +67,13 @@ def tune(settings: settings_lib.Settings) -> dict[str, Any]:
     point and which of its coordinates lie on the edge of the grid.
   """
   splits = data.split(settings.pool, settings.seeds, settings.label_noise)
+  trainer = settings.trainer()
   results = {}
   with report.progress() as start:
     for optimizer in settings.optimizers:
       rates = settings.learning_rate[optimizer]
       radii = settings.rho.get(optimizer, ())
       on_epoch = start(report.label(optimizer), settings.epochs * len(rates))
-      trainer = settings.trainer(optimizer)
       # One learning rate at a time: all radii and seeds run together, and all
       # learning rates share one compiled program.
       columns = len(radii) or 1
@@ -83,6 +83,7 @@ def tune(settings: settings_lib.Settings) -> dict[str, Any]:
       rows, diverged = [], []
       for rate in rates:
         outcome = trainer(
+          optimizer,
           repeated,
           np.full(columns * len(settings.seeds), rate),
           np.repeat(radii or (0.0,), len(settings.seeds)),
