@@ -7,6 +7,7 @@ shardings included. This file adds only what it does not say.
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 
@@ -122,7 +123,7 @@ def _by_path(tree):
 def _shape_and_dtype(leaf):
   if not hasattr(leaf, "dtype"):  # A Python scalar.
     leaf = np.asarray(leaf)
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     # Saved as its data. A ShapeDtypeStruct has none, hence no evaluation.
     leaf = jax.eval_shape(
       jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
