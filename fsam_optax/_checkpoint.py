@@ -46,9 +46,9 @@ def check_checkpoint(metadata: Any, state: Any) -> None:
       ``CheckpointManager(..., item_handlers=StandardCheckpointHandler())
       .item_metadata(step)``, or ``StandardCheckpointer().metadata(path)``.
     state: the state to restore into, of arrays or ``jax.ShapeDtypeStruct``.
-      A Python scalar fits an array of shape ``[]`` and of its kind. A typed key
-      fits a checkpoint with key data of its shape, whatever the name of the
-      generator: the restored key has the type that was saved.
+      A Python scalar fits an array of shape ``[]`` and of its kind. A key fits
+      key data of its shape, of which alone the metadata tell: the restored key
+      is of the kind that was saved, typed or legacy.
 
   Raises:
     ValueError: if an array is missing in one of the two or has another shape

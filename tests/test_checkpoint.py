@@ -105,6 +105,14 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
   assert_same_bits(train(train_step, restored, 3), train(train_step, state, 3))
 
 
+@pytest.mark.parametrize("saved", ["typed", "legacy"])
+@pytest.mark.parametrize("target", ["typed", "legacy"])
+def test_a_key_is_restored_as_the_kind_that_was_saved(tmp_path, saved, target):
+  save(tmp_path, resumable_run.make_state(key=KEYS[saved]()))
+  state = restore(tmp_path, resumable_run.make_state(key=KEYS[target]()))
+  assert_same_bits(state.rng, KEYS[saved]())
+
+
 def test_a_state_without_rng_and_model_state_restores(tmp_path):
   state = fsam_optax.TrainState.create(
     apply_fn=None,
