@@ -22,6 +22,11 @@ and dropout.
 from fsam_optax._checkpoint import check_checkpoint as check_checkpoint
 from fsam_optax._fsam import fsam as fsam
 from fsam_optax._fsam import sharpness_aware as sharpness_aware
+from fsam_optax._masks import (
+  exclude_biases_and_norms as exclude_biases_and_norms,
+)
+from fsam_optax._masks import norms_only as norms_only
+from fsam_optax._masks import select_by_path as select_by_path
 from fsam_optax._perturbation import ScaleToRadiusState as ScaleToRadiusState
 from fsam_optax._perturbation import (
   SubtractGradientEmaState as SubtractGradientEmaState,
@@ -34,6 +39,7 @@ from fsam_optax._perturbation import scale_to_radius as scale_to_radius
 from fsam_optax._perturbation import (
   subtract_gradient_ema as subtract_gradient_ema,
 )
+from fsam_optax._schedule import radius_schedule as radius_schedule
 from fsam_optax._train_step import TrainState as TrainState
 from fsam_optax._train_step import make_train_step as make_train_step
 from fsam_optax._value_and_grad import SharpnessInfo as SharpnessInfo

@@ -8,6 +8,7 @@ import optax
 
 from fsam_optax._perturbation import Mask
 from fsam_optax._perturbation import Order
+from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import friendly_perturbation
 
 
@@ -45,6 +46,8 @@ def sharpness_aware(
     ``perturbation``.
 
   Raises:
+    TypeError: if ``perturbation`` is no gradient transformation; at update, if
+      ``grad_fn`` is not callable.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, if
       ``params`` is only a part of the parameters because of a wrapper such as
       :func:`optax.masked`, or if ``grad_fn`` returns another structure, other
@@ -55,6 +58,8 @@ def sharpness_aware(
     same batch, with the same dropout key. That of :func:`optax.contrib.sam`
     takes a second argument.
   """
+
+  check_perturbation(perturbation)
 
   def update_fn(
     updates,
@@ -74,7 +79,13 @@ def sharpness_aware(
     if grad_fn is None:
       raise ValueError(
         "`grad_fn` must be given, got None. Call `update(grads, state, params, "
-        "grad_fn=lambda p: jax.grad(loss)(p, batch))`."
+        "grad_fn=lambda p: jax.grad(loss)(p, batch))`. Where the train step "
+        "takes both gradients, give it `friendly_perturbation`, not `fsam`."
+      )
+    if not callable(grad_fn):
+      raise TypeError(
+        "`grad_fn` must be callable, a function of the parameters that returns "
+        f"their gradient, got {type(grad_fn).__name__}."
       )
     epsilon, state = perturbation.update(updates, state, params)
     perturbed_updates = grad_fn(optax.apply_updates(params, epsilon))
@@ -93,6 +104,7 @@ def fsam(
   mask: Mask = None,
   order: Order = "official",
   accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
+  eta: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Friendly Sharpness-Aware Minimization, the first link of a chain.
 
@@ -134,6 +146,8 @@ def fsam(
     order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
     accumulator_dtype: dtype of the average; ``None`` for that of the
       parameters.
+    eta: added to the absolute weights when adaptive, see
+      :func:`scale_to_radius`.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`, see
@@ -162,6 +176,7 @@ def fsam(
       mask=mask,
       order=order,
       accumulator_dtype=accumulator_dtype,
+      eta=eta,
     )
   )
 

@@ -124,8 +124,8 @@ def subtract_gradient_ema(
     instead of :math:`g_t`. At :math:`\sigma = 1` that removes only half of the
     full gradient.
   """
-  _check_hyperparameter("sigma", sigma)
-  _check_hyperparameter("lmbda", lmbda, upper=1.0)
+  check_hyperparameter("sigma", sigma)
+  check_hyperparameter("lmbda", lmbda, upper=1.0)
   if order not in ("official", "paper"):
     raise ValueError(
       f"`order` must be 'official' or 'paper', got {order!r}. 'official' is "
@@ -183,6 +183,7 @@ def scale_to_radius(
   *,
   adaptive: bool = False,
   eps: float = 1e-12,
+  eta: float = 0.0,
 ) -> optax.GradientTransformation:
   r"""Scales a direction to a perturbation of radius ``rho``.
 
@@ -190,7 +191,8 @@ def scale_to_radius(
 
     \epsilon = \rho \frac{d}{\lVert d \rVert + \text{eps}}
     \qquad\text{or, adaptive,}\qquad
-    \epsilon = \rho \frac{w^2 d}{\lVert |w| d \rVert + \text{eps}}
+    \epsilon = \rho \frac{T^2 d}{\lVert T d \rVert + \text{eps}}, \quad
+    T = |w| + \eta
 
   with one global norm over all leaves, taken in float32 at least.
 
@@ -208,6 +210,8 @@ def scale_to_radius(
     adaptive: whether to measure the radius in the metric of ASAM, in which
       each weight is moved in proportion to its own size. Needs ``params``.
     eps: added to the norm, as the authors' code does.
+    eta: added to the absolute weights when adaptive: 0 as in the authors' code,
+      0.01 in the ASAM paper, so that weights at zero can move.
 
   Returns:
     A :class:`optax.GradientTransformation` whose updates are the perturbation,
@@ -215,8 +219,8 @@ def scale_to_radius(
     A zero direction, or one whose norm is not finite, gives no perturbation.
 
   Raises:
-    TypeError: if ``rho`` or ``eps`` is neither a real scalar nor (``rho``)
-      callable.
+    TypeError: if ``rho``, ``eps`` or ``eta`` is neither a real scalar nor
+      (``rho``) callable.
     ValueError: if one of them is negative or not finite; at update, if
       ``adaptive`` and ``params`` is missing.
 
@@ -228,8 +232,9 @@ def scale_to_radius(
     Scale-Invariant Learning of Deep Neural Networks
     <https://arxiv.org/abs/2102.11600>`_, 2021
   """
-  _check_hyperparameter("rho", rho)
-  _check_hyperparameter("eps", eps)
+  check_hyperparameter("rho", rho)
+  check_hyperparameter("eps", eps, can_vary=False)
+  check_hyperparameter("eta", eta, can_vary=False)
 
   def init_fn(params):
     dtype = _wide_dtype(*jax.tree.leaves(params))
@@ -246,11 +251,12 @@ def scale_to_radius(
           "`params` must be given when `adaptive=True`, got None. Call "
           "`update(updates, state, params)`."
         )
-      norm = global_norm(
-        jax.tree.map(lambda d, w: widen(w) * widen(d), updates, params)
+      scaled = _tree_map_wide(
+        lambda d, w: (jnp.abs(w) + eta) * d, updates, params
       )
-      updates = jax.tree.map(
-        lambda d, w: jnp.square(widen(w)) * widen(d), updates, params
+      norm = global_norm(scaled)
+      updates = _tree_map_wide(
+        lambda d, w: (jnp.abs(w) + eta) * d, scaled, params
       )
     else:
       norm = global_norm(updates)
@@ -286,6 +292,7 @@ def friendly_perturbation(
   mask: Mask = None,
   order: Order = "official",
   accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
+  eta: float = 0.0,
 ) -> optax.GradientTransformation:
   r"""The perturbation of F-SAM: along the gradient minus its average.
 
@@ -318,6 +325,8 @@ def friendly_perturbation(
     order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
     accumulator_dtype: dtype of the average; ``None`` for that of the
       parameters.
+    eta: added to the absolute weights when adaptive, see
+      :func:`scale_to_radius`.
 
   Returns:
     A :class:`optax.GradientTransformation` from gradients to the perturbation
@@ -336,7 +345,7 @@ def friendly_perturbation(
       subtract_gradient_ema(
         sigma, lmbda, order=order, accumulator_dtype=accumulator_dtype
       ),
-      scale_to_radius(rho, adaptive=adaptive),
+      scale_to_radius(rho, adaptive=adaptive, eta=eta),
     ),
     mask,
   )
@@ -347,6 +356,7 @@ def sam_perturbation(
   *,
   adaptive: bool = False,
   mask: Mask = None,
+  eta: float = 0.0,
 ) -> optax.GradientTransformation:
   r"""The perturbation of SAM (or ASAM): along the gradient.
 
@@ -368,6 +378,8 @@ def sam_perturbation(
     rho: radius :math:`\rho`, finite and non-negative, a scalar or a schedule.
     adaptive: whether to measure the radius in the metric of ASAM.
     mask: which leaves to perturb, see :func:`friendly_perturbation`.
+    eta: added to the absolute weights when adaptive, see
+      :func:`scale_to_radius`.
 
   Returns:
     A :class:`optax.GradientTransformation` from gradients to the perturbation
@@ -381,7 +393,9 @@ def sam_perturbation(
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
     Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
   """
-  return _on_selected_leaves(scale_to_radius(rho, adaptive=adaptive), mask)
+  return _on_selected_leaves(
+    scale_to_radius(rho, adaptive=adaptive, eta=eta), mask
+  )
 
 
 def _on_selected_leaves(
@@ -391,28 +405,68 @@ def _on_selected_leaves(
   if mask is None:
     return perturbation
 
+  def selected(tree):
+    tree_of_bools = mask(tree) if callable(mask) else mask
+    _check_mask(tree_of_bools, tree)
+    return tree_of_bools
+
   def excluded(tree):
-    selected = mask(tree) if callable(mask) else mask
-    return jax.tree.map(lambda is_selected: not is_selected, selected)
+    return jax.tree.map(lambda is_selected: not is_selected, selected(tree))
 
   return optax.chain(
-    optax.masked(perturbation, mask),
+    optax.masked(perturbation, selected),
     # `masked` hands the other leaves through: they are gradients still.
     optax.masked(optax.set_to_zero(), excluded),
   )
 
 
-def _check_hyperparameter(name: str, value: Any, upper: float = math.inf):
-  """Raises unless `value` is callable, traced or a scalar in range."""
-  if callable(value) or isinstance(value, core.Tracer):
+def _check_mask(mask: Any, tree: Any):
+  """Raises unless `mask` is a prefix of `tree` that selects something."""
+  leaves = jax.tree.leaves(mask)
+  if not all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves):
+    raise TypeError(
+      "`mask` must hold bools, or be a callable that returns a tree of bools, "
+      f"got {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}."
+    )
+  try:
+    jax.tree.map(lambda *_: None, mask, tree)
+  except ValueError as error:
+    raise ValueError(
+      "`mask` must have the structure of the parameters, or be a prefix of it, "
+      f"got {jax.tree.structure(mask)} for {jax.tree.structure(tree)}."
+    ) from error
+  if not any(leaves):
+    raise ValueError(
+      "`mask` must select at least one leaf, got none at True. To train "
+      "without a perturbation, leave it out."
+    )
+
+
+def check_perturbation(perturbation: Any):
+  """Raises unless `perturbation` is a gradient transformation."""
+  if not isinstance(perturbation, optax.GradientTransformation):
+    raise TypeError(
+      "`perturbation` must be an optax.GradientTransformation, such as "
+      f"friendly_perturbation(rho=0.05) returns, got {perturbation!r}."
+    )
+
+
+def check_hyperparameter(
+  name: str, value: Any, upper: float = math.inf, can_vary: bool = True
+):
+  """Raises unless `value` is a schedule, traced or a scalar in range."""
+  if isinstance(value, core.Tracer) or (can_vary and callable(value)):
     return
   what = "must be a real number" + (
-    "" if name == "eps" else " or a schedule (a callable of the step count)"
+    " or a schedule (a callable of the step count)" if can_vary else ""
   )
-  dtype = getattr(value, "dtype", np.asarray(value).dtype)
-  if isinstance(value, (bool, str, bytes)) or not (
-    jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-  ):
+  is_number = not isinstance(value, (bool, str, bytes, list, tuple))
+  if is_number:
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
+      dtype, jnp.integer
+    )
+  if not is_number:
     raise TypeError(f"`{name}` {what}, got {value!r}.")
   if np.ndim(value) != 0:
     raise ValueError(

@@ -3,14 +3,15 @@
 from typing import Any, Callable, Collection, Optional
 
 from flax import struct
+from flax.training import dynamic_scale as dynamic_scale_lib
 from flax.training import train_state
 import jax
 from jax import numpy as jnp
 import optax
 
 from fsam_optax._perturbation import global_norm
-from fsam_optax._value_and_grad import SharpnessInfo
-from fsam_optax._value_and_grad import value_and_grad
+from fsam_optax._value_and_grad import check_loss_fn
+from fsam_optax._value_and_grad import two_passes
 
 
 class TrainState(train_state.TrainState):
@@ -23,6 +24,7 @@ class TrainState(train_state.TrainState):
     model_state: variables of the model that no gradient updates, such as
       BatchNorm's statistics; any pytree or None.
     rng: key from which the dropout key of each step is folded, or None.
+    dynamic_scale: Flax's loss scale, for float16, or None.
   """
 
   perturbation: Optional[optax.GradientTransformation] = struct.field(
@@ -31,6 +33,7 @@ class TrainState(train_state.TrainState):
   perturbation_state: Any = None
   model_state: Any = None
   rng: Optional[jax.Array] = None
+  dynamic_scale: Optional[dynamic_scale_lib.DynamicScale] = None
 
   @classmethod
   def create(
@@ -42,6 +45,7 @@ class TrainState(train_state.TrainState):
     perturbation,
     model_state=None,
     rng=None,
+    dynamic_scale=None,
     **kwargs,
   ):
     """Creates a state at step 0 with fresh optimizer and perturbation states.
@@ -55,6 +59,8 @@ class TrainState(train_state.TrainState):
         optimizer alone.
       model_state: see :class:`TrainState`.
       rng: see :class:`TrainState`.
+      dynamic_scale: a :class:`flax.training.dynamic_scale.DynamicScale`, see
+        :func:`make_train_step`.
       **kwargs: fields that a subclass adds.
 
     Returns:
@@ -71,6 +77,7 @@ class TrainState(train_state.TrainState):
       model_state=model_state,
       # A copy: the train step donates the state, and the key is the caller's.
       rng=None if rng is None else jnp.copy(rng),
+      dynamic_scale=_as_arrays(dynamic_scale),
       **kwargs,
     )
     return state.replace(step=jnp.zeros([], jnp.int32))
@@ -149,6 +156,11 @@ class TrainState(train_state.TrainState):
 def make_train_step(
   loss_fn: Callable[..., Any],
   *,
+  sync_perturbation: bool = True,
+  num_microbatches: int = 1,
+  every: int = 1,
+  start: int = 0,
+  stop: Optional[int] = None,
   skip_nonfinite: bool = True,
   metrics: Collection[str] = ("gradient_norm",),
   jit: bool = True,
@@ -182,6 +194,14 @@ def make_train_step(
       (model_state, metrics))``: a real scalar, the updated model state in the
       structure, shapes and dtypes of the one given, and a dict of whatever the
       loss wants to report.
+    sync_perturbation: see :func:`value_and_grad`, for the other options too.
+    num_microbatches: the micro-batches of a step get a key each, folded from
+      the step's key and their index; the model state passes from one to the
+      next, and the metrics are means over them.
+    every: with ``start`` and ``stop``, which steps ascend. The step is
+      ``state.step``.
+    start: as there.
+    stop: as there.
     skip_nonfinite: whether a step whose loss or gradient, of either pass, is
       not finite leaves the whole state as it was, ``step`` included. Costs
       one pass over the gradient, and memory for one copy of the average.
@@ -201,7 +221,8 @@ def make_train_step(
     is None there is one pass, and the sharpness is 0.
 
   Raises:
-    TypeError: at call, if ``loss_fn`` does not return what it must.
+    TypeError: if an argument is of a wrong type; at call, if ``loss_fn`` does
+      not return what it must.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
       state changes its structure, a shape or a dtype, or if a metric of the
       loss has a name that the step uses.
@@ -209,7 +230,13 @@ def make_train_step(
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
     <https://arxiv.org/abs/2403.12350>`_, 2024
+
+  .. note::
+    With ``state.dynamic_scale``, both passes take the gradient of the scaled
+    loss and unscale it, in float32, before anything else sees it. If either
+    pass overflows, the step is skipped and the scale lowered, by Flax's rule.
   """
+  check_loss_fn(loss_fn)
   unknown = set(metrics) - _OPTIONAL_METRICS
   if isinstance(metrics, str) or unknown:
     raise ValueError(
@@ -217,30 +244,53 @@ def make_train_step(
       f"{sorted(_OPTIONAL_METRICS)}, got {metrics!r}."
     )
 
-  def loss_of_batch(params, batch, model_state, rng):
-    output = loss_fn(params, model_state, batch, rng)
-    _check_output(output, model_state)
-    return output
+  options = {
+    "sync_perturbation": sync_perturbation,
+    "num_microbatches": num_microbatches,
+    "every": every,
+    "start": start,
+    "stop": stop,
+  }
+  two_passes(optax.identity(), **options)  # Checks them now.
 
   def step(state: TrainState, batch: Any):
     rng = (
       None if state.rng is None else jax.random.fold_in(state.rng, state.step)
     )
-    perturbation = state.perturbation
-    if perturbation is None:
-      (loss, (model_state, own)), grads = jax.value_and_grad(
-        loss_of_batch, has_aux=True
-      )(state.params, batch, state.model_state, rng)
-      perturbation_state = state.perturbation_state
-      zero = jnp.zeros([], jnp.float32)
-      norm = global_norm(grads)
-      info = SharpnessInfo(loss, norm, zero, zero, zero)
-    else:
-      (loss, (model_state, own)), grads, perturbation_state, info = (
-        value_and_grad(loss_of_batch, perturbation, has_aux=True)(
-          state.params, state.perturbation_state, batch, state.model_state, rng
-        )
+
+    def loss_of_part(params, part, index, model_state):
+      key = rng
+      if rng is not None and num_microbatches > 1:
+        key = jax.random.fold_in(rng, index)
+      output = loss_fn(params, model_state, part, key)
+      _check_output(output, model_state)
+      return output
+
+    scale = state.dynamic_scale
+    if scale is not None and not skip_nonfinite:
+      raise ValueError(
+        "`skip_nonfinite` must be True when the state has a `dynamic_scale`, "
+        "got False: a step that overflows must be skipped."
       )
+    if state.perturbation is None:  # One pass: a gate that never opens.
+      passes = two_passes(
+        optax.set_to_zero(), num_microbatches=num_microbatches, stop=0
+      )
+      state_before = optax.EmptyState()
+    else:
+      passes = two_passes(state.perturbation, **options)
+      state_before = state.perturbation_state
+    loss, model_state, own, grads, perturbation_state, info = passes(
+      loss_of_part,
+      state.params,
+      state_before,
+      batch,
+      state.model_state,
+      step=state.step,
+      loss_scale=None if scale is None else scale.scale,
+    )
+    if state.perturbation is None:
+      perturbation_state = state.perturbation_state
     updated = lambda: state.apply_gradients(
       grads=grads,
       perturbation_state=perturbation_state,
@@ -258,6 +308,8 @@ def make_train_step(
       new_state = jax.lax.cond(is_finite, updated, lambda: state)
     else:
       is_finite, new_state = True, updated()
+    if scale is not None:
+      new_state = new_state.replace(dynamic_scale=_advance(scale, is_finite))
     reported = {
       "loss": loss,
       "perturbed_loss": info.perturbed_value,
@@ -279,6 +331,22 @@ def make_train_step(
 _OPTIONAL_METRICS = frozenset(
   {"gradient_norm", "direction_norm", "gradient_ema_cosine"}
 )
+
+
+def _as_arrays(scale):
+  """The loss scale with arrays for Python numbers, as later steps return it."""
+  if scale is None:
+    return None
+  return scale.replace(
+    fin_steps=jnp.asarray(scale.fin_steps, jnp.int32),
+    scale=jnp.asarray(scale.scale, jnp.float32),
+  )
+
+
+def _advance(scale, is_finite):
+  """Flax's rule for the next scale, run on a loss that is finite or not."""
+  outcome = jnp.where(is_finite, 1.0, jnp.inf)
+  return scale.value_and_grad(lambda x: x * outcome)(1.0).dynamic_scale
 
 
 def _check_output(output, model_state):

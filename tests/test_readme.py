@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+import test_composition
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -31,8 +32,8 @@ def test_python_blocks_run_in_order_on_both_sides_of_the_diff(sign, capsys):
       continue
     exec(compile(text, f"README block {ran}", "exec"), namespace)
     ran += 1
-  assert ran == 4
-  assert int(namespace["state"].step) == len(namespace["batches"])
+  assert ran == 5
+  assert int(namespace["state"].step) == len(namespace["batches"]) + 1
   assert "'sharpness'" in capsys.readouterr().out
 
 
@@ -54,3 +55,17 @@ def test_every_block_has_a_language_that_a_test_covers():
   # "bash" is run by the gate; "bibtex" and "math" are not code.
   languages = {language for language, _ in blocks()}
   assert languages <= {"python", "diff", "bash", "bibtex"}
+
+
+def test_the_composition_table_is_the_one_that_is_tested():
+  table = "\n".join(
+    ["| with | what holds |", "|---|---|"]
+    + [f"| {name} | {claim} |" for name, claim in test_composition.ROWS]
+  )
+  section = re.search(
+    r"<!-- composition:.*?-->\n(.*?)\n<!-- end of composition -->",
+    README.read_text(),
+    re.S,
+  )
+  assert section
+  assert section[1] == table

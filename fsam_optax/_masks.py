@@ -1,0 +1,107 @@
+"""Masks for the common wishes: which leaves to perturb."""
+
+import re
+from typing import Any, Callable
+
+import jax
+from jax import numpy as jnp
+
+
+def exclude_biases_and_norms(params: Any) -> Any:
+  """Selects all but biases and the scales and shifts of norms.
+
+  Those are the arrays of at most one dimension, by the usual convention.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    >>> print(fsam_optax.exclude_biases_and_norms(params))
+    {'bias': False, 'kernel': True}
+
+  Args:
+    params: the parameters, any pytree of arrays.
+
+  Returns:
+    A tree of bools with the structure of ``params``, for ``mask=``. Pass the
+    function itself: ``fsam(mask=exclude_biases_and_norms)``.
+  """
+  return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+
+def select_by_path(pattern: str) -> Callable[[Any], Any]:
+  r"""Selects the leaves whose path matches a regular expression.
+
+  The path of a leaf is the names on the way to it, joined by slashes, such as
+  ``Dense_0/kernel``; a match anywhere in it counts, upper case or lower. For
+  low-rank adapters: ``select_by_path("lora")``.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> params = {"base": jnp.ones(2), "lora_a": jnp.ones(2)}
+    >>> print(fsam_optax.select_by_path("lora")(params))
+    {'base': False, 'lora_a': True}
+
+  Args:
+    pattern: the regular expression, in the syntax of :mod:`re`.
+
+  Returns:
+    A callable from parameters to a tree of bools, for ``mask=``.
+
+  Raises:
+    ValueError: if the pattern is not a regular expression.
+
+  .. note::
+    A mask saves the perturbation and the average of the other leaves, not
+    their gradient. To save that of frozen weights too, leave them out of the
+    parameters: differentiate with respect to the adapters alone, and keep the
+    frozen weights in the model state or a closure.
+  """
+  try:
+    expression = re.compile(pattern, re.IGNORECASE)
+  except (re.error, TypeError) as error:
+    raise ValueError(
+      f"`pattern` must be a regular expression, got {pattern!r}: {error}."
+    ) from error
+
+  def mask(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: bool(expression.search(_path_name(path))), params
+    )
+
+  return mask
+
+
+def norms_only(params: Any) -> Any:
+  """Selects the parameters of normalisation layers alone (SAM-ON).
+
+  Those are the leaves with ``norm`` in their path, or a part of it that begins
+  with ``bn``, as Flax names them (``BatchNorm_0/scale``).
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> params = {"Dense_0": jnp.ones(2), "LayerNorm_0": jnp.ones(2)}
+    >>> print(fsam_optax.norms_only(params))
+    {'Dense_0': False, 'LayerNorm_0': True}
+
+  Args:
+    params: the parameters, any pytree of arrays whose paths name the layers.
+
+  Returns:
+    A tree of bools with the structure of ``params``, for ``mask=``.
+
+  References:
+    Mueller et al., `Normalization Layers Are All That Sharpness-Aware
+    Minimization Needs <https://arxiv.org/abs/2306.04226>`_, 2023
+  """
+  return select_by_path(r"norm|(^|/)bn")(params)
+
+
+def _path_name(path) -> str:
+  """The names on a path, joined by slashes."""
+  names = []
+  for entry in path:
+    for attribute in ("key", "name", "idx"):
+      if hasattr(entry, attribute):
+        names.append(str(getattr(entry, attribute)))
+        break
+  return "/".join(names)

@@ -1,0 +1,228 @@
+"""Bad input: an error at trace time that names the argument and the remedy."""
+
+import jax
+from jax import numpy as jnp
+import optax
+import pytest
+
+import fsam_optax
+
+W = {"w": jnp.ones(3)}
+BATCH = {"x": jnp.ones((4, 3)), "y": jnp.ones(4)}
+
+
+def loss(params, batch):
+  return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+
+
+def passes(
+  loss_fn=loss, params=None, batch=None, perturbation=None, state=None, **kw
+):
+  """Traces the two passes on good input but for what the case changes."""
+  params = W if params is None else params
+  perturbation = perturbation or fsam_optax.friendly_perturbation()
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation, **kw)
+  state = perturbation.init(params) if state is None else state
+  jax.eval_shape(fn, params, state, BATCH if batch is None else batch)
+
+
+def chain(params=W, state=None, tx=None, **kwargs):
+  """Traces `update` of fsam in a chain."""
+  tx = tx or optax.chain(fsam_optax.fsam(), optax.sgd(0.1))
+  state = tx.init(W) if state is None else state
+  grads = jax.grad(loss)(W, BATCH)
+  jax.eval_shape(lambda g, s: tx.update(g, s, params, **kwargs), grads, state)
+
+
+def step(loss_fn=None, batch=None, model_state=None, **options):
+  """Traces a train step."""
+  loss_fn = loss_fn or (lambda p, s, b, r: (loss(p, b), (s, {})))
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=W,
+    tx=optax.sgd(0.1),
+    perturbation=fsam_optax.friendly_perturbation(),
+    model_state=model_state,
+  )
+  fn = fsam_optax.make_train_step(loss_fn, jit=False, **options)
+  jax.eval_shape(fn, state, BATCH if batch is None else batch)
+
+
+def masked_init(mask):
+  fsam_optax.friendly_perturbation(mask=mask).init(W)
+
+
+grad_fn = jax.grad(lambda p: loss(p, BATCH))
+radius = fsam_optax.radius_schedule
+
+CASES = [
+  # The batch.
+  ("batch_of_unequal_lengths", ValueError, "`batch` must hold arrays of one",
+   lambda: passes(batch={"x": jnp.ones((4, 3)), "y": jnp.ones(2)},
+                  num_microbatches=2)),
+  ("batch_with_a_scalar", ValueError, "`batch` must hold arrays of one",
+   lambda: passes(batch={**BATCH, "t": 1.0}, num_microbatches=2)),
+  ("empty_batch", ValueError, "`batch` must not be empty",
+   lambda: passes(batch={"x": jnp.ones((0, 3)), "y": jnp.ones(0)})),
+  ("half_empty_batch", ValueError, r"`batch` must not be empty.*'y'",
+   lambda: step(batch={"x": jnp.ones((4, 3)), "y": jnp.ones(0)})),
+  ("ragged_micro_batches", ValueError, "`num_microbatches` must divide",
+   lambda: passes(num_microbatches=3)),
+  ("more_micro_batches_than_rows", ValueError, "`num_microbatches` must divide",
+   lambda: step(num_microbatches=8)),
+  # The parameters.
+  ("integer_params", TypeError, "`params` must hold floating-point",
+   lambda: passes(params={"w": jnp.ones(3, jnp.int32)})),
+  ("bool_params", TypeError, r"`params` must hold floating-point.*\['w'\]",
+   lambda: passes(params={"w": jnp.ones(3, bool)})),
+  ("no_params", ValueError, "`params` must hold at least one",
+   lambda: passes(params={})),
+  ("state_of_other_params", ValueError, "`perturbation_state` must be that",
+   lambda: passes(state=fsam_optax.friendly_perturbation().init(
+     {"v": jnp.ones(3)}))),
+  ("state_of_other_shapes", ValueError, "`perturbation_state` must be that",
+   lambda: passes(state=fsam_optax.friendly_perturbation().init(
+     {"w": jnp.ones(2)}))),
+  # The loss.
+  ("vector_loss", TypeError, "`loss_fn` must return the loss as a real scalar",
+   lambda: passes(lambda p, b: p["w"])),
+  ("integer_loss", TypeError, "`loss_fn` must return the loss as a real scalar",
+   lambda: passes(lambda p, b: jnp.int32(1))),
+  ("complex_loss", TypeError, "`loss_fn` must return the loss as a real scalar",
+   lambda: passes(lambda p, b: loss(p, b) + 1j)),
+  ("loss_of_none", TypeError, "`loss_fn` must return the loss as a real scalar",
+   lambda: passes(lambda p, b: None)),
+  ("loss_without_promised_aux", TypeError, "`loss_fn` must return a pair",
+   lambda: passes(has_aux=True)),
+  ("loss_with_two_aux", TypeError, "`loss_fn` must return a pair",
+   lambda: passes(lambda p, b: (loss(p, b), 1, 2), has_aux=True)),
+  ("aux_not_promised", TypeError, "`has_aux=True`",
+   lambda: passes(lambda p, b: (loss(p, b), {}))),
+  ("integer_aux_of_parts", TypeError, "floating auxiliary outputs",
+   lambda: passes(lambda p, b: (loss(p, b), 1), has_aux=True,
+                  num_microbatches=2)),
+  # The train step's loss.
+  ("step_loss_alone", TypeError, r"`loss_fn` must return \(loss, \(model_state",
+   lambda: step(lambda p, s, b, r: loss(p, b))),
+  ("step_metrics_not_a_dict", TypeError, "a dict of metrics",
+   lambda: step(lambda p, s, b, r: (loss(p, b), (s, [])))),
+  ("step_without_metrics", TypeError, r"`loss_fn` must return \(loss",
+   lambda: step(lambda p, s, b, r: (loss(p, b), s))),
+  ("model_state_lost", ValueError, "`loss_fn` must return the model state",
+   lambda: step(lambda p, s, b, r: (loss(p, b), (None, {})),
+                model_state={"mean": jnp.zeros(2)})),
+  ("model_state_of_another_shape", ValueError, "must return the model state",
+   lambda: step(lambda p, s, b, r: (loss(p, b), ({"mean": jnp.zeros(3)}, {})),
+                model_state={"mean": jnp.zeros(2)})),
+  ("model_state_of_another_dtype", ValueError, "must return the model state",
+   lambda: step(
+     lambda p, s, b, r: (loss(p, b), ({"mean": jnp.zeros(2, jnp.int32)}, {})),
+     model_state={"mean": jnp.zeros(2)})),
+  ("metric_of_a_taken_name", ValueError, "must not report metrics under",
+   lambda: step(lambda p, s, b, r: (loss(p, b), (s, {"loss": 0.0})))),
+  ("unknown_metric", ValueError, "`metrics` must be",
+   lambda: step(metrics=("norm",))),
+  ("metrics_of_a_string", ValueError, "`metrics` must be",
+   lambda: step(metrics="gradient_norm")),
+  # The options.
+  ("no_micro_batches", ValueError, "`num_microbatches` must be at least 1",
+   lambda: passes(num_microbatches=0)),
+  ("negative_micro_batches", ValueError, "`num_microbatches` must be at least",
+   lambda: step(num_microbatches=-2)),
+  ("fractional_micro_batches", TypeError, "`num_microbatches` must be an int",
+   lambda: passes(num_microbatches=2.0)),
+  ("every_0", ValueError, "`every` must be at least 1",
+   lambda: passes(every=0)),
+  ("every_true", TypeError, "`every` must be an int",
+   lambda: passes(every=True)),
+  ("negative_start", ValueError, "`start` must be at least 0",
+   lambda: step(start=-1)),
+  ("stop_before_start", ValueError, "`stop` must be at least 5",
+   lambda: passes(start=5, stop=4)),
+  ("gate_without_a_count", ValueError, "`perturbation` must count",
+   lambda: passes(perturbation=optax.scale(0.1), every=2)),
+  ("string_for_sync", TypeError, "`sync_perturbation` must be a bool",
+   lambda: passes(sync_perturbation="no")),
+  # What is no perturbation or no loss.
+  ("perturbation_is_a_number", TypeError, "`perturbation` must be",
+   lambda: fsam_optax.value_and_grad(loss, 0.05)),
+  ("perturbation_is_a_factory", TypeError, "`perturbation` must be",
+   lambda: fsam_optax.value_and_grad(loss, fsam_optax.friendly_perturbation)),
+  ("sharpness_aware_of_a_number", TypeError, "`perturbation` must be",
+   lambda: fsam_optax.sharpness_aware(0.05)),
+  ("loss_is_not_callable", TypeError, "`loss_fn` must be callable",
+   lambda: fsam_optax.value_and_grad(
+     0.0, fsam_optax.sam_perturbation())),
+  ("step_loss_is_not_callable", TypeError, "`loss_fn` must be callable",
+   lambda: fsam_optax.make_train_step(None)),
+  ("perturbation_with_fsam_itself", ValueError, "`friendly_perturbation`, not",
+   lambda: passes(perturbation=fsam_optax.fsam())),
+  # The chain.
+  ("missing_params", ValueError, "`params` must be given",
+   lambda: chain(params=None, grad_fn=grad_fn)),
+  ("missing_grad_fn", ValueError, "`grad_fn` must be given",
+   lambda: chain()),
+  ("grad_fn_of_another_structure", ValueError, "of the structure of `updates`",
+   lambda: chain(grad_fn=lambda p: p["w"])),
+  ("grad_fn_with_the_loss", ValueError, "of the structure of `updates`",
+   lambda: chain(grad_fn=jax.value_and_grad(lambda p: loss(p, BATCH)))),
+  ("grad_fn_of_another_dtype", ValueError, "of the shapes and dtypes",
+   lambda: chain(grad_fn=lambda p: {"w": p["w"].astype(jnp.bfloat16)})),
+  ("grad_fn_of_another_shape", ValueError, r"of the shapes and dtypes.*\['w'\]",
+   lambda: chain(grad_fn=lambda p: {"w": jnp.ones(2)})),
+  ("grad_fn_not_callable", TypeError, "`grad_fn` must be callable",
+   lambda: chain(grad_fn=W)),
+  ("wrapped_by_masked", ValueError, "`params` must hold every parameter",
+   lambda: chain(
+     tx=optax.masked(fsam_optax.fsam(), {"w": False}), grad_fn=grad_fn)),
+  ("wrapped_by_partition", ValueError, "`params` must hold every parameter",
+   lambda: chain(
+     tx=optax.partition(
+       {"a": fsam_optax.fsam(), "b": optax.set_to_zero()}, {"w": "b"}),
+     grad_fn=grad_fn)),
+  ("adaptive_without_params", ValueError, "`params` must be given",
+   lambda: fsam_optax.scale_to_radius(0.1, adaptive=True).update(
+     W, fsam_optax.scale_to_radius(0.1).init(W))),
+  # Masks and schedules.
+  ("mask_of_another_structure", ValueError, "`mask` must have the structure",
+   lambda: masked_init({"v": True})),
+  ("mask_that_excludes_everything", ValueError, "`mask` must select at least",
+   lambda: masked_init({"w": False})),
+  ("mask_of_numbers", TypeError, "`mask` must hold bools",
+   lambda: masked_init({"w": 1})),
+  ("mask_of_strings", TypeError, "`mask` must hold bools",
+   lambda: masked_init(lambda p: {"w": "yes"})),
+  ("pattern_that_does_not_parse", ValueError, "`pattern` must be a regular",
+   lambda: fsam_optax.select_by_path("(")),
+  ("pattern_of_another_type", ValueError, "`pattern` must be a regular",
+   lambda: fsam_optax.select_by_path(3)),
+  ("radius_of_a_constant_rate", TypeError, "`learning_rate` must be a schedule",
+   lambda: radius(0.1, 0.0, 1.0, learning_rate_max=1.0)),
+  ("radius_between_equal_rates", ValueError, "`learning_rate_max` must be abo",
+   lambda: radius(lambda t: t, 0.0, 1.0, learning_rate_max=0.0)),
+  ("negative_smallest_radius", ValueError, "`rho_min` must be non-negative",
+   lambda: radius(lambda t: t, -0.1, 1.0, learning_rate_max=1.0)),
+  ("negative_eta", ValueError, "`eta` must be non-negative",
+   lambda: fsam_optax.scale_to_radius(0.1, eta=-1.0)),
+  ("scheduled_eps", TypeError, "`eps` must be a real number",
+   lambda: fsam_optax.scale_to_radius(0.1, eps=lambda t: t)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("error", "message", "call"),
+  [case[1:] for case in CASES],
+  ids=[case[0] for case in CASES],
+)
+def test_bad_input_is_refused(error, message, call):
+  with pytest.raises(error, match=message):
+    call()
+
+
+def test_good_input_is_not():
+  passes()
+  passes(num_microbatches=2, every=2, sync_perturbation=False)
+  chain(grad_fn=grad_fn)
+  step()
+  masked_init({"w": True})
+  assert len(CASES) >= 40

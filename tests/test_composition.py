@@ -1,0 +1,647 @@
+"""fsam beside and inside the transformations of optax and the loops of flax.
+
+`ROWS` is the table of what works with what. Each row has its test below, under
+the name of the row.
+"""
+
+import functools
+
+import chex
+import flax
+from flax import nnx
+from flax.training import train_state
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import optax.tree
+import pytest
+
+import fsam_optax
+
+ROWS = [
+  (
+    "chain",
+    "fsam first; what follows sees the sharpness-aware gradient. Clip after it",
+  ),
+  (
+    "inject_hyperparams",
+    "works, schedules included; a callable mask and accumulator_dtype go into "
+    "static_args",
+  ),
+  (
+    "unknown extra args",
+    "are accepted, and reach the other members of the chain",
+  ),
+  (
+    "masked, partition, multi_transform",
+    "around a chain that holds fsam: a ValueError that names the remedy",
+  ),
+  (
+    "MultiSteps",
+    "its update sees only the last micro-batch's grad_fn",
+  ),
+  (
+    "apply_if_finite",
+    "around the base optimizer; around the chain it tests only the first "
+    "gradient",
+  ),
+  (
+    "lookahead",
+    "takes no extra args: use the two-pass value_and_grad",
+  ),
+  (
+    "schedule_free, reduce_on_plateau, conditionally_transform",
+    "work",
+  ),
+  (
+    "tree.map_params, None leaves",
+    "work",
+  ),
+  (
+    "nnx.Optimizer",
+    "update(model, grads, grad_fn=f) forwards it",
+  ),
+  (
+    "linen TrainState",
+    "flax's apply_gradients does not forward grad_fn: use "
+    "fsam_optax.TrainState",
+  ),
+]
+_tested = set()
+
+
+def row(name):
+  """Ties a test to its row of the table."""
+  assert name in dict(ROWS), f"no row {name!r}"
+  _tested.add(name)
+  return lambda test: test
+
+
+def make_step(problem, tx, **extra):
+  """One step over (params, state) and a batch."""
+
+  def step(params, state, batch):
+    loss_fn = lambda p: problem.loss_fn(p, batch)
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    more = {name: make(loss) for name, make in extra.items()}
+    updates, state = tx.update(
+      grads, state, params, grad_fn=jax.grad(loss_fn), **more
+    )
+    return optax.apply_updates(params, updates), state
+
+  return step
+
+
+def train(problem, tx, **extra):
+  """Parameters and state after one pass over the batches."""
+  step = make_step(problem, tx, **extra)
+
+  @jax.jit
+  def run(params):
+    body = lambda carry, batch: (step(*carry, batch), None)
+    return jax.lax.scan(body, (params, tx.init(params)), problem.batches)[0]
+
+  return run(problem.params)
+
+
+def two_pass(problem, tx, perturbation):
+  """The same through value_and_grad, which fits any optimizer."""
+  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+
+  def body(carry, batch):
+    params, state, ascent = carry
+    _, grads, ascent, _ = fn(params, ascent, batch)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state, ascent), None
+
+  @jax.jit
+  def run(params):
+    carry = params, tx.init(params), perturbation.init(params)
+    return jax.lax.scan(body, carry, problem.batches)[0]
+
+  return run(problem.params)
+
+
+def mean_loss(problem, params):
+  losses = jax.jit(jax.vmap(lambda b: problem.loss_fn(params, b)))
+  return float(jnp.mean(losses(problem.batches)))
+
+
+# chain
+
+
+@row("chain")
+def test_what_follows_in_the_chain_sees_the_sharpness_aware_gradient(problem):
+  base = optax.chain(
+    optax.clip_by_global_norm(0.5),
+    optax.add_decayed_weights(1e-2),
+    optax.adam(1e-2),
+  )
+  perturbation = fsam_optax.friendly_perturbation(0.2)
+  chained, _ = train(problem, optax.chain(fsam_optax.fsam(0.2), base))
+  by_hand, _, _ = two_pass(problem, base, perturbation)
+  chex.assert_trees_all_close(chained, by_hand, rtol=1e-4, atol=1e-5)
+
+
+@row("chain")
+def test_clipping_in_front_changes_the_average_and_behind_does_not(problem):
+  fsam, clip = fsam_optax.fsam(0.1), optax.clip_by_global_norm(0.1)
+  batch, params = problem.batch(0), problem.params
+  grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
+  gradient = grad_fn(params)
+  assert optax.tree.norm(gradient) > 1
+  ema = {}
+  for name, tx in {
+    "front": optax.chain(clip, fsam),
+    "behind": optax.chain(fsam, clip),
+  }.items():
+    _, state = tx.update(gradient, tx.init(params), params, grad_fn=grad_fn)
+    (ema[name],) = optax.tree.get_all_with_path(state, "ema")
+  chex.assert_trees_all_equal(ema["behind"][1], gradient)
+  np.testing.assert_allclose(optax.tree.norm(ema["front"][1]), 0.1, rtol=1e-5)
+
+
+# inject_hyperparams
+
+
+@row("inject_hyperparams")
+def test_injected_schedules_are_those_of_the_factory(problem):
+  schedules = {
+    "rho": optax.linear_schedule(0.0, 0.3, 20),
+    "sigma": optax.cosine_decay_schedule(1.0, 25),
+    "lmbda": optax.linear_schedule(0.5, 0.99, 30),
+  }
+  own = optax.chain(fsam_optax.fsam(**schedules), optax.sgd(0.05))
+  injected = optax.chain(
+    optax.inject_hyperparams(fsam_optax.fsam)(**schedules), optax.sgd(0.05)
+  )
+  params, _ = train(problem, own)
+  injected_params, state = train(problem, injected)
+  chex.assert_trees_all_close(injected_params, params, rtol=1e-4, atol=1e-5)
+  last = len(problem.batches[0]) - 1
+  for name, schedule in schedules.items():
+    np.testing.assert_allclose(
+      state[0].hyperparams[name], schedule(last), rtol=1e-5, atol=1e-7
+    )
+
+
+@row("inject_hyperparams")
+def test_injected_numbers_can_be_set_between_steps(problem):
+  tx = optax.inject_hyperparams(fsam_optax.fsam)(rho=0.1)
+  batch, params = problem.batch(0), problem.params
+  grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
+  state = tx.init(params)
+  state.hyperparams["rho"] = jnp.asarray(0.0)
+  gradient = grad_fn(params)
+  updates, state = tx.update(gradient, state, params, grad_fn=grad_fn)
+  chex.assert_trees_all_equal(updates, gradient)
+  assert state.inner_state[1].perturbation_norm == 0
+
+
+@row("inject_hyperparams")
+def test_a_callable_mask_and_a_dtype_are_static_when_injected(problem):
+  mask = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  kwargs = {"rho": 0.1, "mask": mask, "accumulator_dtype": jnp.bfloat16}
+  injected = optax.inject_hyperparams(
+    fsam_optax.fsam, static_args=("mask", "accumulator_dtype")
+  )(**kwargs)
+  params, state = train(problem, optax.chain(injected, optax.sgd(0.05)))
+  expected, plain = train(
+    problem, optax.chain(fsam_optax.fsam(**kwargs), optax.sgd(0.05))
+  )
+  chex.assert_trees_all_close(params, expected, rtol=1e-3, atol=1e-4)
+  chex.assert_trees_all_equal_shapes_and_dtypes(state[0].inner_state, plain[0])
+  assert set(state[0].hyperparams) == {"rho", "sigma", "lmbda", "eta"}
+
+
+# unknown extra args
+
+
+@row("unknown extra args")
+def test_other_members_of_the_chain_get_their_extra_args(problem):
+  received = []
+
+  def update_fn(updates, state, params=None, *, value, **extra_args):
+    received.append((value, sorted(extra_args)))
+    return updates, state
+
+  needy = optax.GradientTransformationExtraArgs(
+    lambda _: optax.EmptyState(), update_fn
+  )
+  tx = optax.chain(needy, fsam_optax.fsam(), needy, optax.sgd(0.1))
+  params, batch = problem.params, problem.batch(0)
+  grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
+  tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn, value=3, other=4
+  )
+  assert received == [(3, ["grad_fn", "other"])] * 2
+
+
+# masked, partition, multi_transform
+
+LABELS = {"hidden": "sharp", "output": "plain"}
+MASK = {"hidden": True, "output": False}
+CUT = {
+  "masked": lambda tx: optax.masked(tx, MASK),
+  "partition": lambda tx: optax.partition(
+    {"sharp": tx, "plain": optax.sgd(0.1)}, LABELS
+  ),
+  "multi_transform": lambda tx: optax.multi_transform(
+    {"sharp": tx, "plain": optax.sgd(0.1)}, LABELS
+  ),
+}
+
+
+@row("masked, partition, multi_transform")
+@pytest.mark.parametrize("wrapper", CUT)
+def test_a_wrapper_that_cuts_parameters_is_an_error_with_its_remedy(
+  problem, wrapper
+):
+  tx = CUT[wrapper](optax.chain(fsam_optax.fsam(), optax.sgd(0.1)))
+  step = make_step(problem, tx)
+  state = tx.init(problem.params)
+  with pytest.raises(
+    ValueError, match=r"got masked nodes.*mask=.*value_and_gr"
+  ):
+    step(problem.params, state, problem.batch(0))
+
+
+@row("masked, partition, multi_transform")
+@pytest.mark.parametrize("wrapper", CUT)
+def test_the_wrapper_goes_behind_fsam_or_around_the_two_passes(
+  problem, wrapper
+):
+  base = CUT[wrapper](optax.sgd(0.01))
+  chained, _ = train(
+    problem, optax.chain(fsam_optax.fsam(0.1, mask=MASK), base)
+  )
+  by_hand, _, _ = two_pass(
+    problem, base, fsam_optax.friendly_perturbation(0.1, mask=MASK)
+  )
+  chex.assert_trees_all_close(chained, by_hand, rtol=1e-4, atol=1e-5)
+
+
+# MultiSteps
+
+
+@row("MultiSteps")
+def test_multi_steps_ascends_and_descends_on_the_last_micro_batch(problem):
+  """What it does, not what accumulation means.
+
+  The inner update gets the mean of the clean gradients, from which fsam takes
+  its direction; but grad_fn is that of the last call. So the gradients at the
+  perturbed parameters of the other micro-batches are lost.
+  """
+  tx = optax.MultiSteps(
+    optax.chain(fsam_optax.fsam(0.1), optax.sgd(1.0)), every_k_schedule=2
+  )
+  step = jax.jit(make_step(problem, tx))
+  params, state = problem.params, tx.init(problem.params)
+  first, state = step(params, state, problem.batch(0))
+  chex.assert_trees_all_equal(first, params)
+  second, state = step(params, state, problem.batch(1))
+  gradients = problem.gradients(2)
+  mean = jax.tree.map(lambda x, y: (x + y) / 2, *gradients)
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  epsilon, _ = perturbation.update(mean, perturbation.init(params), params)
+  last = jax.grad(problem.loss_fn)(
+    optax.apply_updates(params, epsilon), problem.batch(1)
+  )
+  chex.assert_trees_all_close(
+    second, optax.tree.sub(params, last), rtol=1e-4, atol=1e-5
+  )
+  (ema,) = optax.tree.get_all_with_path(state, "ema")
+  chex.assert_trees_all_close(ema[1], mean, rtol=1e-5, atol=1e-6)
+
+
+@row("MultiSteps")
+def test_multi_steps_around_the_base_accumulates_two_pass_gradients(problem):
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, perturbation))
+  tx = optax.MultiSteps(optax.sgd(1.0), every_k_schedule=2)
+  params, ascent = problem.params, perturbation.init(problem.params)
+  state, seen = tx.init(params), []
+  for t in range(2):
+    _, grads, ascent, _ = fn(params, ascent, problem.batch(t))
+    updates, state = tx.update(grads, state, params)
+    seen.append(grads)
+  chex.assert_trees_all_close(
+    updates,
+    jax.tree.map(lambda x, y: -(x + y) / 2, *seen),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+# apply_if_finite
+
+
+def broken_at(point):
+  """A grad_fn whose result is NaN on the perturbed side only."""
+  return lambda p: jax.tree.map(
+    lambda x, y: jnp.where(jnp.all(x == y), 1.0, jnp.nan) * jnp.ones_like(x),
+    p,
+    point,
+  )
+
+
+@row("apply_if_finite")
+def test_apply_if_finite_around_the_base_sees_the_second_gradient():
+  params = {"w": jnp.array([1.0, 2.0])}
+  grad_fn = broken_at(params)
+  tx = optax.chain(
+    fsam_optax.fsam(0.1), optax.apply_if_finite(optax.adam(0.1), 5)
+  )
+  state = tx.init(params)
+  updates, new_state = tx.update(
+    grad_fn(params), state, params, grad_fn=grad_fn
+  )
+  chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
+  chex.assert_trees_all_equal(new_state[1].inner_state, state[1].inner_state)
+  assert new_state[1].total_notfinite == 1
+
+
+@row("apply_if_finite")
+def test_apply_if_finite_around_the_chain_misses_the_second_gradient():
+  params = {"w": jnp.array([1.0, 2.0])}
+  grad_fn = broken_at(params)
+  tx = optax.apply_if_finite(
+    optax.chain(fsam_optax.fsam(0.1), optax.adam(0.1)), 5
+  )
+  updates, state = tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
+  )
+  assert jnp.all(jnp.isnan(updates["w"]))
+  assert state.total_notfinite == 0
+
+
+# lookahead
+
+
+@row("lookahead")
+def test_lookahead_refuses_grad_fn(problem):
+  tx = optax.lookahead(
+    optax.chain(fsam_optax.fsam(), optax.sgd(0.1)), 5, slow_step_size=0.5
+  )
+  params = optax.LookaheadParams.init_synced(problem.params)
+  with pytest.raises(TypeError, match="unexpected keyword argument 'grad_fn'"):
+    tx.update(problem.params, tx.init(params), params, grad_fn=lambda p: p)
+
+
+@row("lookahead")
+def test_lookahead_takes_the_two_pass_gradient(problem):
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+  tx = optax.lookahead(optax.sgd(0.1), 2, slow_step_size=0.5)
+
+  @jax.jit
+  def step(params, state, ascent, batch):
+    _, grads, ascent, _ = fn(params.fast, ascent, batch)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, ascent, grads
+
+  params = optax.LookaheadParams.init_synced(problem.params)
+  state, ascent = tx.init(params), perturbation.init(params.fast)
+  total = optax.tree.zeros_like(problem.params)
+  for t in range(2):
+    params, state, ascent, grads = step(params, state, ascent, problem.batch(t))
+    total = optax.tree.add(total, grads)
+  expected = optax.tree.add_scale(problem.params, -0.05, total)
+  chex.assert_trees_all_close(params.slow, expected, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close(params.fast, params.slow, rtol=1e-6)
+
+
+# schedule_free, reduce_on_plateau, conditionally_transform
+
+
+@row("schedule_free, reduce_on_plateau, conditionally_transform")
+def test_schedule_free_trains_behind_fsam_and_around_it(problem):
+  inside = optax.contrib.schedule_free(
+    optax.chain(fsam_optax.fsam(0.05), optax.sgd(0.05)), learning_rate=0.05
+  )
+  behind = optax.chain(
+    fsam_optax.fsam(0.05),
+    optax.contrib.schedule_free(optax.sgd(0.05), learning_rate=0.05),
+  )
+  params, state = train(problem, inside)
+  behind_params, behind_state = train(problem, behind)
+  chex.assert_trees_all_close(params, behind_params, rtol=1e-4, atol=1e-5)
+  averaged = optax.contrib.schedule_free_eval_params(state, params)
+  chex.assert_trees_all_close(
+    averaged,
+    optax.contrib.schedule_free_eval_params(behind_state[1], behind_params),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  assert mean_loss(problem, averaged) < 0.7 * mean_loss(problem, problem.params)
+
+
+@row("schedule_free, reduce_on_plateau, conditionally_transform")
+def test_reduce_on_plateau_reads_the_value_behind_fsam(problem):
+  tx = optax.chain(
+    fsam_optax.fsam(0.05),
+    optax.sgd(0.05),
+    optax.contrib.reduce_on_plateau(
+      factor=0.5, patience=1, accumulation_size=1
+    ),
+  )
+  constant = lambda loss: jnp.float32(1.0)
+  _, state = train(problem, tx, value=constant)
+  assert state[-1].scale < 1e-3
+  falling_params, state = train(problem, tx, value=lambda loss: loss)
+  assert mean_loss(problem, falling_params) < 0.7 * mean_loss(
+    problem, problem.params
+  )
+
+
+@row("schedule_free, reduce_on_plateau, conditionally_transform")
+def test_conditionally_transform_gates_fsam(problem):
+  every_other = optax.conditionally_transform(
+    fsam_optax.fsam(0.3), lambda step: step % 2 == 0
+  )
+  params, batch = problem.params, problem.batch(0)
+  grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
+  gradient, state = grad_fn(params), every_other.init(params)
+  update = jax.jit(
+    lambda s: every_other.update(gradient, s, params, grad_fn=grad_fn)
+  )
+  sharp, state = update(state)
+  plain, state = update(state)
+  chex.assert_trees_all_close(plain, gradient, rtol=1e-6)
+  assert optax.tree.norm(optax.tree.sub(sharp, gradient)) > 1e-2
+  assert state.inner_state[0].count == 1
+
+
+# tree.map_params, None leaves
+
+
+@row("tree.map_params, None leaves")
+def test_map_params_casts_the_average_alone(problem):
+  tx = optax.chain(fsam_optax.fsam(), optax.sgd(0.1, momentum=0.9))
+  state = tx.init(problem.params)
+  cast = optax.tree.map_params(tx, lambda x: x.astype(jnp.bfloat16), state)
+  dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
+  assert dtypes(cast[0][0].ema) == {jnp.dtype(jnp.bfloat16)}
+  assert cast[0][0].count.dtype == jnp.int32
+  assert dtypes(cast[0][1]) == dtypes(state[0][1])
+
+
+@row("tree.map_params, None leaves")
+@pytest.mark.parametrize(
+  "mask", [None, {"w": True, "frozen": None, "b": False}]
+)
+def test_none_leaves_stay_none(mask):
+  params = {"w": jnp.array([3.0, 4.0]), "frozen": None, "b": jnp.ones(1)}
+  tx = optax.chain(fsam_optax.fsam(0.1, mask=mask), optax.sgd(0.1))
+  grad_fn = jax.grad(lambda p: jnp.sum(p["w"] ** 2) + jnp.sum(p["b"] ** 2))
+  state = tx.init(params)
+  for _ in range(2):
+    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    params = optax.apply_updates(params, updates)
+  assert updates["frozen"] is None
+  assert params["frozen"] is None
+  chex.assert_tree_all_finite((params, state))
+  assert optax.tree.norm(params) < optax.tree.norm({"w": 5.0, "b": 1.0})
+
+
+# nnx.Optimizer
+
+
+@row("nnx.Optimizer")
+def test_nnx_optimizer_forwards_grad_fn():
+  class Model(nnx.Module):
+    def __init__(self, rngs):
+      self.linear = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+      return self.linear(x)
+
+  model = Model(nnx.Rngs(0))
+  inputs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
+  graph, start = nnx.split(model)
+  start = jax.tree.map(jnp.copy, nnx.as_pure(start))
+  loss_of = lambda p: jnp.mean((nnx.merge(graph, p)(inputs) - 1.0) ** 2)
+  tx = optax.chain(fsam_optax.fsam(rho=0.2), optax.sgd(0.1))
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  expected, state = start, tx.init(start)
+  for _ in range(3):
+    grads = nnx.grad(lambda m: jnp.mean((m(inputs) - 1.0) ** 2))(model)
+    optimizer.update(model, grads, grad_fn=jax.grad(loss_of))
+    updates, state = tx.update(
+      jax.grad(loss_of)(expected), state, expected, grad_fn=jax.grad(loss_of)
+    )
+    expected = optax.apply_updates(expected, updates)
+  chex.assert_trees_all_close(
+    nnx.as_pure(nnx.state(model)), expected, rtol=1e-5, atol=1e-6
+  )
+
+
+# linen TrainState
+
+
+@row("linen TrainState")
+def test_apply_gradients_of_flax_does_not_forward_grad_fn(problem):
+  state = train_state.TrainState.create(
+    apply_fn=None,
+    params=problem.params,
+    tx=optax.chain(fsam_optax.fsam(), optax.sgd(0.1)),
+  )
+  for extra in ({}, {"grad_fn": lambda p: p}):
+    with pytest.raises(ValueError, match="`grad_fn` must be given, got None"):
+      state.apply_gradients(grads=problem.params, **extra)
+
+
+@row("linen TrainState")
+def test_train_state_takes_the_two_passes_instead(problem):
+  base = optax.sgd(0.05, momentum=0.9)
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=problem.params,
+    tx=base,
+    perturbation=fsam_optax.friendly_perturbation(0.1),
+  )
+  step = fsam_optax.make_train_step(
+    lambda p, model_state, batch, rng: (
+      problem.loss_fn(p, batch),
+      (model_state, {}),
+    ),
+    jit=False,
+  )
+  state, _ = jax.jit(lambda s: jax.lax.scan(step, s, problem.batches))(state)
+  chained, _ = train(problem, optax.chain(fsam_optax.fsam(0.1), base))
+  chex.assert_trees_all_close(state.params, chained, rtol=1e-4, atol=1e-5)
+
+
+def test_every_row_has_its_test():
+  assert _tested == set(dict(ROWS))
+  assert len(dict(ROWS)) == len(ROWS)
+
+
+# What fsam itself asks of the call.
+
+
+@pytest.fixture
+def call():
+  """`update` of fsam with one argument replaced."""
+  params = {"w": jnp.ones(2), "b": jnp.ones(1)}
+  tx = fsam_optax.fsam()
+
+  def update(**changes):
+    arguments = {"updates": params, "state": tx.init(params), "params": params}
+    arguments |= {"grad_fn": lambda p: p} | changes
+    return tx.update(
+      arguments.pop("updates"), arguments.pop("state"), **arguments
+    )
+
+  return update
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"params": None}, "`params` must be given, got None"),
+    ({"grad_fn": None}, "`grad_fn` must be given, got None"),
+    (
+      {"grad_fn": lambda p: (p, 1.0)},
+      "`grad_fn` must return gradients of the structure of `updates`",
+    ),
+    ({"grad_fn": lambda p: p["w"]}, "must return gradients of the structure"),
+    (
+      {"grad_fn": lambda p: p | {"w": jnp.ones(3)}},
+      r"got float32\[3\] for float32\[2\] at \['w'\]",
+    ),
+    (
+      {"grad_fn": lambda p: p | {"b": p["b"].astype(jnp.bfloat16)}},
+      r"got bfloat16\[1\] for float32\[1\] at \['b'\]",
+    ),
+  ],
+  ids=["params", "grad_fn", "aux", "structure", "shape", "dtype"],
+)
+def test_a_wrong_call_says_what_it_got(call, changes, message):
+  call()
+  with pytest.raises(ValueError, match=message):
+    call(**changes)
+
+
+def test_grad_fn_of_optax_contrib_sam_takes_one_argument_too_many(call):
+  with pytest.raises(TypeError, match="missing 1 required positional"):
+    call(grad_fn=lambda params, step: params)
+
+
+def test_grad_fn_runs_once_a_step(call):
+  calls = []
+  call(grad_fn=lambda p: (calls.append(p), p)[1])
+  assert len(calls) == 1
+
+
+def test_the_containers_of_flax_are_trees_like_any_other(problem):
+  frozen = flax.core.freeze(problem.params)
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  run = functools.partial(
+    two_pass, tx=optax.sgd(0.05), perturbation=perturbation
+  )
+  (trained, _, ascent) = run(problem._replace(params=frozen))
+  expected = run(problem)[0]
+  assert isinstance(ascent[0].ema, flax.core.FrozenDict)
+  chex.assert_trees_all_close(flax.core.unfreeze(trained), expected, rtol=1e-6)

@@ -1,0 +1,121 @@
+"""Gates: at which steps the ascent runs, and what it costs at the others."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+STEPS = 9
+
+
+def train(options, via="value_and_grad", steps=STEPS):
+  """Trains and returns evaluations by step, perturbation norms, the state."""
+  calls = []
+
+  def loss_fn(params, batch):
+    jax.debug.callback(lambda: calls.append(None))
+    return jnp.sum((params["w"] - batch) ** 2)
+
+  perturbation = fsam_optax.friendly_perturbation(rho=0.5, lmbda=0.5)
+  params = {"w": jnp.arange(3.0)}
+  # Batches that differ: of equal gradients the average leaves nothing.
+  batches = [jnp.full(3, float(i**2)) for i in range(steps)]
+  evaluations, norms = [], []
+  if via == "value_and_grad":
+    fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation, **options))
+    state = perturbation.init(params)
+    for batch in batches:
+      _, _, state, info = jax.block_until_ready(fn(params, state, batch))
+      jax.effects_barrier()
+      evaluations.append(len(calls))
+      norms.append(float(info.perturbation_norm))
+      calls.clear()
+    return evaluations, norms, state
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=params,
+    tx=optax.sgd(0.0),
+    perturbation=perturbation,
+  )
+  step = fsam_optax.make_train_step(
+    lambda p, s, b, r: (loss_fn(p, b), (s, {})), **options
+  )
+  for batch in batches:
+    state, metrics = jax.block_until_ready(step(state, batch))
+    jax.effects_barrier()
+    evaluations.append(len(calls))
+    norms.append(float(metrics["perturbation_norm"]))
+    calls.clear()
+  return evaluations, norms, state.perturbation_state
+
+
+@pytest.mark.parametrize("via", ["value_and_grad", "make_train_step"])
+@pytest.mark.parametrize(
+  ("options", "ascends"),
+  [
+    ({"every": 3}, [0, 3, 6]),
+    ({"start": 7}, [7, 8]),
+    ({"stop": 2}, [0, 1]),
+    ({"every": 2, "start": 1, "stop": 6}, [1, 3, 5]),
+  ],
+)
+def test_the_second_pass_runs_where_the_gates_are_open(options, ascends, via):
+  evaluations, norms, _ = train(options, via)
+  # An evaluation is a forward pass: one a pass.
+  expected = [2 if i in ascends else 1 for i in range(STEPS)]
+  assert evaluations == expected
+  np.testing.assert_allclose(
+    norms, [0.5 if i in ascends else 0.0 for i in range(STEPS)], rtol=1e-6
+  )
+
+
+def test_the_average_and_the_schedules_move_at_every_step():
+  _, _, gated = train({"every": 4})
+  _, _, always = train({})
+  np.testing.assert_array_equal(gated[0].ema["w"], always[0].ema["w"])
+  assert int(gated[0].count) == int(gated[1].count) == STEPS
+
+
+def test_between_the_steps_the_gradient_is_the_clean_one():
+  perturbation = fsam_optax.sam_perturbation(rho=0.5)
+  loss_fn = lambda w, batch: jnp.sum((w - batch) ** 4)
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation, start=5)
+  w, batch = jnp.arange(3.0), jnp.ones(3)
+  loss, grads, _, info = fn(w, perturbation.init(w), batch)
+  np.testing.assert_array_equal(grads, jax.grad(loss_fn)(w, batch))
+  assert float(info.perturbed_value) == float(loss)
+
+
+def test_gates_work_on_micro_batches_of_their_own():
+  options = {"every": 2, "num_microbatches": 3, "sync_perturbation": False}
+  evaluations, norms, _ = train(options, steps=4)
+  assert evaluations == [6, 3, 6, 3]
+  np.testing.assert_allclose(norms, [0.5, 0.0, 0.5, 0.0], rtol=1e-6)
+
+
+def test_a_perturbation_that_counts_nothing_cannot_be_gated():
+  fn = fsam_optax.value_and_grad(
+    lambda w, batch: jnp.sum(w * batch), optax.scale(0.1), every=2
+  )
+  with pytest.raises(ValueError, match=r"`perturbation` must count"):
+    fn(jnp.ones(2), optax.scale(0.1).init(jnp.ones(2)), jnp.ones(2))
+
+
+def test_no_perturbation_compiles_one_pass():
+  calls = []
+
+  def loss_fn(params, model_state, batch, rng):
+    calls.append(None)
+    return jnp.sum(params["w"] * batch), (model_state, {})
+
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.ones(2)},
+    tx=optax.sgd(0.1),
+    perturbation=None,
+  )
+  fsam_optax.make_train_step(loss_fn)(state, jnp.ones(2))
+  assert len(calls) == 1

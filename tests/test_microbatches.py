@@ -1,0 +1,171 @@
+"""Gradient accumulation: one large batch's step in the memory of a part."""
+
+import functools
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+ROWS, PARTS = 12, 4
+
+
+def loss_fn(params, batch):
+  hidden = jnp.tanh(batch["x"] @ params["in"] + params["bias"])
+  return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2)
+
+
+@pytest.fixture(scope="module")
+def problem():
+  keys = jax.random.split(jax.random.key(0), 4)
+  params = {
+    "in": jax.random.normal(keys[0], (5, 7)),
+    "bias": jnp.zeros(7),
+    "out": jax.random.normal(keys[1], (7,)),
+  }
+  batch = {
+    "x": jax.random.normal(keys[2], (ROWS, 5)),
+    "y": jax.random.normal(keys[3], (ROWS,)),
+  }
+  return params, batch
+
+
+def run(params, batch, steps=3, **options):
+  perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
+  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation, **options))
+  state = perturbation.init(params)
+  for _ in range(steps):
+    loss, grads, state, info = fn(params, state, batch)
+    params = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
+  return loss, params, state, info
+
+
+def test_synchronous_micro_batches_equal_one_large_batch(problem):
+  whole = run(*problem)
+  parts = run(*problem, num_microbatches=PARTS)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_one_step_updates_the_average_and_the_schedules_once(problem):
+  _, _, state, _ = run(*problem, num_microbatches=PARTS)
+  assert [int(s.count) for s in state] == [3, 3]
+
+
+def test_local_micro_batches_each_ascend_along_their_own_gradient(problem):
+  params, batch = problem
+  perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
+  state = perturbation.init(params)
+  _, state = perturbation.update(
+    jax.tree.map(jnp.ones_like, params), state, params
+  )
+  fn = fsam_optax.value_and_grad(
+    loss_fn, perturbation, num_microbatches=PARTS, sync_perturbation=False
+  )
+  loss, grads, new_state, info = fn(params, state, batch)
+  # By hand: part j holds the rows j, j + PARTS, ...
+  losses, clean, perturbed = [], [], []
+  for j in range(PARTS):
+    part = jax.tree.map(lambda x, j=j: x[j::PARTS], batch)
+    value, g = jax.value_and_grad(loss_fn)(params, part)
+    d = jax.tree.map(lambda g, m: g - m, g, state[0].ema)
+    scale = 0.3 / optax.tree.norm(d)
+    moved = jax.tree.map(lambda w, d, s=scale: w + s * d, params, d)
+    losses.append(value)
+    clean.append(g)
+    perturbed.append(jax.grad(loss_fn)(moved, part))
+  mean = lambda trees: jax.tree.map(lambda *x: sum(x) / PARTS, *trees)
+  ema = jax.tree.map(lambda m, g: 0.5 * m + 0.5 * g, state[0].ema, mean(clean))
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+  close(loss, mean(losses))
+  jax.tree.map(close, grads, mean(perturbed))
+  jax.tree.map(close, new_state[0].ema, ema)
+  close(info.perturbation_norm, 0.3)
+
+
+def test_ragged_batches_are_refused_with_the_numbers(problem):
+  params, batch = problem
+  perturbation = fsam_optax.sam_perturbation()
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation, num_microbatches=5)
+  with pytest.raises(ValueError, match=r"`num_microbatches`.* 5 for 12 rows"):
+    fn(params, perturbation.init(params), batch)
+
+
+def test_temporary_memory_is_that_of_one_micro_batch():
+  width, rows = 64, 8192
+  params = [jnp.eye(width)] * 4
+
+  def deep_loss(params, batch):
+    for w in params:
+      batch = jnp.tanh(batch @ w)
+    return jnp.mean(batch**2)
+
+  perturbation = fsam_optax.friendly_perturbation()
+
+  def temporary(rows, **options):
+    fn = fsam_optax.value_and_grad(deep_loss, perturbation, **options)
+    compiled = (
+      jax.jit(fn)
+      .lower(params, perturbation.init(params), jnp.ones((rows, width)))
+      .compile()
+    )
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  whole = temporary(rows)
+  part = temporary(rows // 16)
+  accumulated = temporary(rows, num_microbatches=16)
+  rows_bytes = rows * width * 4
+  weight_bytes = 4 * 4 * width * width
+  # Of one part: its rows, its activations, and the sums of the gradients.
+  assert accumulated <= part + rows_bytes // 16 + 3 * weight_bytes
+  assert accumulated < whole / 8
+
+
+def test_statistics_fold_in_order_and_keys_differ_by_part():
+  def stateful_loss(params, model_state, batch, rng):
+    loss = jnp.mean((batch @ params["w"]) ** 2)
+    mean = 0.5 * model_state["mean"] + 0.5 * jnp.mean(batch)
+    noise = jax.random.normal(rng)
+    return loss, ({"mean": mean}, {"noise": noise, "noise_squared": noise**2})
+
+  batch = jax.random.normal(jax.random.key(3), (ROWS, 2))
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.ones(2)},
+    tx=optax.sgd(0.1),
+    perturbation=fsam_optax.friendly_perturbation(),
+    model_state={"mean": jnp.zeros([])},
+    rng=jax.random.key(7),
+  )
+  step = fsam_optax.make_train_step(
+    stateful_loss, num_microbatches=PARTS, jit=False
+  )
+  new_state, metrics = step(state, batch)
+  expected = 0.0
+  for j in range(PARTS):  # Once, in order: the second pass moves nothing.
+    expected = 0.5 * expected + 0.5 * np.mean(batch[j::PARTS])
+  np.testing.assert_allclose(new_state.model_state["mean"], expected, rtol=1e-5)
+  key = jax.random.fold_in(jax.random.key(7), 0)
+  noise = np.array(
+    [jax.random.normal(jax.random.fold_in(key, j)) for j in range(PARTS)]
+  )
+  assert len(set(noise.tolist())) == PARTS
+  np.testing.assert_allclose(metrics["noise"], noise.mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics["noise_squared"], (noise**2).mean(), rtol=1e-5
+  )
+
+
+def test_integer_metrics_cannot_be_averaged_and_are_refused():
+  perturbation = fsam_optax.sam_perturbation()
+  fn = fsam_optax.value_and_grad(
+    lambda w, batch: (jnp.mean((batch * w) ** 2), {"rows": batch.shape[0]}),
+    perturbation,
+    has_aux=True,
+    num_microbatches=2,
+  )
+  with pytest.raises(TypeError, match=r"floating auxiliary outputs.*rows"):
+    fn(jnp.ones([]), perturbation.init(jnp.ones([])), jnp.ones(4))

@@ -1,0 +1,154 @@
+"""bfloat16 compute, float16 with a dynamic loss scale, a bfloat16 average."""
+
+from flax.training.dynamic_scale import DynamicScale
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+
+def half_loss(params, model_state, batch, rng):
+  del rng
+  w = params["w"].astype(jnp.float16)
+  residual = batch["x"].astype(jnp.float16) @ w - batch["y"].astype(jnp.float16)
+  return jnp.mean(residual**2), (model_state, {})
+
+
+def half_state(scale, **options):
+  return fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.full(3, 0.5)},
+    tx=optax.sgd(0.1, momentum=0.9),
+    perturbation=fsam_optax.friendly_perturbation(rho=0.1, lmbda=0.5),
+    dynamic_scale=scale,
+    **options,
+  )
+
+
+@pytest.fixture(scope="module")
+def batch():
+  x = jax.random.normal(jax.random.key(0), (8, 3))
+  return {"x": x, "y": x.sum(axis=1)}
+
+
+@pytest.fixture(scope="module")
+def step():
+  return fsam_optax.make_train_step(half_loss)
+
+
+def test_an_overflow_lowers_the_scale_and_moves_nothing_else(step, batch):
+  state = half_state(DynamicScale(scale=2.0**24))
+  before = jax.tree.map(np.array, state)
+  state, metrics = step(state, batch)
+  assert int(metrics["skipped"]) == 1
+  assert float(state.dynamic_scale.scale) == 2.0**23
+  after = jax.tree.map(np.array, state).replace(
+    dynamic_scale=before.dynamic_scale
+  )
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_finite_streak_raises_the_scale_by_flax_rule(step, batch):
+  state = half_state(DynamicScale(scale=2.0**4, growth_interval=3))
+  scales = []
+  for _ in range(5):
+    state, metrics = step(state, batch)
+    assert int(metrics["skipped"]) == 0
+    scales.append(float(state.dynamic_scale.scale))
+  assert scales == [16.0, 16.0, 16.0, 32.0, 32.0]
+
+
+def test_a_changing_scale_does_not_show_in_the_average(step, batch):
+  averages = []
+  for scale in (2.0**3, 2.0**9):
+    state = half_state(DynamicScale(scale=scale, growth_interval=2))
+    for _ in range(6):
+      state, _ = step(state, batch)
+    averages.append(np.array(state.perturbation_state[0].ema["w"]))
+  np.testing.assert_allclose(averages[0], averages[1], rtol=2e-2)
+  plain = half_state(None)
+  for _ in range(6):
+    plain, _ = step(plain, batch)
+  np.testing.assert_allclose(
+    averages[1], plain.perturbation_state[0].ema["w"], rtol=2e-2
+  )
+
+
+def test_only_the_second_pass_overflowing_skips_the_step_too():
+  # 2**15 fits float16 and its double does not: the perturbation crosses it.
+  def loss_fn(params, model_state, batch, rng):
+    del batch, rng
+    w = params["w"].astype(jnp.float16)
+    return jnp.sum(w * w * jnp.float16(256.0)), (model_state, {})
+
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.array([15.9])},
+    tx=optax.sgd(0.1),
+    perturbation=fsam_optax.sam_perturbation(rho=0.5),
+    dynamic_scale=DynamicScale(scale=1.0),
+  )
+  state, metrics = fsam_optax.make_train_step(loss_fn)(state, jnp.zeros(1))
+  assert np.isfinite(metrics["loss"])
+  assert not np.isfinite(metrics["perturbed_loss"])
+  assert int(metrics["skipped"]) == 1
+  assert float(state.params["w"][0]) == pytest.approx(15.9)
+  assert float(state.dynamic_scale.scale) == 0.5
+
+
+def test_the_scale_survives_without_a_second_compilation(batch):
+  step = fsam_optax.make_train_step(half_loss)
+  state = half_state(DynamicScale())
+  for _ in range(3):
+    state, _ = step(state, batch)
+  assert step._cache_size() == 1
+
+
+def test_a_scale_without_skipping_is_refused(batch):
+  step = fsam_optax.make_train_step(half_loss, skip_nonfinite=False)
+  with pytest.raises(ValueError, match="`skip_nonfinite` must be True"):
+    step(half_state(DynamicScale()), batch)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_average(batch):
+  def loss_fn(params, model_state, batch, rng):
+    del rng
+    cast = lambda x: x.astype(jnp.bfloat16)
+    residual = cast(batch["x"]) @ cast(params["w"]) - cast(batch["y"])
+    return jnp.mean(residual**2).astype(jnp.float32), (model_state, {})
+
+  state = half_state(None)
+  state, metrics = fsam_optax.make_train_step(loss_fn)(state, batch)
+  dtypes = {
+    x.dtype for x in jax.tree.leaves((state.params, state.opt_state))
+  } | {state.perturbation_state[0].ema["w"].dtype}
+  assert dtypes == {jnp.dtype(jnp.float32)}
+  assert metrics["perturbation_norm"].dtype == jnp.float32
+
+
+def test_a_bfloat16_average_halves_its_memory_and_stays_close():
+  """Over 1,000 noisy steps it strays by a few percent of the average."""
+  size, steps = 1000, 1000
+  params = jnp.zeros(size)
+  signal = jax.random.normal(jax.random.key(1), (size,))
+
+  def average(dtype):
+    tx = fsam_optax.subtract_gradient_ema(accumulator_dtype=dtype)
+
+    def body(state, key):
+      noisy = signal + jax.random.normal(key, (size,))
+      return tx.update(noisy, state)[1], None
+
+    keys = jax.random.split(jax.random.key(2), steps)
+    return jax.jit(lambda s: jax.lax.scan(body, s, keys)[0])(
+      tx.init(params)
+    ).ema
+
+  exact, half = average(None), average(jnp.bfloat16)
+  assert half.nbytes * 2 == exact.nbytes
+  drift = jnp.linalg.norm(half.astype(jnp.float32) - exact)
+  drift = float(drift / jnp.linalg.norm(exact))
+  assert 1e-4 < drift < 1e-2

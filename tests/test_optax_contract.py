@@ -1,0 +1,308 @@
+"""What optax asks of a contributed optimizer, check by check, for fsam."""
+
+import inspect
+
+import chex
+import jax
+from jax import numpy as jnp
+import optax
+import optax.tree
+import pytest
+
+import fsam_optax
+
+OPTIMIZERS = {
+  "fsam": fsam_optax.fsam,
+  "adaptive": lambda rho=0.05: fsam_optax.fsam(rho, adaptive=True),
+  "paper order": lambda rho=0.05: fsam_optax.fsam(rho, order="paper"),
+  "sam": lambda rho=0.05: fsam_optax.sharpness_aware(
+    fsam_optax.sam_perturbation(rho)
+  ),
+}
+optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def chain(name, rho=0.05, learning_rate=0.1):
+  return optax.chain(OPTIMIZERS[name](rho), optax.sgd(learning_rate))
+
+
+def parabola(dtype=jnp.float32):
+  goal = jnp.array([1.0, -1.0, 1.0], dtype)
+  start = jnp.array([-1.0, 10.0, 1.0], dtype)
+  return start, goal, lambda w: jnp.sum(jnp.square(w - goal))
+
+
+def rosenbrock():
+  valley = lambda w: (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+  return jnp.zeros(2), jnp.ones(2), valley
+
+
+def matrix_parabola():
+  goal = jnp.array([[3.0, -2.0], [1.0, 4.0]])
+  return jnp.zeros((2, 2)), goal, lambda w: jnp.sum(jnp.square(w - goal))
+
+
+def tree_parabola():
+  goal = (jnp.array([1.0, -1.0, 2.0]), jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
+  start = optax.tree.zeros_like(goal)
+  return (
+    start,
+    goal,
+    lambda w: optax.tree.norm(optax.tree.sub(w, goal), squared=True),
+  )
+
+
+TARGETS = [parabola, rosenbrock, matrix_parabola, tree_parabola]
+
+
+@optimizers
+def test_unknown_extra_args_pass_and_nothing_compiles_twice(name):
+  tx = chain(name)
+  params, _, loss_fn = parabola()
+  grad_fn = jax.grad(loss_fn)
+
+  traces = []
+
+  @jax.jit
+  def step(params, state):
+    traces.append(name)
+    updates, state = tx.update(
+      grad_fn(params),
+      state,
+      params,
+      grad_fn=grad_fn,
+      value=loss_fn(params),
+      nobody_has_heard_of_this=1,
+    )
+    return optax.apply_updates(params, updates), state
+
+  state = tx.init(params)
+  for _ in range(3):
+    params, state = step(params, state)
+  chex.assert_tree_all_finite((params, state))
+  # Nor after the first step: the state from `init` has the avals of the others.
+  assert traces == [name]
+
+
+def converge(tx, targets, lengths=30_000):
+  """Minimizes independent targets in one scan of one program."""
+  starts = tuple(start for start, _, _ in targets)
+  grad_fns = [jax.grad(loss_fn) for _, _, loss_fn in targets]
+
+  def step(carry, _):
+    following = []
+    for (params, state), grad_fn in zip(carry, grad_fns, strict=True):
+      updates, state = tx.update(
+        grad_fn(params), state, params, grad_fn=grad_fn
+      )
+      following.append((optax.apply_updates(params, updates), state))
+    return tuple(following), None
+
+  @jax.jit
+  def run(starts):
+    carry = tuple((params, tx.init(params)) for params in starts)
+    return jax.lax.scan(step, carry, length=lengths)[0]
+
+  return tuple(params for params, _ in run(starts))
+
+
+@optimizers
+def test_four_targets_converge_in_thirty_thousand_steps(name):
+  targets = [target() for target in TARGETS]
+  tx = chain(name, rho=1e-3, learning_rate=1e-3)
+  chex.assert_trees_all_close(
+    converge(tx, targets),
+    tuple(goal for _, goal, _ in targets),
+    rtol=3e-2,
+    atol=3e-2,
+  )
+
+
+@pytest.mark.parametrize(
+  "kwargs",
+  [
+    {},
+    {"rho": 0.1, "sigma": 0.5, "lmbda": 0.7},
+    {"adaptive": True, "order": "paper"},
+    {"rho": 0, "sigma": 1, "lmbda": 1},
+  ],
+  ids=str,
+)
+def test_injected_hyperparameters_change_neither_updates_nor_state(kwargs):
+  tx = fsam_optax.fsam(**kwargs)
+  injected = optax.inject_hyperparams(fsam_optax.fsam)(**kwargs)
+  params = [-jnp.ones((2, 3)), jnp.ones((2, 5, 2))]
+  grad_fn = lambda p: jax.tree.map(lambda x: x**2 - 2 * x, p)
+  state, injected_state = (
+    jax.jit(tx.init)(params),
+    jax.jit(injected.init)(params),
+  )
+
+  def step(update):
+    return jax.jit(lambda s, p: update(grad_fn(p), s, p, grad_fn=grad_fn))
+
+  for _ in range(2):
+    updates, state = step(tx.update)(state, params)
+    injected_updates, injected_state = step(injected.update)(
+      injected_state, params
+    )
+    chex.assert_trees_all_close(injected_updates, updates, rtol=1e-5)
+    chex.assert_trees_all_close(
+      injected_state.inner_state, state, rtol=1e-5, atol=1e-5
+    )
+    params = optax.apply_updates(params, optax.tree.scale(-0.1, updates))
+  assert {"rho", "sigma", "lmbda"} <= injected_state.hyperparams.keys()
+
+
+@optimizers
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_updates_keep_the_dtype_of_the_parameters(name, dtype):
+  tx = chain(name)
+  params = jnp.array([1.0, 2.0], dtype)
+  grad_fn = jax.grad(lambda w: jnp.sum(w**2))
+  state = jax.jit(tx.init)(params)
+  updates, state = jax.jit(lambda g, s, p: tx.update(g, s, p, grad_fn=grad_fn))(
+    grad_fn(params), state, params
+  )
+  assert updates.dtype == params.dtype
+
+
+@optimizers
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_first_of_four_accumulated_steps_returns_zeros(name, dtype):
+  params = jnp.array([1.0, 2.0], dtype)
+  grad_fn = jax.grad(lambda w: jnp.sum(w**2))
+  tx = optax.MultiSteps(chain(name), every_k_schedule=4)
+  state = jax.jit(tx.init)(params)
+  updates, _ = jax.jit(lambda g, s, p: tx.update(g, s, p, grad_fn=grad_fn))(
+    grad_fn(params), state, params
+  )
+  chex.assert_trees_all_equal(updates, jnp.zeros_like(params))
+  assert updates.dtype == params.dtype
+
+
+@optimizers
+def test_state_is_stable_in_shape_dtype_and_sharding(name, dtype):
+  """Both branches of a cond must agree, whatever the precision."""
+  tx = chain(name)
+  params, _, loss_fn = parabola(dtype)
+  grad_fn = jax.grad(loss_fn)
+  state = tx.init(params)
+
+  @jax.jit
+  def step(go, params, state):
+    confusing = loss_fn(params).astype(
+      jnp.bfloat16 if dtype == jnp.float16 else jnp.float16
+    )
+    updates, state = jax.lax.cond(
+      go,
+      lambda: tx.update(
+        grad_fn(params), state, params, grad_fn=grad_fn, value=confusing
+      ),
+      lambda: (params, state),
+    )
+    return optax.apply_updates(params, updates), state
+
+  describe = lambda tree: jax.tree.map(
+    lambda x: (x.shape, x.dtype, x.weak_type, x.sharding), tree
+  )
+  before = describe((params, state))
+  for go in (True, False):
+    new_params, new_state = step(go, params, state)
+    assert describe((new_params, new_state)) == before
+    state = jax.lax.cond(go, lambda x, y: x, lambda x, y: y, state, new_state)
+    assert describe((params, state)) == before
+
+
+MESHED = {
+  "fsam": fsam_optax.fsam(),
+  "adaptive": fsam_optax.fsam(adaptive=True),
+  "paper order": fsam_optax.fsam(order="paper"),
+  "accumulated in float32": fsam_optax.fsam(accumulator_dtype=jnp.float32),
+  "masked": fsam_optax.fsam(mask=True),
+}
+
+
+@pytest.mark.parametrize("name", MESHED)
+def test_types_of_the_state_survive_an_explicit_mesh(name):
+  tx = MESHED[name]
+  mesh = jax.make_mesh(
+    (8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,)
+  )
+  with jax.set_mesh(mesh):
+    params = jnp.ones((2, 8, 4), jnp.float16, out_sharding=jax.P(None, "x"))
+    update = lambda g, s, p: tx.update(g, s, p, grad_fn=lambda p: 2 * p)
+    types = lambda tree: jax.tree.map(jax.typeof, tree)
+    state = tx.init(params)
+    updates, updated = update(params, state, params)
+    compiled_updates, compiled = jax.jit(update)(params, state, params)
+    assert types(jax.jit(tx.init)(params)) == types(state)
+    assert types(updated) == types(state)
+    assert types(compiled) == types(state)
+    assert types(updates) == types(compiled_updates) == types(params)
+    assert "@x" in str(types(state))
+    chex.assert_trees_all_close(updates, compiled_updates, rtol=1e-2)
+
+
+@optimizers
+def test_init_takes_abstract_parameters(name):
+  tx = chain(name)
+  abstract = {
+    "w": jax.ShapeDtypeStruct((2, 4, 8), jnp.bfloat16),
+    "b": jax.ShapeDtypeStruct((), jnp.float32),
+  }
+  concrete = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), abstract)
+  chex.assert_trees_all_equal(tx.init(abstract), tx.init(concrete))
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+    jax.eval_shape(tx.init, abstract), tx.init(concrete)
+  )
+
+
+@optimizers
+def test_map_params_finds_what_is_like_the_parameters(name):
+  tx = chain(name)
+  params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+  state = tx.init(params)
+  chex.assert_trees_all_equal(
+    optax.tree.map_params(tx, lambda x: x, state), state
+  )
+  marked = optax.tree.map_params(
+    tx,
+    lambda _, name: name,
+    state,
+    {"w": "w", "b": "b"},
+    transform_non_params=lambda _: None,
+  )
+  found = [] if name == "sam" else ["b", "w"]
+  assert jax.tree.leaves(marked) == found
+
+
+@pytest.mark.parametrize(
+  "factory",
+  [
+    fsam_optax.fsam,
+    fsam_optax.friendly_perturbation,
+    fsam_optax.sam_perturbation,
+    fsam_optax.subtract_gradient_ema,
+    fsam_optax.scale_to_radius,
+  ],
+)
+def test_every_parameter_of_a_factory_has_a_name(factory):
+  """inject_hyperparams reads the signature."""
+  for parameter in inspect.signature(factory).parameters.values():
+    assert parameter.kind in (
+      parameter.POSITIONAL_OR_KEYWORD,
+      parameter.KEYWORD_ONLY,
+    )
+
+
+def test_learning_rate_schedules_behind_it_are_the_constant():
+  params, _, loss_fn = parabola()
+  run = lambda rate: converge(
+    optax.chain(fsam_optax.fsam(), optax.sgd(rate)),
+    [(params, None, loss_fn)],
+    lengths=10,
+  )
+  chex.assert_trees_all_close(
+    run(1e-2), run(optax.constant_schedule(1e-2)), rtol=1e-6
+  )
