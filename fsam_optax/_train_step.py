@@ -90,6 +90,7 @@ class TrainState(train_state.TrainState):
     perturbation,
     model_state=None,
     rng=None,
+    dynamic_scale=None,
     **kwargs,
   ):
     """Turns flax's own train state into this one, in the middle of training.
@@ -117,7 +118,9 @@ class TrainState(train_state.TrainState):
         variables in a field of its own, which is not searched for: hand it
         over, as in ``model_state={"batch_stats": state.batch_stats}``.
       rng: as in :meth:`create`.
-      **kwargs: fields that a subclass of this class adds.
+      dynamic_scale: as in :meth:`create`, and handed over like
+        ``model_state``.
+      **kwargs: fields that a subclass adds.
 
     Returns:
       The state, with ``step`` an int32 array of shape ``[]``.
@@ -144,6 +147,7 @@ class TrainState(train_state.TrainState):
       perturbation=perturbation,
       model_state=model_state,
       rng=rng,
+      dynamic_scale=dynamic_scale,
       **kwargs,
     )
     return created.replace(

@@ -9,6 +9,7 @@ import sys
 import time
 
 from flax.training import train_state
+from flax.training.dynamic_scale import DynamicScale
 import jax
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
@@ -125,6 +126,19 @@ def test_a_state_without_rng_and_model_state_restores(tmp_path):
   assert_same_bits(restored, state)
   assert restored.rng is restored.model_state is None
   assert restored.perturbation_state is None
+
+
+def test_the_loss_scale_is_converted_and_restored(tmp_path):
+  flax = flax_state()
+  make = lambda scale: fsam_optax.TrainState.from_flax(
+    flax,
+    perturbation=resumable_run.PERTURBATION,
+    dynamic_scale=DynamicScale(scale=scale, fin_steps=7),
+  )
+  save(tmp_path, make(8.0))
+  restored = restore(tmp_path, make(2.0))
+  assert_same_bits(restored, make(8.0))
+  assert float(restored.dynamic_scale.scale) == 8.0
 
 
 def test_a_restore_unpickles_nothing(tmp_path, monkeypatch):
