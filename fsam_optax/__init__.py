@@ -19,6 +19,7 @@ two changed lines::
 and dropout.
 """
 
+from fsam_optax._checkpoint import check_checkpoint as check_checkpoint
 from fsam_optax._fsam import fsam as fsam
 from fsam_optax._fsam import sharpness_aware as sharpness_aware
 from fsam_optax._masks import (

@@ -82,6 +82,80 @@ class TrainState(train_state.TrainState):
     )
     return state.replace(step=jnp.zeros([], jnp.int32))
 
+  @classmethod
+  def from_flax(
+    cls,
+    state: train_state.TrainState,
+    *,
+    perturbation,
+    model_state=None,
+    rng=None,
+    dynamic_scale=None,
+    **kwargs,
+  ):
+    """Turns flax's own train state into this one, in the middle of training.
+
+    The step, the parameters, the optimizer and its state go on; only the
+    perturbation starts afresh. A checkpoint of flax's state is restored into
+    flax's state first: ``TrainState.from_flax(manager.restore(step,
+    args=StandardRestore(flax_state)), perturbation=...)``.
+
+    Examples:
+      >>> import fsam_optax, jax.numpy as jnp, optax
+      >>> from flax.training import train_state
+      >>> flax_state = train_state.TrainState.create(
+      ...   apply_fn=None, params={"w": jnp.zeros(2)}, tx=optax.adamw(1e-3)
+      ... )
+      >>> state = fsam_optax.TrainState.from_flax(
+      ...   flax_state, perturbation=fsam_optax.friendly_perturbation(rho=0.05)
+      ... )
+
+    Args:
+      state: a train state of flax or a subclass. Its arrays become the new
+        state's, so a step that donates that state takes them too.
+      perturbation: as in :meth:`create`.
+      model_state: as in :meth:`create`. A subclass of flax's state keeps such
+        variables in a field of its own, which is not searched for: hand it
+        over, as in ``model_state={"batch_stats": state.batch_stats}``.
+      rng: as in :meth:`create`.
+      dynamic_scale: as in :meth:`create`, and handed over like
+        ``model_state``.
+      **kwargs: fields that a subclass adds.
+
+    Returns:
+      The state, with ``step`` an int32 array of shape ``[]``.
+
+    Raises:
+      TypeError: if ``state`` is not flax's, or is this class's already.
+    """
+    if not isinstance(state, train_state.TrainState):
+      raise TypeError(
+        "`state` must be a flax.training.train_state.TrainState, got "
+        f"{type(state).__name__}. Start from `create` instead."
+      )
+    if isinstance(state, TrainState):
+      raise TypeError(
+        "`state` must be flax's own train state, got one with a perturbation "
+        "already. Change it by `state.replace(perturbation=perturbation, "
+        "perturbation_state=perturbation.init(state.params))`."
+      )
+    created = cls.create(
+      apply_fn=state.apply_fn,
+      params=state.params,
+      # Not state.tx, whose fresh state would need memory only to be dropped.
+      tx=optax.identity(),
+      perturbation=perturbation,
+      model_state=model_state,
+      rng=rng,
+      dynamic_scale=dynamic_scale,
+      **kwargs,
+    )
+    return created.replace(
+      step=jnp.asarray(state.step, jnp.int32),
+      tx=state.tx,
+      opt_state=state.opt_state,
+    )
+
 
 def make_train_step(
   loss_fn: Callable[..., Any],

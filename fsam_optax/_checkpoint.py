@@ -1,0 +1,152 @@
+"""The check before a restore: does a checkpoint fit a state?
+
+Orbax saves and restores a :class:`TrainState` as it is, typed keys and
+shardings included. This file adds only what it does not say.
+"""
+
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+
+def check_checkpoint(metadata: Any, state: Any) -> None:
+  """Raises an error that names what differs between a checkpoint and a state.
+
+  Orbax needs no help to save and restore a :class:`TrainState`. On a state of
+  another structure it is not always loud, though: it drops what the state has
+  no place for, casts to the state's dtypes, and does not say which array has
+  the wrong shape. This function reads the metadata alone, no array.
+
+  Examples:
+    >>> import fsam_optax, jax, jax.numpy as jnp, optax, tempfile
+    >>> import orbax.checkpoint as ocp
+    >>> state = fsam_optax.TrainState.create(
+    ...   apply_fn=None,
+    ...   params={"w": jnp.zeros(2)},
+    ...   tx=optax.adamw(1e-3),
+    ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
+    ...   rng=jax.random.key(0),
+    ... )
+    >>> directory = tempfile.mkdtemp()
+    >>> with ocp.CheckpointManager(
+    ...   directory, item_handlers=ocp.StandardCheckpointHandler()
+    ... ) as manager:
+    ...   _ = manager.save(1, args=ocp.args.StandardSave(state))
+    ...   manager.wait_until_finished()
+    ...   fsam_optax.check_checkpoint(manager.item_metadata(1), state)
+    ...   state = manager.restore(1, args=ocp.args.StandardRestore(state))
+
+    To restore onto other devices, restore into
+    ``jax.ShapeDtypeStruct(shape, dtype, sharding=...)`` leaves.
+
+  Args:
+    metadata: what Orbax knows about the checkpoint:
+      ``CheckpointManager(..., item_handlers=StandardCheckpointHandler())
+      .item_metadata(step)``, or ``StandardCheckpointer().metadata(path)``.
+    state: the state to restore into, of arrays or ``jax.ShapeDtypeStruct``.
+      A Python scalar fits an array of shape ``[]`` and of its kind. A key fits
+      key data of its shape, of which alone the metadata tell: the restored key
+      is of the kind that was saved, typed or legacy.
+
+  Raises:
+    ValueError: if an array is missing in one of the two or has another shape
+      or dtype, by path; or if the metadata are None, as a manager without
+      ``item_handlers`` returns them.
+
+  .. note::
+    Only arrays are in a checkpoint. The static fields ``tx`` and
+    ``perturbation``, with constants such as rho, come from the code that
+    builds the state, which therefore can change them on the way.
+  """
+  # A step's metadata hold the item's, and these the tree.
+  tree = getattr(metadata, "item_metadata", metadata)
+  tree = getattr(tree, "tree", tree)
+  if tree is None:
+    raise ValueError(
+      "`metadata` must describe a checkpoint, got None. Create the manager "
+      "with `item_handlers=orbax.checkpoint.StandardCheckpointHandler()`."
+    )
+  saved, wanted = _by_path(tree), _by_path(state)
+  missing = [path for path in wanted if path not in saved]
+  extra = [path for path in saved if path not in wanted]
+  changed = [
+    f"{path} (saved {_describe(saved[path])}, state {_describe(wanted[path])})"
+    for path in wanted
+    if path in saved and not _fits(saved[path], wanted[path])
+  ]
+  found = {
+    "missing in the checkpoint": missing,
+    "missing in the state": extra,
+    "of another shape or dtype": changed,
+  }
+  if not any(found.values()):
+    return
+  differences = "; ".join(
+    f"{what}: {_enumerate(paths)}" for what, paths in found.items() if paths
+  )
+  if _is_of_flax(saved, missing):
+    remedy = (
+      "If it was saved from flax's own TrainState, restore it into that and "
+      "convert with `TrainState.from_flax`"
+    )
+  else:
+    remedy = (
+      "Build the state with the model, optimizer, perturbation and kind of rng "
+      "of the saved run"
+    )
+  raise ValueError(
+    f"The checkpoint must hold the arrays of `state`, got {differences}. "
+    f"{remedy}."
+  )
+
+
+_MOST_NAMED = 10
+
+
+def _enumerate(paths):
+  named = ", ".join(paths[:_MOST_NAMED])
+  rest = len(paths) - _MOST_NAMED
+  return f"{named} and {rest} more" if rest > 0 else named
+
+
+def _by_path(tree):
+  """Leaves by dotted path, the name that Orbax too gives them."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in leaves
+  }
+
+
+def _shape_and_dtype(leaf):
+  if not hasattr(leaf, "dtype"):  # A Python scalar.
+    leaf = np.asarray(leaf)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    # Saved as its data. A ShapeDtypeStruct has none, hence no evaluation.
+    leaf = jax.eval_shape(
+      jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    )
+  return tuple(leaf.shape), np.dtype(leaf.dtype)
+
+
+def _fits(saved, wanted):
+  shape, dtype = _shape_and_dtype(saved)
+  wanted_shape, wanted_dtype = _shape_and_dtype(wanted)
+  if isinstance(wanted, (bool, int, float, complex)):
+    return shape == wanted_shape and dtype.kind == wanted_dtype.kind
+  return shape == wanted_shape and dtype == wanted_dtype
+
+
+def _describe(leaf):
+  shape, dtype = _shape_and_dtype(leaf)
+  return f"{dtype.name}{list(shape)}"
+
+
+def _is_of_flax(saved, missing):
+  """Whether only what flax's own train state lacks is missing."""
+  roots = {path.split(".")[0] for path in missing}
+  return "perturbation_state" in roots and not any(
+    path.split(".")[0] == "perturbation_state" for path in saved
+  )

@@ -1,0 +1,503 @@
+"""Orbax saves the whole state; a resumed run is the unbroken run."""
+
+import os
+from pathlib import Path
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+from flax.training import train_state
+from flax.training.dynamic_scale import DynamicScale
+import jax
+from jax import numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+import resumable_run
+
+import fsam_optax
+
+KEYS = {
+  "typed": lambda: jax.random.key(2),
+  "typed_rbg": lambda: jax.random.key(2, impl="rbg"),
+  "legacy": lambda: jax.random.PRNGKey(2),
+}
+
+
+@pytest.fixture(scope="module")
+def train_step():
+  return fsam_optax.make_train_step(resumable_run.loss_fn)
+
+
+def train(train_step, state, number):
+  for step in range(int(state.step), int(state.step) + number):
+    state, _ = train_step(state, resumable_run.batch_of(step))
+  return state
+
+
+def save(directory, state):
+  with resumable_run.make_manager(directory) as manager:
+    manager.save(int(state.step), args=ocp.args.StandardSave(state))
+
+
+def restore(directory, state):
+  with resumable_run.make_manager(directory) as manager:
+    return resumable_run.restore_latest(manager, state)
+
+
+def metadata_of(directory, state):
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(directory / "state", state)
+    checkpointer.wait_until_finished()
+    return checkpointer.metadata(directory / "state")
+
+
+def is_key(x):
+  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def bits(tree):
+  """Type, shape and bytes of every leaf, by path."""
+
+  def leaf_bits(x):
+    kind = str(x.dtype)
+    data = np.asarray(jax.random.key_data(x) if is_key(x) else x)
+    return kind, data.shape, data.tobytes()
+
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf_bits(x) for path, x in leaves}
+
+
+def assert_same_bits(found, expected):
+  found, expected = bits(found), bits(expected)
+  assert found.keys() == expected.keys()
+  assert [path for path in found if found[path] != expected[path]] == []
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
+  tmp_path, train_step, key
+):
+  state = train(train_step, resumable_run.make_state(key=key()), 3)
+  expected = bits(state)
+  save(tmp_path, state)
+  # Of another seed, so that nothing of the target can pass for the restored.
+  fresh = resumable_run.make_state(
+    key=jax.tree.map(jnp.zeros_like, key())
+    if not is_key(key())
+    else jax.random.key(9, impl=jax.random.key_impl(key()))
+  )
+  restored = restore(tmp_path, fresh)
+  assert type(restored) is type(state)
+  assert jax.tree.structure(restored) == jax.tree.structure(fresh)
+  assert bits(restored) == expected
+  assert {
+    ".step",
+    ".rng",
+    ".opt_state[0].mu['hidden']['kernel']",
+    ".perturbation_state[0].ema['hidden']['kernel']",
+    ".model_state['batch_stats']['mean']",
+  } <= expected.keys()
+  assert_same_bits(train(train_step, restored, 3), train(train_step, state, 3))
+
+
+@pytest.mark.parametrize("saved", ["typed", "legacy"])
+@pytest.mark.parametrize("target", ["typed", "legacy"])
+def test_a_key_is_restored_as_the_kind_that_was_saved(tmp_path, saved, target):
+  save(tmp_path, resumable_run.make_state(key=KEYS[saved]()))
+  state = restore(tmp_path, resumable_run.make_state(key=KEYS[target]()))
+  assert_same_bits(state.rng, KEYS[saved]())
+
+
+def test_a_state_without_rng_and_model_state_restores(tmp_path):
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.arange(3.0)},
+    tx=optax.sgd(0.1),
+    perturbation=None,
+  )
+  save(tmp_path, state)
+  restored = restore(tmp_path, state)
+  assert_same_bits(restored, state)
+  assert restored.rng is restored.model_state is None
+  assert restored.perturbation_state is None
+
+
+def test_the_loss_scale_is_converted_and_restored(tmp_path):
+  flax = flax_state()
+  make = lambda scale: fsam_optax.TrainState.from_flax(
+    flax,
+    perturbation=resumable_run.PERTURBATION,
+    dynamic_scale=DynamicScale(scale=scale, fin_steps=7),
+  )
+  save(tmp_path, make(8.0))
+  restored = restore(tmp_path, make(2.0))
+  assert_same_bits(restored, make(8.0))
+  assert float(restored.dynamic_scale.scale) == 8.0
+
+
+def test_a_restore_unpickles_nothing(tmp_path, monkeypatch):
+  state = resumable_run.make_state()
+  save(tmp_path, state)
+
+  def forbidden(*args, **kwargs):
+    raise AssertionError("A checkpoint is data, not code.")
+
+  for name in ("load", "loads", "Unpickler"):
+    monkeypatch.setattr(pickle, name, forbidden)
+  assert_same_bits(restore(tmp_path, state), state)
+
+
+def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
+  tmp_path, train_step
+):
+  assert jax.device_count() == 8
+  mesh = jax.make_mesh(
+    (8,), ("shard",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+
+  def sharding_of(x):
+    rows = x.shape and x.shape[0] == 8 and not is_key(x)
+    return NamedSharding(mesh, PartitionSpec("shard" if rows else None))
+
+  sharding_of_scalar = NamedSharding(mesh, PartitionSpec())
+  state = train(train_step, resumable_run.make_state(), 2)
+  shardings = jax.tree.map(
+    lambda x: sharding_of(x) if x.ndim else sharding_of_scalar, state
+  )
+  target = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    state,
+    shardings,
+  )
+  save(tmp_path / "one", state)
+  restored = restore(tmp_path / "one", target)
+  assert_same_bits(restored, state)
+  assert jax.tree.map(lambda x: x.sharding, restored) == shardings
+  kernel = restored.perturbation_state[0].ema["hidden"]["kernel"]
+  assert kernel.addressable_shards[0].data.shape == (1, 8)
+
+  # From eight devices to eight, and on: the unbroken run there, bit for bit.
+  save(tmp_path / "eight", restored)
+  again = restore(tmp_path / "eight", target)
+  assert_same_bits(train(train_step, again, 2), train(train_step, restored, 2))
+  # And back to one.
+  one = restore(tmp_path / "eight", resumable_run.make_state())
+  assert_same_bits(one, state)
+  assert one.params["output"].sharding == state.params["output"].sharding
+
+
+def test_steps_that_donate_the_state_do_not_reach_a_save_on_its_way(
+  tmp_path, train_step
+):
+  width = 512
+  state = resumable_run.make_state(width=width)
+  state, _ = train_step(state, resumable_run.batch_of(0, width))
+  # Of a copy, to leave no view behind that would keep the state from donation.
+  expected = bits(jax.tree.map(jnp.copy, state))
+  with resumable_run.make_manager(tmp_path) as manager:
+    manager.save(1, args=ocp.args.StandardSave(state))
+    for step in range(1, 4):
+      state, _ = train_step(state, resumable_run.batch_of(step, width))
+    manager.wait_until_finished()
+    restored = resumable_run.restore_latest(manager, state)
+  assert bits(restored) == expected
+
+
+def test_a_restored_state_is_donated_like_a_fresh_one(tmp_path, train_step):
+  save(tmp_path, resumable_run.make_state())
+  restored = restore(tmp_path, resumable_run.make_state())
+  train(train_step, restored, 1)
+  assert all(x.is_deleted() for x in jax.tree.leaves(restored.params))
+
+
+def with_params(**changes):
+  state = resumable_run.make_state()
+  return state.replace(params={**state.params, **changes})
+
+
+DIFFERENCES = {
+  "smaller model": (
+    lambda: resumable_run.make_state(width=4),
+    r"of another shape or dtype: .*params\.hidden\.kernel \(saved "
+    r"float32\[8, 8\], state float32\[4, 4\]\)",
+  ),
+  "another dtype": (
+    lambda: with_params(output=jnp.ones(8, jnp.bfloat16)),
+    r"params\.output \(saved float32\[8\], state bfloat16\[8\]\)",
+  ),
+  "a further layer": (
+    lambda: with_params(head=jnp.ones(2)),
+    r"missing in the checkpoint: params\.head\. Build",
+  ),
+  "a layer less": (
+    lambda: resumable_run.make_state().replace(params={}),
+    r"missing in the state: params\.hidden\.bias, params\.hidden\.kernel, "
+    r"params\.output\. Build",
+  ),
+  "another optimizer": (
+    lambda: resumable_run.make_state(tx=optax.sgd(0.1, momentum=0.9)),
+    r"missing in the checkpoint: opt_state\.0\.trace.*; missing in the state: "
+    r"opt_state\.0\.count, .*opt_state\.0\.nu\.hidden\.kernel",
+  ),
+  "no perturbation": (
+    lambda: resumable_run.make_state().replace(perturbation_state=None),
+    r"missing in the state: perturbation_state\.0\.count",
+  ),
+  "no rng": (
+    lambda: resumable_run.make_state().replace(rng=None),
+    r"missing in the state: rng\.",
+  ),
+  "another generator": (
+    lambda: resumable_run.make_state(key=jax.random.key(0, impl="rbg")),
+    r"rng \(saved uint32\[2\], state uint32\[4\]\)",
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+  return metadata_of(
+    tmp_path_factory.mktemp("saved"), resumable_run.make_state()
+  )
+
+
+@pytest.mark.parametrize(
+  ("make", "message"), DIFFERENCES.values(), ids=DIFFERENCES
+)
+def test_a_checkpoint_of_another_structure_is_an_error_that_names_it(
+  metadata, make, message
+):
+  with pytest.raises(ValueError, match=message):
+    fsam_optax.check_checkpoint(metadata, make())
+
+
+def test_what_fits_is_not_an_error(metadata):
+  state = resumable_run.make_state()
+  fsam_optax.check_checkpoint(metadata, state)
+  fsam_optax.check_checkpoint(metadata.item_metadata, state)
+  fsam_optax.check_checkpoint(metadata, jax.eval_shape(lambda: state))
+  fsam_optax.check_checkpoint(metadata, state.replace(step=0))
+  # rho is code, not data: it may change from one run to the next.
+  fsam_optax.check_checkpoint(
+    metadata,
+    state.replace(perturbation=fsam_optax.friendly_perturbation(rho=0.2)),
+  )
+
+
+def test_a_long_list_of_differences_is_cut(metadata):
+  more = with_params(**{f"layer{i:02}": jnp.ones(2) for i in range(30)})
+  with pytest.raises(ValueError, match=r"params\.layer09 and 20 more\. Build"):
+    fsam_optax.check_checkpoint(metadata, more)
+
+
+def test_a_manager_without_a_handler_is_told_what_it_lacks(tmp_path):
+  with pytest.raises(ValueError, match="Create the manager with"):
+    fsam_optax.check_checkpoint(None, resumable_run.make_state())
+
+
+def flax_state():
+  state = resumable_run.make_state()
+  return train_state.TrainState.create(
+    apply_fn=state.apply_fn, params=state.params, tx=state.tx
+  )
+
+
+@jax.jit
+def flax_train_step(state, model_state, batch):
+  """A step as flax's users write it, with the rng folded as ours."""
+  rng = jax.random.fold_in(jax.random.key(2), state.step)
+  grads, (model_state, _) = jax.grad(resumable_run.loss_fn, has_aux=True)(
+    state.params, model_state, batch, rng
+  )
+  return state.apply_gradients(grads=grads), model_state
+
+
+def flax_train(state, model_state, number):
+  for step in range(int(state.step), int(state.step) + number):
+    batch = resumable_run.batch_of(step)
+    state, model_state = flax_train_step(state, model_state, batch)
+  return state, model_state
+
+
+def convert(state, model_state, perturbation=resumable_run.PERTURBATION):
+  return fsam_optax.TrainState.from_flax(
+    state,
+    perturbation=perturbation,
+    model_state=model_state,
+    rng=jax.random.key(2),
+  )
+
+
+def test_a_flax_state_goes_on_with_its_step_and_optimizer_state(train_step):
+  old, model_state = flax_train(
+    flax_state(), resumable_run.make_state().model_state, 3
+  )
+  state = convert(old, model_state)
+  assert isinstance(state, fsam_optax.TrainState)
+  assert state.apply_fn is old.apply_fn
+  assert state.tx is old.tx
+  assert state.step.dtype == jnp.int32
+  assert_same_bits(
+    (state.step, state.params, state.opt_state, state.model_state),
+    (old.step, old.params, old.opt_state, model_state),
+  )
+  assert_same_bits(
+    state.perturbation_state, state.perturbation.init(old.params)
+  )
+  expected_loss, _ = resumable_run.loss_fn(
+    old.params,
+    model_state,
+    resumable_run.batch_of(3),
+    jax.random.fold_in(jax.random.key(2), 3),
+  )
+  state, metrics = train_step(state, resumable_run.batch_of(3))
+  assert int(state.step) == 4
+  assert int(state.opt_state[0].count) == 4
+  np.testing.assert_allclose(metrics["loss"], expected_loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics["perturbation_norm"], 0.05, rtol=1e-5)
+
+
+def test_a_converted_run_of_zero_radius_is_the_flax_run(train_step):
+  old, model_state = flax_train(
+    flax_state(), resumable_run.make_state().model_state, 2
+  )
+  expected, _ = flax_train(old, model_state, 3)
+  state = convert(old, model_state, fsam_optax.friendly_perturbation(rho=0.0))
+  state = train(train_step, state, 3)
+  assert int(state.step) == int(expected.step) == 5
+  for found, wanted in zip(
+    jax.tree.leaves((state.params, state.opt_state)),
+    jax.tree.leaves((expected.params, expected.opt_state)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_of_flax_is_converted_by_one_call(tmp_path, train_step):
+  old, _ = flax_train(flax_state(), resumable_run.make_state().model_state, 2)
+  save(tmp_path, old)
+  with pytest.raises(ValueError, match=r"TrainState\.from_flax"):
+    restore(tmp_path, resumable_run.make_state())
+  state = fsam_optax.TrainState.from_flax(
+    restore(tmp_path, flax_state()),
+    perturbation=resumable_run.PERTURBATION,
+    model_state=resumable_run.make_state().model_state,
+    rng=jax.random.key(2),
+  )
+  assert_same_bits((state.params, state.opt_state), (old.params, old.opt_state))
+  assert int(train(train_step, state, 1).step) == 3
+
+
+def test_the_key_of_the_caller_outlives_a_converted_state(train_step):
+  key = jax.random.key(2)
+  state = fsam_optax.TrainState.from_flax(
+    flax_state(),
+    perturbation=resumable_run.PERTURBATION,
+    model_state=resumable_run.make_state().model_state,
+    rng=key,
+  )
+  train(train_step, state, 1)
+  jax.random.split(key)
+
+
+def test_only_a_state_of_flax_is_converted():
+  perturbation = fsam_optax.friendly_perturbation()
+  with pytest.raises(TypeError, match=r"must be a flax.*got dict"):
+    fsam_optax.TrainState.from_flax({}, perturbation=perturbation)
+  with pytest.raises(TypeError, match=r"state\.replace\("):
+    fsam_optax.TrainState.from_flax(
+      resumable_run.make_state(), perturbation=perturbation
+    )
+
+
+def temporary(directory, pattern):
+  """Whether a save on its way has a file of that name."""
+  return any(directory.glob(f"*.orbax-checkpoint-tmp/{pattern}"))
+
+
+def committed(directory):
+  """The last committed step, or 0."""
+  names = [path.name for path in directory.iterdir()]
+  return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+# From a first save without anything to fall back on to a save all but done. The
+# later two wait for a commit of their own run, which also replaces whatever
+# temporary directory the run before left.
+MOMENTS = {
+  "directory made": lambda d, before: temporary(d, ""),
+  "arrays on their way": lambda d, before: (
+    temporary(d, "default*/ocdbt.process_0/d/*") and committed(d) > before
+  ),
+  "before the rename": lambda d, before: (
+    temporary(d, "default*/_METADATA") and committed(d) > before
+  ),
+}
+
+
+def start_run(directory):
+  return subprocess.Popen(
+    [sys.executable, resumable_run.__file__, str(directory)],
+    stdout=subprocess.PIPE,
+    text=True,
+    # The package under test, wherever it was imported from.
+    env=os.environ | {"PYTHONPATH": str(Path(fsam_optax.__file__).parents[1])},
+  )
+
+
+def kill_in_a_save(process, directory, is_moment):
+  """Freezes the run to look, and kills it where the save is still on its way.
+
+  A frozen run cannot finish the save between the look and the kill.
+  """
+  before = committed(directory)
+  while process.poll() is None:
+    if is_moment(directory, before):
+      process.send_signal(signal.SIGSTOP)
+      if is_moment(directory, before):
+        process.kill()
+        process.wait()
+        return
+      process.send_signal(signal.SIGCONT)
+    time.sleep(0.002)
+  raise AssertionError("The run ended before it could be killed in a save.")
+
+
+def test_a_run_killed_in_the_middle_of_saves_ends_like_the_unbroken_run(
+  tmp_path,
+):
+  unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+  broken.mkdir()
+  reference = start_run(unbroken)
+  processes, starts, last = [reference], [], []
+  try:
+    for is_moment in MOMENTS.values():
+      processes.append(start_run(broken))
+      kill_in_a_save(processes[-1], broken, is_moment)
+      assert processes[-1].returncode == -signal.SIGKILL
+      starts.append(int(processes[-1].stdout.read()))
+      last.append(committed(broken))
+    processes.append(start_run(broken))
+    starts.append(int(processes[-1].communicate(timeout=120)[0]))
+    assert processes[-1].returncode == 0
+    reference.communicate(timeout=120)
+    assert reference.returncode == 0
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+      process.stdout.close()
+  assert starts == [0, *last]  # Each run starts at the last committed step.
+  assert last[0] == 0 < last[1] < last[2] < resumable_run.STEPS
+  state = resumable_run.make_state(width=resumable_run.WIDTH)
+  final = restore(broken, state)
+  assert int(final.step) == resumable_run.STEPS
+  assert_same_bits(final, restore(unbroken, state))
