@@ -236,6 +236,13 @@ def make_train_step(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. note::
+    Several networks, such as those of a GAN or an actor and its critic, take a
+    state and a step each. Hand the other network's parameters over in the
+    batch, not by closing over them, which would keep those the step was
+    compiled with. A step differentiates, perturbs and updates the parameters
+    of its own state alone; both passes see the other network unperturbed.
+
+  .. note::
     With ``state.dynamic_scale``, both passes take the gradient of the scaled
     loss and unscale it, in float32, before anything else sees it. If either
     pass overflows, the step is skipped and the scale lowered, by Flax's rule.
