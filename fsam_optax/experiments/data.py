@@ -197,7 +197,10 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
     raise DataError(f"must be a file that exists, got {path!r}")
   remedy = "Write it with np.savez(path, x_train=..., y_train=..., ...)"
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with (
+      open(path, "rb") as file,  # np.load leaks the one that it opens.
+      np.load(file, allow_pickle=False) as archive,
+    ):
       if missing := [name for name in _ARRAYS if name not in archive.files]:
         raise DataError(
           f"must hold the arrays {', '.join(_ARRAYS)}, got none named "

@@ -56,7 +56,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
   ),
   ("digits", "mlp"): _MNIST_MLP._replace(
     epochs=100,
-    learning_rate={"sgd": 0.004, "sam": 0.03, "fsam": 0.03},
+    learning_rate={"sgd": 0.003, "sam": 0.03, "fsam": 0.02},
     rho={"sam": 0.6, "fsam": 0.7},
     learning_rate_grid={
       "sgd": (0.001, 0.002, 0.003, 0.004, 0.006, 0.01),

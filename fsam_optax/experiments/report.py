@@ -111,11 +111,20 @@ def result_tables(report: dict[str, Any]) -> str:
         with_error(accuracy.mean(), standard_error(accuracy)),
         f"{diverged} of {len(accuracy)}",
         f"{result['seconds']:.1f}",
+        f"{result['compile_seconds']:.1f}",
       ]
     )
   parts = [
     table(
-      ["", "learning rate", "rho", "test accuracy %", "diverged", "seconds"],
+      [
+        "",
+        "learning rate",
+        "rho",
+        "test accuracy %",
+        "diverged",
+        "seconds",
+        "compiling",
+      ],
       rows,
     )
   ]

@@ -400,7 +400,7 @@ def _per_optimizer(
       raise argparse.ArgumentTypeError(
         f"must be positive, got {text!r}; at 0 nothing is learnt"
       )
-    if any(np.float32(value) == np.inf for value in parsed):
+    if max(parsed) > float(np.finfo(np.float32).max):
       raise argparse.ArgumentTypeError(
         f"must be finite in float32, got {text!r}; write {example}"
       )

@@ -139,8 +139,8 @@ class Trainer:
       ),
     )
     splits = runs[0]
-    params = self._call(self._init_params, None, splits.seed)
-    state = self._call(self._init, optimizer, params, runs)
+    params = self._call(self._init_params, None, splits.seed, is_hot=False)
+    state = self._call(self._init, optimizer, params, runs, is_hot=False)
     curve, is_finite = [], []
     for _ in range(self._epochs):
       state, losses_finite = self._call(
@@ -166,8 +166,12 @@ class Trainer:
       compile_seconds=self._compile_seconds,
     )
 
-  def _call(self, fn, optimizer, *args, donate=()):
-    """Calls `fn(optimizer, pool, *args)`, `args` vmapped over the runs."""
+  def _call(self, fn, optimizer, *args, donate=(), is_hot=True):
+    """Calls `fn(optimizer, pool, *args)`, `args` vmapped over the runs.
+
+    What runs once is not worth optimizing: random numbers take longer to
+    compile than a train step.
+    """
     key = (
       fn.__name__,
       optimizer,
@@ -179,7 +183,9 @@ class Trainer:
         functools.partial(fn, optimizer, pool)
       )(*args)
       jitted = jax.jit(vmapped, donate_argnums=donate)
-      self._compiled[key] = jitted.lower(self._pool, *args).compile()
+      self._compiled[key] = jitted.lower(self._pool, *args).compile(
+        {} if is_hot else {"xla_backend_optimization_level": 0}
+      )
       self._compile_seconds += time.perf_counter() - start
     return self._compiled[key](self._pool, *args)
 
@@ -202,8 +208,6 @@ class Trainer:
     return jnp.mean(losses), (model_state, {})
 
   def _init_params(self, optimizer, pool, seed):
-    # Apart from the rest, which is another for each optimizer: random numbers
-    # take longer to compile than an epoch.
     del optimizer
     key, _ = jax.random.split(jax.random.key(seed))
     return self._model.init(key, pool[0][:1])["params"]
