@@ -16,6 +16,7 @@ from fsam_optax.experiments import data
 OPTIMIZERS = ("sgd", "sam", "fsam")
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+_UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
 _ROWS_AT_ONCE = 250  # Of each run, in the passes that measure accuracy.
 
 
@@ -184,7 +185,7 @@ class Trainer:
       )(*args)
       jitted = jax.jit(vmapped, donate_argnums=donate)
       self._compiled[key] = jitted.lower(self._pool, *args).compile(
-        {} if is_hot else {"xla_backend_optimization_level": 0}
+        None if is_hot else _UNOPTIMIZED
       )
       self._compile_seconds += time.perf_counter() - start
     return self._compiled[key](self._pool, *args)
