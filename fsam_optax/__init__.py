@@ -14,13 +14,15 @@ two changed lines::
     )
     params = optax.apply_updates(params, updates)
 
-:func:`value_and_grad` offers the two passes to any optimizer, and
-:class:`TrainState` with :func:`make_train_step` to Flax loops with BatchNorm
-and dropout.
+:func:`value_and_grad` offers the two passes to any optimizer,
+:class:`TrainState` with :func:`make_train_step` to Flax Linen loops with
+BatchNorm and dropout, and :class:`NNXOptimizer` to those of Flax NNX.
 """
 
 from fsam_optax._fsam import fsam as fsam
 from fsam_optax._fsam import sharpness_aware as sharpness_aware
+from fsam_optax._nnx import NNXOptimizer as NNXOptimizer
+from fsam_optax._nnx import nnx_value_and_grad as nnx_value_and_grad
 from fsam_optax._perturbation import ScaleToRadiusState as ScaleToRadiusState
 from fsam_optax._perturbation import (
   SubtractGradientEmaState as SubtractGradientEmaState,
