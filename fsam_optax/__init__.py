@@ -14,9 +14,9 @@ two changed lines::
     )
     params = optax.apply_updates(params, updates)
 
-:func:`value_and_grad` offers the two passes to any optimizer, and
-:class:`TrainState` with :func:`make_train_step` to Flax loops with BatchNorm
-and dropout.
+:func:`value_and_grad` offers the two passes to any optimizer,
+:class:`TrainState` with :func:`make_train_step` to Flax Linen loops with
+BatchNorm and dropout, and :class:`NNXOptimizer` to those of Flax NNX.
 """
 
 from fsam_optax._checkpoint import check_checkpoint as check_checkpoint
@@ -27,6 +27,8 @@ from fsam_optax._masks import (
 )
 from fsam_optax._masks import norms_only as norms_only
 from fsam_optax._masks import select_by_path as select_by_path
+from fsam_optax._nnx import NNXOptimizer as NNXOptimizer
+from fsam_optax._nnx import nnx_value_and_grad as nnx_value_and_grad
 from fsam_optax._perturbation import ScaleToRadiusState as ScaleToRadiusState
 from fsam_optax._perturbation import (
   SubtractGradientEmaState as SubtractGradientEmaState,

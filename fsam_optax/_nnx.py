@@ -1,0 +1,301 @@
+"""The Flax NNX face: an optimizer that takes the second gradient."""
+
+from typing import Any, Callable, Optional
+
+from flax import nnx
+import jax
+from jax import numpy as jnp
+import optax
+
+from fsam_optax._perturbation import global_norm
+from fsam_optax._value_and_grad import SharpnessInfo
+from fsam_optax._value_and_grad import _check_loss
+from fsam_optax._value_and_grad import value_and_grad
+
+
+class NNXOptimizer(nnx.Optimizer):
+  """An :class:`flax.nnx.Optimizer` with what the two passes need besides.
+
+  The loop changes in two places: where the optimizer is made, and where the
+  gradient is taken::
+
+    optimizer = fsam_optax.NNXOptimizer(
+      model, tx, perturbation=friendly_perturbation(rho=0.05), wrt=nnx.Param
+    )
+
+    @nnx.jit
+    def train_step(model, optimizer, batch):
+      loss, grads = optimizer.value_and_grad(loss_fn)(model, batch)
+      optimizer.update(model, grads)
+      return loss
+
+  The first pass, at the parameters, gives the loss and moves the model as the
+  plain loop would: BatchNorm's statistics, the counts of the rngs, whatever
+  else is a Variable. The second pass starts from the same statistics and
+  counts, so it draws the same dropout mask, and leaves nothing but its
+  gradient.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp, optax
+    >>> from flax import nnx
+    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    >>> optimizer = fsam_optax.NNXOptimizer(
+    ...   model,
+    ...   optax.sgd(0.1),
+    ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
+    ...   wrt=nnx.Param,
+    ... )
+    >>> loss_fn = lambda model, x: jnp.mean((model(x) - 1) ** 2)
+    >>> x = jnp.eye(2)
+    >>> loss, grads = optimizer.value_and_grad(loss_fn)(model, x)
+    >>> _ = optimizer.update(model, grads)
+    >>> print(bool(loss_fn(model, x) < loss))
+    True
+
+  Attributes:
+    perturbation: transformation from gradients to perturbations (static);
+      None trains with the base optimizer alone, one gradient a step.
+    perturbation_state: its state, with a Variable in place of each array, so
+      that ``nnx.jit``, ``nnx.split`` and checkpoints carry it.
+    step: see :class:`flax.nnx.Optimizer`, as are ``tx``, ``opt_state`` and
+      ``wrt``.
+  """
+
+  def __init__(
+    self,
+    model: Any,
+    tx: optax.GradientTransformation,
+    *,
+    perturbation: Optional[optax.GradientTransformation],
+    wrt: nnx.filterlib.Filter,
+  ):
+    """Initialises the states of the optimizer and of the perturbation.
+
+    Args:
+      model: an NNX module, or another graph node.
+      tx: the base optimizer. Not a chain with :func:`fsam` in it: here
+        :meth:`value_and_grad` takes the second gradient.
+      perturbation: such as :func:`friendly_perturbation`; None for the base
+        optimizer alone. A ``mask`` in it is a tree like
+        ``nnx.as_pure(nnx.state(model, wrt))``, or a callable that gets an
+        ``nnx.State``.
+      wrt: filter of the Variables to train, usually ``nnx.Param``.
+
+    Raises:
+      ValueError: if ``wrt`` selects no Variable of ``model``.
+    """
+    _check_selects(wrt, model)
+    super().__init__(model, tx, wrt=wrt)
+    self.perturbation = perturbation
+    self.perturbation_state = nnx.data(
+      None
+      if perturbation is None
+      # With the Variables, whose sharding the state then has too.
+      else nnx.optimizer.to_opt_state(perturbation.init(nnx.state(model, wrt)))
+    )
+
+  def value_and_grad(
+    self,
+    loss_fn: Callable[..., Any],
+    *,
+    has_aux: bool = False,
+    return_info: bool = False,
+  ) -> Callable[..., Any]:
+    """Value at the parameters, gradient at the perturbed parameters.
+
+    Takes the place of :func:`flax.nnx.value_and_grad`; see
+    :func:`fsam_optax.value_and_grad` for the algorithm.
+
+    Args:
+      loss_fn: ``loss_fn(model, *args, **kwargs)`` returns the loss, a real
+        scalar, or with ``has_aux`` the pair ``(loss, aux)``.
+      has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
+      return_info: whether to return the :class:`SharpnessInfo` as well.
+
+    Returns:
+      A function ``fn(model, *args, **kwargs)`` that returns ``(value,
+      grads)``, or with ``return_info`` the triple ``(value, grads, info)``.
+      ``value`` is the loss, or ``(loss, aux)``, of the first pass, and
+      ``grads`` the ``nnx.State`` that ``update`` takes. A call moves the
+      Variables of ``model``, those of modules, rngs and metrics among the
+      other arguments, and the perturbation's own state: one call a step.
+
+    Raises:
+      TypeError: at call, if the loss is not a real scalar, or ``loss_fn`` does
+        not return a pair although ``has_aux`` promises one.
+      ValueError: if ``loss_fn`` is a method of a module; at call, if ``model``
+        is not the one that the optimizer was made for.
+    """
+    _check_unbound(loss_fn)
+
+    def fn(model, *args, **kwargs):
+      call = _Call(loss_fn, has_aux, self.wrt, model, args, kwargs)
+      if self.perturbation is None:
+        (loss, aux), grads = jax.value_and_grad(call.loss_fn, has_aux=True)(
+          call.params, call.rest
+        )
+        zero = jnp.zeros([], jnp.float32)
+        info = SharpnessInfo(loss, global_norm(grads), zero, zero, zero)
+      else:
+        state = nnx.as_pure(self.perturbation_state)
+        _check_belongs(state, self.perturbation, call.params)
+        (loss, aux), grads, state, info = value_and_grad(
+          call.loss_fn, self.perturbation, has_aux=True
+        )(call.params, state, call.rest)
+        nnx.update(self.perturbation_state, nnx.state(state))
+      value, grads = call.finish(loss, aux), call.as_variables(grads)
+      return (value, grads, info) if return_info else (value, grads)
+
+    return fn
+
+
+def nnx_value_and_grad(
+  loss_fn: Callable[..., Any],
+  *,
+  has_aux: bool = False,
+  wrt: nnx.filterlib.Filter = nnx.Param,
+) -> Callable[..., tuple[Any, Any, Callable[[Any], Any]]]:
+  """Value and gradient, and the ``grad_fn`` that a chain with F-SAM needs.
+
+  For loops that hold :func:`fsam` in the chain of their
+  :class:`flax.nnx.Optimizer`; :class:`NNXOptimizer` fits the others.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp, optax
+    >>> from flax import nnx
+    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    >>> tx = optax.chain(fsam_optax.fsam(rho=0.05), optax.sgd(0.1))
+    >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    >>> loss_fn = lambda model, x: jnp.mean((model(x) - 1) ** 2)
+    >>> x = jnp.eye(2)
+    >>> fn = fsam_optax.nnx_value_and_grad(loss_fn)
+    >>> loss, grads, grad_fn = fn(model, x)
+    >>> _ = optimizer.update(model, grads, grad_fn=grad_fn)
+    >>> print(bool(loss_fn(model, x) < loss))
+    True
+
+  Args:
+    loss_fn: ``loss_fn(model, *args, **kwargs)`` returns the loss, a real
+      scalar, or with ``has_aux`` the pair ``(loss, aux)``.
+    has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
+    wrt: filter of the Variables to differentiate by, that of the optimizer.
+
+  Returns:
+    A function ``fn(model, *args, **kwargs)`` that returns ``(value, grads,
+    grad_fn)``, the first two as :func:`flax.nnx.value_and_grad` does, and moves
+    the Variables of its arguments as that does. ``grad_fn`` takes the
+    parameters as a pure ``nnx.State`` and returns their gradient for the same
+    arguments, statistics and dropout mask, and moves nothing.
+
+  Raises:
+    TypeError: at call, if ``loss_fn`` does not return a pair although
+      ``has_aux`` promises one, or the loss is not a real scalar.
+    ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
+      selects no Variable of the model.
+  """
+  _check_unbound(loss_fn)
+
+  def fn(model, *args, **kwargs):
+    _check_selects(wrt, model)
+    call = _Call(loss_fn, has_aux, wrt, model, args, kwargs)
+    (loss, aux), grads = jax.value_and_grad(call.loss_fn, has_aux=True)(
+      call.params, call.rest
+    )
+    pure_grad_fn = jax.grad(call.loss_fn, has_aux=True)
+    grad_fn = lambda params: pure_grad_fn(params, call.rest)[0]
+    return call.finish(loss, aux), call.as_variables(grads), grad_fn
+
+  return fn
+
+
+class _Call:
+  """One call of a loss, taken apart into pure functions and arrays.
+
+  Attributes:
+    params: the arrays to differentiate by, an ``nnx.State`` by the paths of
+      the model.
+    rest: all other arrays of the model and the arguments, as they were before
+      the call.
+  """
+
+  def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs):
+    self._loss_fn = loss_fn
+    self._has_aux = has_aux
+    # Together, for what the model shares with the arguments: an Rngs, say.
+    self._nodes = (model, args, kwargs)
+    selects = nnx.filterlib.to_predicate(wrt)
+    self._graphdef, params, rest = nnx.split(
+      self._nodes,
+      lambda path, value: path[0] == 0 and selects(path[1:], value),
+      ...,
+    )
+    self._variables = params[0] if params else params
+    # Arrays and not Variables: `finish` moves those.
+    self.params = nnx.as_pure(self._variables)
+    self.rest = nnx.as_pure(rest)
+
+  def loss_fn(self, params, rest):
+    """The loss, and as aux the user's own beside the moved Variables."""
+    nodes = nnx.merge(self._graphdef, nnx.State({0: params}), rest)
+    model, args, kwargs = nodes
+    output = self._loss_fn(model, *args, **kwargs)
+    if self._has_aux and not (isinstance(output, tuple) and len(output) == 2):
+      raise TypeError(
+        "`loss_fn` must return a pair (loss, aux) when `has_aux=True`, got "
+        f"{type(output).__name__}."
+      )
+    loss, aux = output if self._has_aux else (output, None)
+    _check_loss(loss)
+    return loss, (aux, nnx.state(nodes, nnx.Variable))
+
+  def finish(self, loss, aux):
+    """Moves the Variables of the caller; returns the value of the loss."""
+    aux, variables = aux
+    nnx.update(self._nodes, variables)
+    return (loss, aux) if self._has_aux else loss
+
+  def as_variables(self, grads):
+    """The gradient as Variables, which the filter of an optimizer selects."""
+    return jax.tree.unflatten(
+      jax.tree.structure(self._variables), jax.tree.leaves(grads)
+    )
+
+
+def _check_selects(wrt, model):
+  """Raises where there is nothing to train."""
+  if not jax.tree.leaves(nnx.state(model, wrt)):
+    raise ValueError(
+      f"`wrt` must select Variables of `model`, got the filter {wrt!r}, which "
+      f"selects none of {type(model).__name__}. Give the module that holds "
+      "the parameters, or the type of its Variables."
+    )
+
+
+def _check_unbound(loss_fn):
+  """Raises for a bound method, whose module no gradient would reach."""
+  if isinstance(getattr(loss_fn, "__self__", None), nnx.Module):
+    raise ValueError(
+      "`loss_fn` must take the model as its first argument, got the method "
+      f"{loss_fn.__qualname__} bound to one. Pass "
+      "`lambda model, *args: model.method(*args)`."
+    )
+
+
+def _check_belongs(state, perturbation, params):
+  """Raises unless the state is one for parameters of these shapes."""
+  shapes = lambda tree: {
+    jax.tree_util.keystr(path): jnp.shape(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  got, expected = (
+    shapes(state),
+    shapes(jax.eval_shape(perturbation.init, params)),
+  )
+  for path in [*expected, *got]:
+    if got.get(path) != expected.get(path):
+      raise ValueError(
+        "`model` must be the one that the optimizer was made for: at "
+        f"perturbation_state{path} its parameters need the shape "
+        f"{expected.get(path)}, got {got.get(path)}. Make an optimizer for "
+        "this model."
+      )

@@ -1,0 +1,458 @@
+"""The Flax NNX face: one step moves what the plain loop's step moves."""
+
+import functools
+
+import chex
+from flax import nnx
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+STEPS = 3
+
+
+class Network(nnx.Module):
+  """BatchNorm and Dropout between two layers."""
+
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(3, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+    self.output = nnx.Linear(8, 2, rngs=rngs)
+
+  def features(self, inputs):
+    return self.dropout(jnp.tanh(self.norm(self.hidden(inputs))))
+
+  def __call__(self, inputs):
+    return self.output(self.features(inputs))
+
+
+def loss_fn(model, batch):
+  inputs, targets = batch
+  return jnp.mean((model(inputs) - targets) ** 2)
+
+
+# One of each, so that the tests share compiled steps.
+@functools.cache
+def sgd():
+  return optax.sgd(0.1, momentum=0.9)
+
+
+def params_of(model):
+  return nnx.as_pure(nnx.state(model, nnx.Param))
+
+
+def others_of(model):
+  """Everything that no gradient moves: statistics, keys, counts."""
+  others = nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if is_key(x) else x, others
+  )
+
+
+@nnx.jit
+def plain_step(model, optimizer, batch):
+  loss, grads = nnx.value_and_grad(loss_fn)(model, batch)
+  optimizer.update(model, grads)
+  return loss
+
+
+@nnx.jit
+def sharpness_aware_step(model, optimizer, batch):
+  loss, grads = optimizer.value_and_grad(loss_fn)(model, batch)
+  optimizer.update(model, grads)
+  return loss
+
+
+@nnx.jit
+def chained_step(model, optimizer, batch):
+  loss, grads, grad_fn = fsam_optax.nnx_value_and_grad(loss_fn)(model, batch)
+  optimizer.update(model, grads, grad_fn=grad_fn)
+  return loss
+
+
+def plain(model):
+  return nnx.Optimizer(model, sgd(), wrt=nnx.Param)
+
+
+@functools.cache
+def perturbation_of(rho):
+  return fsam_optax.friendly_perturbation(rho=rho, lmbda=0.6)
+
+
+@functools.cache
+def chain_of(rho):
+  return optax.chain(fsam_optax.fsam(rho=rho, lmbda=0.6), sgd())
+
+
+def sharpness_aware(model, rho=0.05):
+  return fsam_optax.NNXOptimizer(
+    model, sgd(), perturbation=perturbation_of(rho), wrt=nnx.Param
+  )
+
+
+def chained(model, rho=0.05):
+  return nnx.Optimizer(model, chain_of(rho), wrt=nnx.Param)
+
+
+FACES = {
+  "optimizer": (sharpness_aware_step, sharpness_aware),
+  "chain": (chained_step, chained),
+}
+faces = pytest.mark.parametrize("face", FACES)
+
+
+def train(problem, step, make_optimizer, model=None, **kwargs):
+  model = model or Network(nnx.Rngs(0))
+  optimizer = make_optimizer(model, **kwargs)
+  losses = [step(model, optimizer, problem.batch(t)) for t in range(STEPS)]
+  return model, optimizer, losses
+
+
+@faces
+def test_zero_radius_is_the_plain_loop_bit_for_bit(problem, face):
+  expected, _, expected_losses = train(problem, plain_step, plain)
+  model, _, losses = train(problem, *FACES[face], rho=0.0)
+  chex.assert_trees_all_equal(params_of(model), params_of(expected))
+  chex.assert_trees_all_equal(others_of(model), others_of(expected))
+  chex.assert_trees_all_equal(losses, expected_losses)
+
+
+@faces
+def test_statistics_and_rngs_move_as_in_the_plain_loop(problem, face):
+  step, make_optimizer = FACES[face]
+  model = Network(nnx.Rngs(0))
+  optimizer = make_optimizer(model)
+  for t in range(STEPS):
+    # The plain loop's step from the same weights.
+    shadow = nnx.clone(model)
+    before = others_of(model)
+    plain_step(shadow, plain(shadow), problem.batch(t))
+    step(model, optimizer, problem.batch(t))
+    chex.assert_trees_all_equal(others_of(model), others_of(shadow))
+    assert not np.array_equal(
+      others_of(model)["norm"]["mean"], before["norm"]["mean"]
+    )
+  assert model.dropout.rngs.count[...] == STEPS
+  assert optimizer.step[...] == STEPS
+
+
+@faces
+def test_both_passes_see_the_same_dropout_mask(problem, face):
+  passes = []
+
+  def loss_with_mask(model, batch):
+    mean = model.norm.mean[...]
+    features = model.features(batch[0])
+    jax.debug.callback(lambda x, m: passes.append((x != 0, m)), features, mean)
+    return jnp.mean((model.output(features) - batch[1]) ** 2)
+
+  @nnx.jit
+  def step(model, optimizer, batch):
+    if face == "optimizer":
+      _, grads = optimizer.value_and_grad(loss_with_mask)(model, batch)
+      optimizer.update(model, grads)
+    else:
+      fn = fsam_optax.nnx_value_and_grad(loss_with_mask)
+      _, grads, grad_fn = fn(model, batch)
+      optimizer.update(model, grads, grad_fn=grad_fn)
+
+  train(problem, step, FACES[face][1])
+  jax.effects_barrier()
+  masks, means = zip(*passes, strict=True)
+  assert len(masks) == 2 * STEPS
+  for first, second in zip(masks[::2], masks[1::2], strict=True):
+    assert 0 < np.mean(first) < 1
+    np.testing.assert_array_equal(first, second)
+  assert not np.array_equal(masks[0], masks[2])
+  # And both start from the same statistics.
+  np.testing.assert_array_equal(means[::2], means[1::2])
+  assert not np.array_equal(means[0], means[2])
+
+
+@faces
+def test_equals_value_and_grad_on_the_same_weights(problem, face, x64):
+  def widen(x):
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.asarray(x, jnp.float64) if is_float else x
+
+  batches = jax.tree.map(widen, problem.batches)
+  model = Network(nnx.Rngs(0))
+  nnx.update(model, jax.tree.map(widen, nnx.state(model)))
+  graphdef, params, others = nnx.split(model, nnx.Param, ...)
+  params, others = nnx.as_pure(params), nnx.as_pure(others)
+
+  def pure_loss_fn(params, batch, others):
+    model = nnx.merge(graphdef, params, others)
+    loss = loss_fn(model, batch)
+    return loss, nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+
+  perturbation = perturbation_of(0.05)
+  fn = fsam_optax.value_and_grad(pure_loss_fn, perturbation, has_aux=True)
+  tx = sgd()
+
+  @jax.jit
+  def step(params, opt_state, state, others, batch):
+    (_, others), grads, state, _ = fn(params, state, batch, others)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, state, others
+
+  face_step, make_optimizer = FACES[face]
+  optimizer = make_optimizer(model)
+  opt_state, state = tx.init(params), perturbation.init(params)
+  for t in range(STEPS):
+    batch = (batches[0][t], batches[1][t])
+    params, opt_state, state, others = step(
+      params, opt_state, state, others, batch
+    )
+    face_step(model, optimizer, batch)
+  chex.assert_trees_all_close(params_of(model), params, rtol=1e-12)
+  chex.assert_trees_all_close(
+    others_of(model)["norm"], others["norm"], rtol=1e-12
+  )
+  if face == "optimizer":
+    chex.assert_trees_all_close(
+      jax.tree.leaves(nnx.as_pure(optimizer.perturbation_state)),
+      jax.tree.leaves(state),
+      rtol=1e-12,
+    )
+
+
+def test_no_perturbation_is_the_plain_loop_bit_for_bit(problem):
+  def base_alone(model):
+    return fsam_optax.NNXOptimizer(
+      model, sgd(), perturbation=None, wrt=nnx.Param
+    )
+
+  expected, _, _ = train(problem, plain_step, plain)
+  model, _, _ = train(problem, sharpness_aware_step, base_alone)
+  chex.assert_trees_all_equal(params_of(model), params_of(expected))
+  chex.assert_trees_all_equal(others_of(model), others_of(expected))
+
+
+def test_compiles_once_with_nnx_jit(problem):
+  chex.clear_trace_counter()
+
+  @nnx.jit
+  @chex.assert_max_traces(n=1)
+  def step(model, optimizer, batch):
+    loss, grads = optimizer.value_and_grad(loss_fn)(model, batch)
+    optimizer.update(model, grads)
+    return loss
+
+  train(problem, step, sharpness_aware)
+
+
+def test_split_and_merge_in_jax_jit_equals_nnx_jit(problem):
+  model = Network(nnx.Rngs(0))
+  graphdef, state = nnx.split((model, sharpness_aware(model)))
+
+  @jax.jit
+  def step(state, batch):
+    model, optimizer = nnx.merge(graphdef, state)
+    _, grads = optimizer.value_and_grad(loss_fn)(model, batch)
+    optimizer.update(model, grads)
+    return nnx.state((model, optimizer))
+
+  for t in range(STEPS):
+    state = step(state, problem.batch(t))
+  split, optimizer = nnx.merge(graphdef, state)
+  expected, expected_optimizer, _ = train(
+    problem, sharpness_aware_step, sharpness_aware
+  )
+  chex.assert_trees_all_close(
+    params_of(split), params_of(expected), rtol=1e-5, atol=1e-7
+  )
+  chex.assert_trees_all_equal(others_of(split)["dropout"]["rngs"]["count"], 3)
+  chex.assert_trees_all_equal_structs(
+    nnx.state(optimizer), nnx.state(expected_optimizer)
+  )
+
+
+def test_a_restored_optimizer_goes_on_as_the_unbroken_run(problem):
+  model = Network(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  sharpness_aware_step(model, optimizer, problem.batch(0))
+  saved = jax.tree.map(jnp.copy, nnx.state((model, optimizer)))
+  sharpness_aware_step(model, optimizer, problem.batch(1))
+
+  resumed = Network(nnx.Rngs(7))
+  resumed_optimizer = sharpness_aware(resumed)
+  nnx.update((resumed, resumed_optimizer), saved)
+  sharpness_aware_step(resumed, resumed_optimizer, problem.batch(1))
+  chex.assert_trees_all_equal(params_of(resumed), params_of(model))
+  chex.assert_trees_all_equal(others_of(resumed), others_of(model))
+
+
+def test_aux_and_info_come_from_the_first_pass(problem):
+  def loss_with_aux(model, batch, *, scale):
+    loss = scale * loss_fn(model, batch)
+    return loss, {"output": model.output.bias[...] + 0}
+
+  model = Network(nnx.Rngs(0))
+  bias = jnp.copy(model.output.bias[...])
+  optimizer = sharpness_aware(model, rho=0.1)
+
+  @nnx.jit
+  def step(model, optimizer, batch):
+    fn = optimizer.value_and_grad(loss_with_aux, has_aux=True, return_info=True)
+    value, _, info = fn(model, batch, scale=2.0)
+    return value, info
+
+  (loss, aux), info = step(model, optimizer, problem.batch(0))
+  np.testing.assert_array_equal(aux["output"], bias)
+  np.testing.assert_allclose(info.perturbation_norm, 0.1, rtol=1e-5)
+  assert info.perturbed_value > loss
+
+
+def test_rngs_and_metrics_among_the_arguments_move_once(problem):
+  class Explicit(nnx.Module):
+    def __init__(self, rngs):
+      self.linear = nnx.Linear(3, 2, rngs=rngs)
+      self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, inputs, rngs):
+      return self.dropout(self.linear(inputs), rngs=rngs)
+
+  def loss_of(model, batch, rngs, *, metric):
+    loss = jnp.mean((model(batch[0], rngs) - batch[1]) ** 2)
+    metric.update(values=jax.lax.stop_gradient(loss))
+    return loss
+
+  model, rngs = Explicit(nnx.Rngs(0)), nnx.Rngs(dropout=1)
+  metric = nnx.metrics.Average()
+
+  @nnx.jit
+  def step(model, optimizer, batch, rngs, metric):
+    fn = optimizer.value_and_grad(loss_of)
+    return fn(model, batch, rngs, metric=metric)[0]
+
+  optimizer = sharpness_aware(model)
+  losses = [
+    step(model, optimizer, problem.batch(t), rngs, metric) for t in (0, 1)
+  ]
+  assert rngs.dropout.count[...] == 2
+  np.testing.assert_allclose(metric.compute(), np.mean(losses), rtol=1e-6)
+
+
+def test_only_what_the_filter_selects_is_perturbed_and_trained(problem):
+  kernels = nnx.PathContains("kernel")
+  model = Network(nnx.Rngs(0))
+  before = jax.tree.map(jnp.copy, params_of(model))
+  optimizer = fsam_optax.NNXOptimizer(
+    model,
+    sgd(),
+    perturbation=fsam_optax.friendly_perturbation(),
+    wrt=kernels,
+  )
+  seen = []
+
+  def loss_seeing_bias(model, batch):
+    seen.append(jax.tree.leaves(params_of(model)["output"]["bias"]))
+    return loss_fn(model, batch)
+
+  _, grads = optimizer.value_and_grad(loss_seeing_bias)(model, problem.batch(0))
+  optimizer.update(model, grads)
+  assert len(jax.tree.leaves(grads)) == 2
+  chex.assert_trees_all_equal(seen[0], seen[1])
+  after = params_of(model)
+  chex.assert_trees_all_equal(after["norm"], before["norm"])
+  assert not np.array_equal(
+    after["output"]["kernel"], before["output"]["kernel"]
+  )
+
+
+def test_a_mask_leaves_the_norms_alone_and_saves_their_memory(problem):
+  is_matrix = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  model = Network(nnx.Rngs(0))
+  optimizer = fsam_optax.NNXOptimizer(
+    model,
+    sgd(),
+    perturbation=fsam_optax.friendly_perturbation(mask=is_matrix),
+    wrt=nnx.Param,
+  )
+  sharpness_aware_step(model, optimizer, problem.batch(0))
+  shapes = [x.shape for x in jax.tree.leaves(optimizer.perturbation_state)]
+  assert sorted(filter(None, shapes)) == [(3, 8), (8, 2)]
+
+
+def test_tied_weights_are_one_parameter(problem):
+  class Tied(nnx.Module):
+    def __init__(self, rngs):
+      self.encoder = nnx.Linear(3, 3, rngs=rngs)
+      self.decoder = self.encoder
+
+    def __call__(self, inputs):
+      return self.decoder(jnp.tanh(self.encoder(inputs)))[:, :2]
+
+  model = Tied(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  first = loss_fn(model, problem.batch(0))
+  for _ in range(3):
+    _, grads = optimizer.value_and_grad(loss_fn)(model, problem.batch(0))
+    optimizer.update(model, grads)
+  assert len(jax.tree.leaves(grads)) == 2
+  assert model.decoder is model.encoder
+  assert loss_fn(model, problem.batch(0)) < first
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda model: sharpness_aware(model),
+    lambda model: fsam_optax.nnx_value_and_grad(loss_fn)(model, None),
+  ],
+  ids=FACES,
+)
+def test_a_model_without_parameters_is_refused(make):
+  with pytest.raises(ValueError, match="`wrt` must select Variables of `model"):
+    make(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+
+
+BAD_LOSSES = {
+  "not a scalar": (lambda m, x: m(x), False, r"real scalar, got float32\[8"),
+  "an integer": (
+    lambda m, x: jnp.zeros([], int),
+    False,
+    "real scalar, got int",
+  ),
+  "no aux": (lambda m, x: jnp.sum(m(x)), True, r"a pair \(loss, aux\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LOSSES)
+@pytest.mark.parametrize("face", [*FACES, "base alone"])
+def test_a_bad_loss_is_refused_by_name(problem, case, face):
+  loss, has_aux, message = BAD_LOSSES[case]
+  model = Network(nnx.Rngs(0))
+  if face == "chain":
+    fn = fsam_optax.nnx_value_and_grad(loss, has_aux=has_aux)
+  else:
+    optimizer = sharpness_aware(model)
+    if face == "base alone":
+      optimizer.perturbation = None
+    fn = optimizer.value_and_grad(loss, has_aux=has_aux)
+  with pytest.raises(TypeError, match="`loss_fn` must return .*" + message):
+    fn(model, problem.batch(0)[0])
+
+
+def test_another_model_than_the_optimizers_is_refused(problem):
+  optimizer = sharpness_aware(Network(nnx.Rngs(0)))
+  linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  message = r"`model` must be the one .*ema\['bias'\].* Make an optimizer"
+  with pytest.raises(ValueError, match=message):
+    optimizer.value_and_grad(loss_fn)(linear, problem.batch(0))
+
+
+def test_a_method_of_a_module_is_refused_as_loss():
+  model = Network(nnx.Rngs(0))
+  message = "`loss_fn` must take the model as its first argument"
+  with pytest.raises(ValueError, match=message):
+    sharpness_aware(model).value_and_grad(model.features)
+  with pytest.raises(ValueError, match=message):
+    fsam_optax.nnx_value_and_grad(model.features)
