@@ -407,13 +407,13 @@ def check_loss_fn(loss_fn):
 
 
 def _check_loss(loss):
-  is_array = hasattr(loss, "dtype") or isinstance(loss, (int, float, complex))
-  if is_array and not jnp.ndim(loss):
-    got = jnp.result_type(loss)
-    if jnp.issubdtype(got, jnp.floating):
+  if hasattr(loss, "dtype") or isinstance(loss, (int, float, complex)):
+    dtype, shape = jnp.result_type(loss), jnp.shape(loss)
+    if not shape and jnp.issubdtype(dtype, jnp.floating):
       return
+    got = f"{dtype}{list(shape)}"
   else:
-    got = jnp.shape(loss) if is_array else type(loss).__name__
+    got = type(loss).__name__
   raise TypeError(
     f"`loss_fn` must return the loss as a real scalar, got {got}. Take the "
     "mean over the batch; return other outputs as aux, with `has_aux=True`."
