@@ -127,7 +127,11 @@ def value_and_grad(
       if has_aux and not (isinstance(output, tuple) and len(output) == 2):
         raise TypeError(
           "`loss_fn` must return a pair (loss, aux) when `has_aux=True`, got "
-          f"{type(output).__name__}."
+          + (
+            f"{len(output)} values."
+            if isinstance(output, tuple)
+            else "one value."
+          )
         )
       loss, aux = output if has_aux else (output, None)
       return loss, (carry, aux)
