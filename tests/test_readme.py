@@ -32,13 +32,16 @@ def test_python_blocks_run_in_order_on_both_sides_of_the_diff(sign, capsys):
       continue
     exec(compile(text, f"README block {ran}", "exec"), namespace)
     ran += 1
-  assert ran == 6
+  assert ran == 7
   assert int(namespace["state"].step) == len(namespace["batches"]) + 1
   assert "'sharpness'" in capsys.readouterr().out
 
 
-def test_the_diff_changes_two_lines():
-  (diff,) = (text for language, text in blocks() if language == "diff")
+DIFFS = [text for language, text in blocks() if language == "diff"]
+
+
+@pytest.mark.parametrize("diff", DIFFS, ids=["optax", "nnx"])
+def test_a_diff_changes_two_lines(diff):
   lines = diff.splitlines()
   assert sum(line.startswith("+") for line in lines) == 2
   assert sum(line.startswith("-") for line in lines) == 2
