@@ -169,7 +169,7 @@ def subtract_gradient_ema(
         is_finite, optax.safe_increment(state.count), state.count
       ),
       ema=jax.tree.map(
-        lambda new, old: jnp.where(is_finite, new.astype(old.dtype), old),
+        lambda new, old: jnp.where(is_finite, _cast_like(new, old), old),
         ema,
         state.ema,
       ),
@@ -237,7 +237,8 @@ def scale_to_radius(
   check_hyperparameter("eta", eta, can_vary=False)
 
   def init_fn(params):
-    dtype = _wide_dtype(*jax.tree.leaves(params))
+    # Of complex parameters, too, the norm is real.
+    dtype = jnp.finfo(_wide_dtype(*jax.tree.leaves(params))).dtype
     return ScaleToRadiusState(
       count=jnp.zeros([], jnp.int32),
       direction_norm=jnp.zeros([], dtype),
@@ -490,6 +491,15 @@ def _value_at(value: optax.ScalarOrSchedule, count: Any) -> Any:
 def _wide_dtype(*leaves: Any) -> Any:
   """The dtype that the leaves promote to, float32 at least."""
   return jnp.result_type(jnp.float32, *leaves)
+
+
+def _cast_like(x: jax.Array, like: jax.Array) -> jax.Array:
+  """Casts; what a narrower range cannot hold becomes its end, not infinite."""
+  if jnp.issubdtype(like.dtype, jnp.floating):
+    limit = float(jnp.finfo(like.dtype).max)
+    if limit < float(jnp.finfo(x.dtype).max):
+      x = jnp.clip(x, -limit, limit)
+  return x.astype(like.dtype)
 
 
 def widen(x: jax.Array) -> jax.Array:

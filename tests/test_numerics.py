@@ -1,0 +1,499 @@
+"""Zero, NaN, infinite, tiny and huge gradients, in every floating dtype."""
+
+import functools
+
+import chex
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import optax.tree
+import pytest
+
+import fsam_optax
+
+orders = pytest.mark.parametrize("order", ["official", "paper"])
+adaptivities = pytest.mark.parametrize(
+  "adaptive", [False, True], ids=["euclidean", "adaptive"]
+)
+narrow = pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+
+
+def tree(dtype, kernel, bias):
+  return {
+    "kernel": jnp.asarray(kernel, dtype),
+    "bias": jnp.asarray(bias, dtype),
+  }
+
+
+def parameters(dtype):
+  return tree(dtype, [[1.0, -2.0], [0.5, 3.0]], [0.25, -1.0])
+
+
+def gradients(dtype):
+  """Two, with numbers that every dtype holds exactly."""
+  return (
+    tree(dtype, [[1.0, 2.0], [-1.0, 0.5]], [2.0, -0.5]),
+    tree(dtype, [[0.5, -1.0], [1.5, 2.0]], [1.0, 0.25]),
+  )
+
+
+# Factories that return the same object for the same arguments, and so share
+# their compiled updates between tests.
+friendly_perturbation = functools.cache(fsam_optax.friendly_perturbation)
+compiled_update = functools.cache(
+  lambda perturbation: jax.jit(perturbation.update)
+)
+
+
+def run(perturbation, updates, params):
+  """Perturbations and states, compiled, because XLA may reorder."""
+  update = compiled_update(perturbation)
+  state, outputs = perturbation.init(params), []
+  for gradient in updates:
+    epsilon, state = update(gradient, state, params)
+    outputs.append((epsilon, state))
+  return outputs
+
+
+def zeros(like):
+  return optax.tree.zeros_like(like)
+
+
+def epsilon_of(dtype):
+  return float(jnp.finfo(dtype).eps)
+
+
+# A zero direction.
+
+
+@orders
+@adaptivities
+def test_a_zero_gradient_is_no_perturbation(dtype, order, adaptive):
+  params = parameters(dtype)
+  perturbation = friendly_perturbation(0.1, order=order, adaptive=adaptive)
+  ((epsilon, state),) = run(perturbation, [zeros(params)], params)
+  chex.assert_trees_all_equal(epsilon, zeros(params))
+  chex.assert_trees_all_equal(state[0].ema, zeros(params))
+  assert state[0].count == 1
+  assert state[1].direction_norm == 0
+  assert state[1].perturbation_norm == 0
+
+
+def test_a_direction_that_cancels_is_no_perturbation(dtype):
+  params, (gradient, _) = parameters(dtype), gradients(dtype)
+  perturbation = friendly_perturbation(0.1)
+  _, (epsilon, state) = run(perturbation, [gradient, gradient], params)
+  chex.assert_trees_all_equal(epsilon, zeros(params))
+  chex.assert_trees_all_equal(state[0].ema, gradient)
+
+
+def test_zero_weights_are_no_adaptive_perturbation(dtype):
+  params, (gradient, _) = zeros(parameters(dtype)), gradients(dtype)
+  perturbation = friendly_perturbation(0.1, adaptive=True)
+  ((epsilon, state),) = run(perturbation, [gradient], params)
+  chex.assert_trees_all_equal(epsilon, params)
+  chex.assert_trees_all_equal(state[0].ema, gradient)
+
+
+@adaptivities
+def test_a_zero_gradient_trains_on(dtype, adaptive):
+  """The whole transformation, not the perturbation alone."""
+  tx = fsam_optax.fsam(0.1, adaptive=adaptive)
+  params = parameters(dtype)
+  grad_fn = lambda p: jax.tree.map(lambda x, y: x - y, p, params)
+  updates, state = tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
+  )
+  chex.assert_trees_all_equal(updates, zeros(params))
+  chex.assert_tree_all_finite(state)
+
+
+def test_zero_eps_divides_nothing_by_zero():
+  tx = fsam_optax.scale_to_radius(0.1, eps=0.0)
+  for direction in (jnp.zeros(2), jnp.array([3.0, 4.0])):
+    epsilon, state = tx.update(direction, tx.init(direction))
+    chex.assert_tree_all_finite((epsilon, state))
+  np.testing.assert_allclose(epsilon, [0.06, 0.08], rtol=1e-6)
+
+
+# A gradient that is not finite.
+
+
+def poisoned(gradient, value):
+  return {**gradient, "bias": gradient["bias"].at[1].set(value)}
+
+
+@orders
+@adaptivities
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+def test_a_gradient_that_is_not_finite_never_enters_the_average(
+  dtype, order, adaptive, value
+):
+  params, (first, second) = parameters(dtype), gradients(dtype)
+  perturbation = friendly_perturbation(
+    0.1, 0.5, 0.75, order=order, adaptive=adaptive
+  )
+  clean = run(perturbation, [first, second], params)
+  (_, before), (epsilon, during), (after_epsilon, after) = run(
+    perturbation, [first, poisoned(second, value), second], params
+  )
+  chex.assert_trees_all_equal(epsilon, zeros(params))
+  chex.assert_trees_all_equal(during[0], before[0])
+  assert not np.isfinite(during[1].direction_norm)
+  assert during[1].perturbation_norm == 0
+  # The next finite step is what it would have been.
+  chex.assert_trees_all_equal(
+    (after_epsilon, after[0]),
+    (
+      clean[1][0],
+      clean[1][1][0],
+    ),
+  )
+  chex.assert_tree_all_finite(after)
+
+
+@orders
+def test_a_bad_first_gradient_leaves_the_first_step_to_the_next(dtype, order):
+  params, (first, second) = parameters(dtype), gradients(dtype)
+  perturbation = friendly_perturbation(0.1, 0.5, 0.75, order=order)
+  late = run(perturbation, [poisoned(first, np.nan), first, second], params)
+  clean = run(perturbation, [first, second], params)
+  for (epsilon, state), (expected, expected_state) in zip(
+    late[1:], clean, strict=True
+  ):
+    chex.assert_trees_all_equal(epsilon, expected)
+    chex.assert_trees_all_equal(state[0], expected_state[0])
+  assert late[0][1][0].count == 0
+
+
+@narrow
+def test_a_norm_beyond_the_range_of_float16_is_still_a_norm(narrow):
+  """Squares in float16 overflow at 256; norms are taken in float32."""
+  params = parameters(narrow)
+  gradient = tree(narrow, np.full((2, 2), 60000.0), [60000.0, -60000.0])
+  gradient = jax.tree.map(lambda x: x.astype(narrow), gradient)
+  perturbation = friendly_perturbation(0.5)
+  ((epsilon, state),) = run(perturbation, [gradient], params)
+  wide = np.float64(gradient["bias"][0])
+  np.testing.assert_allclose(
+    state[1].direction_norm, wide * np.sqrt(6), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    np.float64(epsilon["bias"]),
+    0.5 / np.sqrt(6) * np.array([1, -1]),
+    rtol=2 * epsilon_of(narrow),
+  )
+  chex.assert_trees_all_equal(state[0].ema, gradient)
+
+
+@narrow
+def test_tiny_gradients_of_float16_do_not_vanish_in_the_norm(narrow):
+  params = parameters(narrow)
+  tiny = 2.0**-20  # Its square is zero in float16.
+  gradient = tree(narrow, np.full((2, 2), tiny), [tiny, -tiny])
+  perturbation = fsam_optax.sam_perturbation(0.5)
+  ((epsilon, state),) = run(perturbation, [gradient], params)
+  np.testing.assert_allclose(state.direction_norm, tiny * np.sqrt(6), rtol=1e-6)
+  np.testing.assert_allclose(
+    np.float64(epsilon["bias"]),
+    0.5 / np.sqrt(6) * np.array([1, -1]),
+    rtol=2 * epsilon_of(narrow),
+  )
+
+
+def huge(dtype):
+  """Finite, but its norm is not in the dtype of the norm (float32 at least)."""
+  wide = jnp.promote_types(dtype, jnp.float32)
+  return float(jnp.finfo(wide).max) / 4
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float32", "float64"])
+def test_a_gradient_whose_norm_overflows_is_treated_as_not_finite(name):
+  with jax.enable_x64(name == "float64"):
+    params, (first, second) = parameters(name), gradients(name)
+    perturbation = friendly_perturbation(0.1, 0.5, 0.75)
+    overflowing = poisoned(second, huge(name))
+    chex.assert_tree_all_finite(overflowing)
+    (_, before), (epsilon, during), (after_epsilon, _) = run(
+      perturbation, [first, overflowing, second], params
+    )
+    clean = run(perturbation, [first, second], params)
+    chex.assert_trees_all_equal(epsilon, zeros(params))
+    chex.assert_trees_all_equal(during[0], before[0])
+    assert np.isinf(during[1].direction_norm)
+    chex.assert_trees_all_equal(after_epsilon, clean[1][0])
+
+
+def test_a_difference_that_overflows_float16_is_treated_as_not_finite():
+  """Both gradients are finite in float16, the direction between them is not."""
+  params = parameters("float16")
+  extreme = jax.tree.map(lambda x: jnp.full_like(x, 65504), params)
+  opposite = jax.tree.map(jnp.negative, extreme)
+  perturbation = friendly_perturbation(0.1)
+  outputs = run(perturbation, [extreme, opposite, extreme], params)
+  for epsilon, state in outputs:
+    chex.assert_tree_all_finite(epsilon)
+    chex.assert_trees_all_equal(state[0].ema, extreme)
+  chex.assert_trees_all_equal(outputs[1][0], zeros(params))
+  assert [int(state[0].count) for _, state in outputs] == [1, 1, 2]
+
+
+def test_an_average_that_does_not_fit_float16_stays_finite():
+  params = parameters("float16")
+  extreme = jax.tree.map(lambda x: jnp.full_like(x, 65504), params)
+  perturbation = friendly_perturbation(0.1, 0.0, 0.9)
+  opposite = jax.tree.map(jnp.negative, extreme)
+  outputs = run(perturbation, [extreme] * 3 + [opposite] * 3, params)
+  for epsilon, state in outputs:
+    chex.assert_tree_all_finite((epsilon, state))
+  assert outputs[-1][1][0].count == 6
+
+
+def test_a_wide_gradient_never_makes_a_narrow_average_infinite():
+  """Finite in float32, infinite if cast to float16, and then for ever."""
+  params = parameters("float32")
+  perturbation = friendly_perturbation(
+    0.1, lmbda=0.5, accumulator_dtype=jnp.float16
+  )
+  large = jax.tree.map(lambda x: jnp.full_like(x, -1e6), params)
+  _, second = gradients("float32")
+  outputs = run(perturbation, [large] + [second] * 40, params)
+  for epsilon, state in outputs:
+    chex.assert_tree_all_finite((epsilon, state))
+  chex.assert_trees_all_equal(
+    outputs[0][1][0].ema,
+    jax.tree.map(lambda x: jnp.full_like(x, -65504, jnp.float16), params),
+  )
+  # It recovers.
+  chex.assert_trees_all_close(
+    optax.tree.cast(outputs[-1][1][0].ema, jnp.float32), second, atol=1e-2
+  )
+
+
+# Dtypes.
+
+
+@orders
+@pytest.mark.parametrize("accumulator", [None, "bfloat16", "float32"])
+def test_the_average_keeps_its_dtype(dtype, order, accumulator):
+  params = parameters(dtype)
+  perturbation = fsam_optax.friendly_perturbation(
+    # Strong types, as inject_hyperparams passes them.
+    jnp.float32(0.1),
+    jnp.float32(0.9),
+    jnp.float32(0.8),
+    order=order,
+    accumulator_dtype=accumulator,
+  )
+  state = perturbation.init(params)
+  expected = dtype if accumulator is None else jnp.dtype(accumulator)
+  for epsilon, updated in run(perturbation, gradients(dtype), params):
+    chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(epsilon, params)
+    assert {x.dtype for x in jax.tree.leaves(updated[0].ema)} == {expected}
+
+
+def test_norms_are_float32_at_least(dtype):
+  params = parameters(dtype)
+  wide = jnp.promote_types(dtype, jnp.float32)
+  perturbation = friendly_perturbation(0.1)
+  for _, state in run(perturbation, gradients(dtype), params):
+    assert state[1].direction_norm.dtype == wide
+    assert state[1].perturbation_norm.dtype == wide
+  fn = fsam_optax.value_and_grad(
+    lambda p, b: sum(jnp.sum(x * x) for x in jax.tree.leaves(p)), perturbation
+  )
+  loss, grads, _, info = fn(params, perturbation.init(params), None)
+  chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
+  assert loss.dtype == info.perturbed_value.dtype == dtype
+  for name in info._fields[1:]:
+    assert getattr(info, name).dtype == wide, name
+    assert getattr(info, name).shape == ()
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_is_not_rounded_to_float32():
+  params = parameters("float64")
+  perturbation = friendly_perturbation(0.1, 0.7, 0.6)
+  first, second = gradients("float64")
+  second = optax.tree.scale(1 / 3, second)
+  _, (epsilon, state) = run(perturbation, [first, second], params)
+  ravel = lambda t: np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)])
+  direction = ravel(second) - 0.7 * ravel(first)
+  np.testing.assert_allclose(
+    ravel(epsilon),
+    0.1 * direction / (np.linalg.norm(direction) + 1e-12),
+    rtol=0,
+    atol=1e-15,
+  )
+  np.testing.assert_allclose(
+    ravel(state[0].ema), 0.6 * ravel(first) + 0.4 * ravel(second), rtol=1e-14
+  )
+
+
+def test_parameters_of_mixed_dtypes_keep_each_their_own():
+  params = {
+    "a": jnp.ones(2, jnp.bfloat16),
+    "b": jnp.ones(2, jnp.float32),
+    "c": jnp.ones(2, jnp.float16),
+  }
+  perturbation = friendly_perturbation(0.6)
+  ((epsilon, state),) = run(perturbation, [params], params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(epsilon, params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(state[0].ema, params)
+  np.testing.assert_allclose(
+    np.float32(epsilon["b"]), 0.6 / np.sqrt(6), rtol=1e-6
+  )
+  np.testing.assert_allclose(np.float32(epsilon["a"]), 0.245, rtol=1e-2)
+
+
+def test_narrow_gradients_give_perturbations_in_the_dtype_of_the_weights():
+  params, (gradient, _) = parameters("float32"), gradients("bfloat16")
+  perturbation = friendly_perturbation(0.1)
+  ((epsilon, state),) = run(perturbation, [gradient], params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(epsilon, params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(state[0].ema, params)
+  np.testing.assert_allclose(optax.tree.norm(epsilon), 0.1, rtol=1e-6)
+
+
+def test_a_float32_average_keeps_what_bfloat16_forgets():
+  """0.999 of bfloat16 plus a thousandth rounds back to where it was."""
+  params = jnp.ones(4, jnp.bfloat16)
+  updates = [jnp.ones(4, jnp.bfloat16)] + [jnp.full(4, 2.0, jnp.bfloat16)] * 20
+  ema = lambda accumulator: (
+    run(
+      fsam_optax.subtract_gradient_ema(
+        lmbda=0.999, accumulator_dtype=accumulator
+      ),
+      updates,
+      params,
+    )[-1][1].ema
+  )
+  np.testing.assert_array_equal(np.float32(ema(None)), 1.0)
+  np.testing.assert_allclose(ema(jnp.float32), 2 - 0.999**20, rtol=1e-5)
+
+
+# Complex parameters.
+
+
+@orders
+@adaptivities
+def test_complex_parameters_are_as_real_ones_turned(order, adaptive):
+  """Turn every entry of the plane by its own angle: nothing else changes."""
+  rng = np.random.default_rng(0)
+  phase = np.exp(1j * rng.uniform(0, 2 * np.pi, size=5)).astype(np.complex64)
+  params, *updates = rng.normal(size=(4, 5)).astype(np.float32)
+  perturbation = friendly_perturbation(
+    0.1, 0.8, 0.7, order=order, adaptive=adaptive
+  )
+  on_reals = run(perturbation, updates, params)
+  turned = run(perturbation, [phase * g for g in updates], phase * params)
+  for (epsilon, state), (expected, expected_state) in zip(
+    turned, on_reals, strict=True
+  ):
+    chex.assert_trees_all_close(epsilon, phase * expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(
+      state[0].ema, phase * expected_state[0].ema, rtol=1e-5, atol=1e-6
+    )
+    chex.assert_trees_all_close(state[1], expected_state[1], rtol=1e-5)
+    assert state[1].direction_norm.dtype == jnp.float32
+
+
+def test_complex_parameters_are_pairs_of_real_ones():
+  """The loss, too, sees complex numbers and their halves alike.
+
+  jax.grad conjugates: its result is a descent only once conjugated.
+  """
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.normal(size=5) + 1j * rng.normal(size=5)
+  params, batches = jnp.asarray(draw(), jnp.complex64), [draw(), draw()]
+  pair = lambda z: {"re": z.real, "im": z.imag}
+  loss_fn = lambda z, b: jnp.sum(jnp.abs(z - b) ** 2 * jnp.abs(z + 1j))
+  perturbation = friendly_perturbation(0.3, 0.8)
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
+  fn_of_pairs = fsam_optax.value_and_grad(
+    lambda p, b: loss_fn(p["re"] + 1j * p["im"], b), perturbation
+  )
+  state, state_of_pairs = (
+    perturbation.init(params),
+    perturbation.init(pair(params)),
+  )
+  for batch in batches:
+    _, grads, state, info = fn(params, state, batch)
+    _, expected, state_of_pairs, expected_info = fn_of_pairs(
+      pair(params), state_of_pairs, batch
+    )
+    chex.assert_trees_all_close(
+      pair(jnp.conj(grads)), expected, rtol=1e-4, atol=1e-5
+    )
+    chex.assert_trees_all_close(info, expected_info, rtol=1e-4, atol=1e-5)
+
+
+# Large leaves and degenerate trees.
+
+
+@pytest.mark.parametrize(
+  "shape", [(256, 256), (70_000,), (3, 210, 110), (2**16 + 8, 1)], ids=str
+)
+def test_large_leaves_are_summed_as_accurately_as_small_ones(shape):
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  expected = np.linalg.norm(x.astype(np.float64).ravel())
+  perturbation = friendly_perturbation(0.1)
+  params = {"large": jnp.asarray(x), "small": jnp.zeros(3)}
+  ((epsilon, state),) = run(perturbation, [params], params)
+  np.testing.assert_allclose(state[1].direction_norm, expected, rtol=2e-6)
+  np.testing.assert_allclose(epsilon["large"], 0.1 * x / expected, rtol=1e-5)
+
+
+def test_large_leaves_can_be_mapped_and_differentiated():
+  """The two stages of the sum hold under the transformations of jax."""
+  x = np.random.default_rng(0).normal(size=(2, 256, 260)).astype(np.float32)
+  perturbation = fsam_optax.sam_perturbation(0.1)
+
+  def norm(x):
+    _, state = perturbation.update(x, perturbation.init(x), x)
+    return state.direction_norm
+
+  np.testing.assert_allclose(
+    jax.vmap(norm)(x), np.linalg.norm(x.reshape(2, -1), axis=1), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    jax.grad(norm)(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize("params", [{}, {"empty": jnp.zeros((0, 3))}], ids=str)
+def test_nothing_to_perturb_is_no_error(params):
+  tx = fsam_optax.fsam(0.1)
+  updates, state = tx.update(
+    params, tx.init(params), params, grad_fn=lambda _: params
+  )
+  chex.assert_trees_all_equal(updates, params)
+  chex.assert_tree_all_finite(state)
+
+
+def test_a_scalar_parameter_moves_by_rho():
+  perturbation = friendly_perturbation(0.1)
+  params = jnp.asarray(2.0)
+  epsilon, _ = perturbation.update(
+    jnp.asarray(-7.0), perturbation.init(params), params
+  )
+  np.testing.assert_allclose(epsilon, -0.1, rtol=1e-6)
+
+
+def test_the_state_does_not_alias_the_parameters():
+  params = parameters("float32")
+  pointers = lambda t: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(t)}
+  state = fsam_optax.fsam().init(params)
+  assert not pointers(state) & pointers(params)
+
+
+def test_the_counters_stop_at_their_end_instead_of_wrapping():
+  perturbation = friendly_perturbation(0.1)
+  params, (first, _) = parameters("float32"), gradients("float32")
+  state = perturbation.init(params)
+  last = jnp.asarray(jnp.iinfo(jnp.int32).max)
+  state = tuple(part._replace(count=last) for part in state)
+  _, state = perturbation.update(first, state, params)
+  assert [int(part.count) for part in state] == [int(last)] * 2
