@@ -439,3 +439,51 @@ def test_eight_devices_equal_one(problem):
   chex.assert_trees_all_close(
     train(spread, tx), train(problem, tx), rtol=1e-4, atol=1e-5
   )
+
+
+MASKS = {
+  "tree": {"hidden": {"kernel": True, "bias": False}, "output": True},
+  "prefix": {"hidden": True, "output": False},
+  "callable": lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@adaptivities
+@orders
+def test_a_mask_is_the_perturbation_of_what_it_selects(
+  problem, mask, adaptive, order
+):
+  """Elsewhere: no perturbation, not in the norm, no memory."""
+  mask, params = MASKS[mask], problem.params
+  kwargs = {"sigma": 0.7, "adaptive": adaptive, "order": order}
+  bools = mask(params) if callable(mask) else mask
+  bools = jax.tree.broadcast(bools, params)
+  select = lambda tree: [
+    x
+    for x, is_selected in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(bools), strict=True
+    )
+    if is_selected
+  ]
+  gradients = problem.gradients(3)
+  epsilons, states = ascend(
+    fsam_optax.friendly_perturbation(0.2, mask=mask, **kwargs),
+    gradients,
+    params,
+  )
+  alone, alone_states = ascend(
+    fsam_optax.friendly_perturbation(0.2, **kwargs),
+    list(map(select, gradients)),
+    select(params),
+  )
+  assert 0 < len(select(params)) < len(jax.tree.leaves(params))
+  for t, epsilon in enumerate(epsilons):
+    chex.assert_trees_all_close(select(epsilon), alone[t], rtol=1e-5)
+    chex.assert_trees_all_close(
+      jax.tree.leaves(states[t]), jax.tree.leaves(alone_states[t]), rtol=1e-5
+    )
+    for x, is_selected in zip(
+      jax.tree.leaves(epsilon), jax.tree.leaves(bools), strict=True
+    ):
+      assert bool(jnp.any(x)) == is_selected

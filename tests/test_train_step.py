@@ -1,0 +1,670 @@
+"""The Flax step: what moves, what does not, and what the caller keeps."""
+
+from flax import linen as nn
+from flax import struct
+from flax.training import train_state
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+
+class Network(nn.Module):
+  """BatchNorm and dropout, the two layers that tell the passes apart."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    x = nn.Dense(8)(inputs)
+    x = nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
+    x = nn.Dropout(0.5, deterministic=False)(nn.relu(x))
+    return nn.Dense(2)(x)
+
+
+NETWORK = Network()
+
+
+def network_loss(params, model_state, batch, rng):
+  outputs, model_state = NETWORK.apply(
+    {"params": params, **model_state},
+    batch["x"],
+    mutable=["batch_stats"],
+    rngs={"dropout": rng},
+  )
+  loss = jnp.mean((outputs - batch["y"]) ** 2)
+  return loss, (model_state, {"mean_output": jnp.mean(outputs)})
+
+
+@pytest.fixture(scope="module")
+def variables():
+  rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  return jax.tree.map(
+    np.asarray, jax.jit(NETWORK.init)(rngs, jnp.zeros((16, 3)))
+  )
+
+
+@pytest.fixture(scope="module")
+def batches():
+  rng = np.random.default_rng(0)
+  return {
+    "x": rng.normal(size=(6, 16, 3)).astype(np.float32),
+    "y": rng.normal(size=(6, 16, 2)).astype(np.float32),
+  }
+
+
+def at(batches, t):
+  return jax.tree.map(lambda x: x[t], batches)
+
+
+PERTURBATION = fsam_optax.friendly_perturbation(rho=0.5)
+OPTIMIZER = optax.adam(1e-2)
+
+
+@pytest.fixture
+def new_state(variables):
+  """Makes a state of fresh arrays, because a step deletes those it gets."""
+
+  def make(perturbation=PERTURBATION, tx=OPTIMIZER, rng=7, **kwargs):
+    return fsam_optax.TrainState.create(
+      apply_fn=NETWORK.apply,
+      params=jax.tree.map(jnp.asarray, variables["params"]),
+      tx=tx,
+      perturbation=perturbation,
+      model_state={
+        "batch_stats": jax.tree.map(jnp.asarray, variables["batch_stats"])
+      },
+      rng=jax.random.key(rng),
+      **kwargs,
+    )
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def step():
+  return fsam_optax.make_train_step(network_loss)
+
+
+def copy(tree):
+  """The values, out of reach of donation; keys as their data."""
+  as_data = lambda x: (
+    jax.random.key_data(x)
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    else x
+  )
+  return jax.tree.map(lambda x: np.array(as_data(x)), tree)
+
+
+def assert_equal_bits(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for (path, x), y in zip(
+    jax.tree_util.tree_leaves_with_path(actual),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    assert x.dtype == y.dtype, path
+    assert x.shape == y.shape, path
+    assert x.tobytes() == y.tobytes(), path
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=tolerance, atol=tolerance
+    ),
+    actual,
+    expected,
+  )
+
+
+# BatchNorm and dropout.
+
+
+@pytest.fixture(scope="module")
+def clean_pass():
+  return jax.jit(jax.value_and_grad(network_loss, has_aux=True))
+
+
+def test_statistics_move_once_a_step_and_from_the_clean_pass(
+  new_state, step, batches, clean_pass
+):
+  state = new_state()
+  for t in range(3):
+    params, model_state = copy(state.params), copy(state.model_state)
+    key = jax.random.fold_in(jax.random.key(7), t)
+    (loss, (expected, own)), gradient = clean_pass(
+      params, model_state, at(batches, t), key
+    )
+    state, metrics = step(state, at(batches, t))
+    assert_close(copy(state.model_state), copy(expected))
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(
+      metrics["mean_output"], own["mean_output"], rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+      metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-4
+    )
+    # The radius is large enough for the other pass to differ.
+    assert abs(float(metrics["sharpness"])) > 1e-2
+
+
+def test_statistics_of_the_perturbed_pass_would_differ(
+  new_state, batches, clean_pass
+):
+  """The test above can fail: the perturbed statistics are others."""
+  state, key = new_state(), jax.random.fold_in(jax.random.key(7), 0)
+  arguments = state.model_state, at(batches, 0), key
+  (_, (clean, _)), gradient = clean_pass(state.params, *arguments)
+  epsilon, _ = PERTURBATION.update(
+    gradient, state.perturbation_state, state.params
+  )
+  perturbed = optax.apply_updates(state.params, epsilon)
+  (_, (other, _)), _ = clean_pass(perturbed, *arguments)
+  distance = optax.tree.norm(optax.tree.sub(clean, other))
+  assert distance > 1e-3
+
+
+def test_the_optimizer_gets_the_gradient_of_the_perturbed_pass(
+  new_state, step, batches, clean_pass
+):
+  state, key = new_state(), jax.random.fold_in(jax.random.key(7), 0)
+  arguments = state.model_state, at(batches, 0), key
+  _, gradient = clean_pass(state.params, *arguments)
+  epsilon, ascent = PERTURBATION.update(
+    gradient, state.perturbation_state, state.params
+  )
+  (perturbed_loss, _), grads = clean_pass(
+    optax.apply_updates(state.params, epsilon), *arguments
+  )
+  _, expected = OPTIMIZER.update(grads, state.opt_state, state.params)
+  state, metrics = step(state, at(batches, 0))
+  # Adam's moments after one step are the gradient and its square. (Not its
+  # update, which divides what is zero but for rounding by its own size.)
+  assert_close(copy(state.opt_state), copy(expected), 1e-4)
+  assert_close(copy(state.perturbation_state), copy(ascent), 1e-4)
+  np.testing.assert_allclose(
+    metrics["perturbed_loss"], perturbed_loss, rtol=1e-4
+  )
+
+
+def test_both_passes_see_the_same_dropout_mask_and_steps_do_not(
+  new_state, batches
+):
+  step = fsam_optax.make_train_step(network_loss)
+  state = new_state(
+    fsam_optax.friendly_perturbation(rho=0.0), optax.set_to_zero()
+  )
+  losses = []
+  for _ in range(3):
+    state, metrics = step(state, at(batches, 0))
+    assert metrics["perturbed_loss"] == metrics["loss"]
+    assert metrics["sharpness"] == 0
+    losses.append(float(metrics["loss"]))
+  # The same parameters and batch; only the masks move on.
+  assert len(set(losses)) == 3
+
+
+def test_the_key_of_the_state_stays_and_the_step_counts(
+  new_state, step, batches
+):
+  state = new_state()
+  key = copy(state.rng)
+  for t in range(3):
+    assert state.step == t
+    state, _ = step(state, at(batches, t))
+    assert_equal_bits(copy(state.rng), key)
+  assert state.step.dtype == jnp.int32
+  assert state.perturbation_state[0].count == 3
+
+
+def test_another_key_is_another_run(new_state, step, batches):
+  losses = {
+    float(step(new_state(rng=seed), at(batches, 0))[1]["loss"])
+    for seed in (1, 2, 1)
+  }
+  assert len(losses) == 2
+
+
+# Metrics.
+
+ALWAYS = {"loss", "perturbed_loss", "sharpness", "perturbation_norm", "skipped"}
+
+
+@pytest.fixture(scope="module")
+def line():
+  """A linear model without a model state, quick to compile."""
+
+  def loss_fn(params, model_state, batch, rng):
+    del rng
+    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.mean(residual**2), (model_state, {"own": residual})
+
+  return loss_fn
+
+
+def line_state(perturbation=PERTURBATION, tx=OPTIMIZER, **kwargs):
+  return fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.array([[1.0, -1.0], [0.5, 2.0], [0.0, 1.0]]),
+            "b": jnp.zeros(2)},
+    tx=tx,
+    perturbation=perturbation,
+    **kwargs,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    (),
+    {"direction_norm", "gradient_ema_cosine"},
+    ["gradient_norm", "direction_norm", "gradient_ema_cosine"],
+  ],
+  ids=["none", "set", "all"],
+)
+def test_metrics_are_those_asked_for_and_those_of_the_two_passes(
+  line, batches, names
+):
+  train_step = fsam_optax.make_train_step(line, metrics=names, jit=False)
+  state = line_state()
+  fn = fsam_optax.value_and_grad(
+    lambda p, b: line(p, None, b, None)[0], PERTURBATION
+  )
+  run = jax.jit(
+    lambda state, batch: (
+      train_step(state, batch),
+      fn(state.params, state.perturbation_state, batch),
+    )
+  )
+  for t in range(2):
+    (state, metrics), (loss, _, _, info) = run(state, at(batches, t))
+    assert metrics.keys() == ALWAYS | set(names) | {"own"}
+    assert metrics["own"].shape == (16, 2)
+    expected = {
+      "loss": loss,
+      "perturbed_loss": info.perturbed_value,
+      "sharpness": info.perturbed_value - loss,
+      "perturbation_norm": info.perturbation_norm,
+      "skipped": 0,
+      **{name: getattr(info, name) for name in names},
+    }
+    for name, value in expected.items():
+      assert metrics[name].shape == ()
+      np.testing.assert_allclose(
+        metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name
+      )
+  assert metrics["skipped"].dtype == jnp.int32
+  np.testing.assert_allclose(metrics["perturbation_norm"], 0.5, rtol=1e-5)
+
+
+def test_a_model_without_state_and_key_gets_none(batches):
+  seen = []
+
+  def loss_fn(params, model_state, batch, rng):
+    seen.append((model_state, rng))
+    return jnp.mean((batch["x"] @ params["w"]) ** 2), (model_state, {})
+
+  step = fsam_optax.make_train_step(loss_fn, jit=False)
+  state, _ = step(line_state(), at(batches, 0))
+  assert set(seen) == {(None, None)}
+  assert state.model_state is None
+  assert state.rng is None
+
+
+# Steps that are not finite.
+
+
+@jax.custom_vjp
+def poison(x, on_value, on_gradient):
+  """Zero, but for a value or a gradient that is not finite on demand."""
+  del x, on_gradient
+  return on_value
+
+
+def _poison_forward(x, on_value, on_gradient):
+  return on_value, (x, on_gradient)
+
+
+def _poison_backward(residuals, cotangent):
+  del cotangent
+  x, on_gradient = residuals
+  return jnp.full_like(x, on_gradient), None, None
+
+
+poison.defvjp(_poison_forward, _poison_backward)
+
+# Which of (loss, gradient) x (first pass, second pass) goes wrong.
+SITES = {
+  "loss": 0,
+  "gradient": 1,
+  "perturbed loss alone": 2,
+  "perturbed gradient alone": 3,
+}
+
+
+def fragile_loss(params, model_state, batch, rng):
+  """Goes wrong at the site that the batch names, if any."""
+  is_clean = jnp.all(params["w"] == batch["clean"])
+  at_site = lambda value: jnp.where(batch["site"] == value, batch["value"], 0.0)
+  added = poison(
+    params["w"][0, 0],
+    jnp.where(is_clean, at_site(0), at_site(2)),
+    jnp.where(is_clean, at_site(1), at_site(3)),
+  )
+  noise = 0.1 * jax.random.normal(rng, batch["y"].shape)
+  residual = batch["x"] @ params["w"] + params["b"] - batch["y"] + noise
+  model_state = {"count": model_state["count"] + 1}
+  return jnp.mean(residual**2) + added, (model_state, {})
+
+
+# One object, so that the states of all tests share one compiled step.
+FRAGILE_OPTIMIZER = optax.adam(optax.linear_schedule(0.1, 0.0, 9))
+
+
+def fragile_state(perturbation=PERTURBATION):
+  return line_state(
+    perturbation,
+    FRAGILE_OPTIMIZER,
+    model_state={"count": jnp.zeros([], jnp.int32)},
+    rng=jax.random.key(5),
+  )
+
+
+def fragile_batch(state, batches, t, site=-1, value=np.nan):
+  return {
+    **at(batches, t),
+    "clean": np.array(state.params["w"]),
+    "site": np.int32(site),
+    "value": np.float32(value),
+  }
+
+
+@pytest.fixture(scope="module")
+def fragile_step():
+  return fsam_optax.make_train_step(fragile_loss)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("site", SITES)
+def test_a_step_that_is_not_finite_changes_no_bit_of_the_state(
+  fragile_step, batches, site, value
+):
+  state = fragile_state()
+  state, metrics = fragile_step(state, fragile_batch(state, batches, 0))
+  assert metrics["skipped"] == 0
+  before = copy(state)
+  state, metrics = fragile_step(
+    state, fragile_batch(state, batches, 1, SITES[site], value)
+  )
+  assert metrics["skipped"] == 1
+  assert_equal_bits(copy(state), before)
+  # The metrics still say where it went wrong.
+  wrong = {"loss": "loss", "perturbed loss alone": "perturbed_loss"}.get(site)
+  for name in ("loss", "perturbed_loss"):
+    assert np.isfinite(metrics[name]) == (name != wrong), name
+  # The run goes on as if the batch had not been.
+  state, metrics = fragile_step(state, fragile_batch(state, batches, 2))
+  assert metrics["skipped"] == 0
+  straight = fragile_state()
+  for t in (0, 2):
+    straight, _ = fragile_step(straight, fragile_batch(straight, batches, t))
+  assert_equal_bits(copy(state), copy(straight))
+
+
+@pytest.mark.parametrize("site", ["loss", "gradient"])
+def test_a_plain_step_that_is_not_finite_is_skipped_too(
+  fragile_step, batches, site
+):
+  state = fragile_state(perturbation=None)
+  before = copy(state)
+  batch = fragile_batch(state, batches, 0, SITES[site])
+  state, metrics = fragile_step(state, batch)
+  assert metrics["skipped"] == 1
+  assert_equal_bits(copy(state), before)
+
+
+@pytest.fixture(scope="module")
+def careless_step():
+  return fsam_optax.make_train_step(fragile_loss, skip_nonfinite=False)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_without_skipping_the_step_is_taken(careless_step, batches, site):
+  state = fragile_state()
+  before = copy(state)
+  state, metrics = careless_step(
+    state, fragile_batch(state, batches, 0, SITES[site])
+  )
+  assert metrics["skipped"] == 0
+  assert state.step == 1
+  assert state.model_state["count"] == 1
+  is_nan = bool(np.isnan(np.array(state.params["w"])).any())
+  # After a first gradient that is not finite there is no perturbation, and the
+  # second pass meets the same gradient.
+  assert is_nan == (site in ("gradient", "perturbed gradient alone"))
+  # What is not finite never enters the average, whoever else takes it.
+  assert np.isfinite(np.array(state.perturbation_state[0].ema["w"])).all()
+  assert not np.array_equal(copy(state.params["b"]), before.params["b"])
+
+
+# Donation and compilation.
+
+
+def arrays(tree):
+  return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+
+
+def test_the_state_is_donated_and_nothing_else(new_state, step, batches):
+  """A buffer that cannot be donated warns, and a warning fails the test."""
+  key = jax.random.key(3)
+  state = new_state().replace(rng=jnp.copy(key))
+  batch = jax.tree.map(jnp.asarray, at(batches, 0))
+  state, _ = step(state, batch)
+  for t in range(2):
+    before = state
+    state, _ = step(state, batch)
+    # The key is given back as it came, so that its buffer may live on in the
+    # new state; every other buffer is gone.
+    for x in arrays(before.replace(rng=None)):
+      assert x.is_deleted(), t
+    assert not any(x.is_deleted() for x in arrays(state))
+  assert not any(x.is_deleted() for x in arrays(batch))
+
+
+def test_the_key_of_the_caller_survives(variables, step, batches):
+  key = jax.random.key(7)
+  state = fsam_optax.TrainState.create(
+    apply_fn=NETWORK.apply,
+    params=jax.tree.map(jnp.asarray, variables["params"]),
+    tx=OPTIMIZER,
+    perturbation=PERTURBATION,
+    model_state={
+      "batch_stats": jax.tree.map(jnp.asarray, variables["batch_stats"])
+    },
+    rng=key,
+  )
+  step(state, at(batches, 0))
+  assert not key.is_deleted()
+  jax.random.normal(key)
+
+
+def test_no_two_arrays_of_the_state_share_memory(new_state):
+  state = new_state().replace(rng=None)
+  pointers = [x.unsafe_buffer_pointer() for x in arrays(state)]
+  assert len(set(pointers)) == len(pointers)
+
+
+def test_steps_compile_once(line, batches):
+  traces = []
+
+  def loss_fn(*args):
+    traces.append(None)
+    return line(*args)
+
+  step = fsam_optax.make_train_step(loss_fn)
+  state = line_state(rng=jax.random.key(0))
+  for t in range(4):
+    state, _ = step(state, at(batches, t))
+  assert step._cache_size() == 1
+  assert len(traces) == 2  # The passes of the one trace.
+
+
+def test_the_state_keeps_every_type(new_state, step, batches):
+  state = new_state()
+  before = jax.tree.map(jax.typeof, state)
+  state, _ = step(state, at(batches, 0))
+  assert jax.tree.map(jax.typeof, state) == before
+
+
+# The pure function.
+
+
+def test_the_pure_step_deletes_nothing_and_scans(line, batches):
+  pure = fsam_optax.make_train_step(line, jit=False)
+  state = line_state()
+  before = copy(state)
+  pure(state, at(batches, 0))
+  scanned, metrics = jax.jit(lambda s: jax.lax.scan(pure, s, batches))(state)
+  assert_equal_bits(copy(state), before)
+  assert metrics["loss"].shape == (6,)
+  compiled, losses = fsam_optax.make_train_step(line), []
+  for t in range(6):
+    state, own = compiled(state, at(batches, t))
+    losses.append(own["loss"])
+  assert_close(copy(scanned.params), copy(state.params), 1e-4)
+  np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-4)
+  assert scanned.step == 6
+
+
+def test_the_pure_step_maps_over_seeds(batches):
+  """Skipping is decided seed by seed."""
+  pure = fsam_optax.make_train_step(fragile_loss, jit=False)
+  state = fragile_state()
+  states = jax.tree.map(lambda x: jnp.stack([x] * 3), state)
+  seeds = jax.random.split(jax.random.key(0), 3)
+  states = states.replace(rng=seeds)
+  one = fragile_batch(state, batches, 0)
+  stacked = jax.tree.map(lambda x: np.stack([x] * 3), one)
+  stacked["site"] = np.array([-1, SITES["perturbed gradient alone"], -1])
+  after, metrics = jax.jit(jax.vmap(pure))(states, stacked)
+  np.testing.assert_array_equal(metrics["skipped"], [0, 1, 0])
+  np.testing.assert_array_equal(after.step, [1, 0, 1])
+  assert_equal_bits(copy(after.params["w"][1]), copy(states.params["w"][1]))
+  alone = jax.jit(pure)
+  for seed in (0, 2):
+    expected, _ = alone(state.replace(rng=seeds[seed]), one)
+    assert_close(
+      jax.tree.map(lambda x: x[seed], copy(after.params)),  # noqa: B023
+      copy(expected.params),
+    )
+
+
+# No perturbation, zero radius, masks, subclasses.
+
+
+def plain_flax(variables, batches, steps):
+  """The loop that Flax's own guide writes, with the same keys."""
+
+  class State(train_state.TrainState):
+    batch_stats: dict = struct.field(default_factory=dict)
+
+  @jax.jit
+  def train_step(state, batch):
+    rng = jax.random.fold_in(jax.random.key(7), state.step)
+    (loss, (model_state, _)), grads = jax.value_and_grad(
+      network_loss, has_aux=True
+    )(state.params, {"batch_stats": state.batch_stats}, batch, rng)
+    return state.apply_gradients(
+      grads=grads, batch_stats=model_state["batch_stats"]
+    ), loss
+
+  state = State.create(
+    apply_fn=NETWORK.apply,
+    params=variables["params"],
+    tx=OPTIMIZER,
+    batch_stats=variables["batch_stats"],
+  )
+  losses = []
+  for t in range(steps):
+    state, loss = train_step(state, at(batches, t))
+    losses.append(loss)
+  return copy((state.params, state.opt_state, state.batch_stats)), losses
+
+
+@pytest.mark.parametrize(
+  "perturbation",
+  [None, fsam_optax.friendly_perturbation(rho=0.0)],
+  ids=["no perturbation", "zero radius"],
+)
+def test_without_a_perturbation_it_is_plain_flax_bit_for_bit(
+  new_state, variables, batches, perturbation
+):
+  # Skipping takes the update in a branch, where XLA rounds it differently.
+  step = fsam_optax.make_train_step(network_loss, skip_nonfinite=False)
+  state, losses = new_state(perturbation), []
+  for t in range(4):
+    state, metrics = step(state, at(batches, t))
+    losses.append(metrics["loss"])
+    assert metrics["sharpness"] == 0
+    assert metrics["perturbation_norm"] == 0
+    assert metrics["perturbed_loss"] == metrics["loss"]
+  expected, expected_losses = plain_flax(variables, batches, 4)
+  assert_equal_bits(
+    copy((state.params, state.opt_state, state.model_state["batch_stats"])),
+    expected,
+  )
+  np.testing.assert_array_equal(losses, expected_losses)
+
+
+def test_excluded_leaves_are_trained_but_not_perturbed(new_state, batches):
+  mask = lambda params: {
+    name: not name.startswith("BatchNorm") for name in params
+  }
+  perturbation = fsam_optax.friendly_perturbation(rho=0.5, mask=mask)
+  step = fsam_optax.make_train_step(network_loss)
+  state = new_state(perturbation)
+  before = copy(state.params)
+  state, metrics = step(state, at(batches, 0))
+  held = state.perturbation_state[0].inner_state[0].ema
+  assert isinstance(held["BatchNorm_0"], optax.MaskedNode)
+  assert jax.tree.structure(held["Dense_0"]) == jax.tree.structure(
+    before["Dense_0"]
+  )
+  np.testing.assert_allclose(metrics["perturbation_norm"], 0.5, rtol=1e-5)
+  after = copy(state.params)
+  for name in ("scale", "bias"):
+    assert np.any(after["BatchNorm_0"][name] != before["BatchNorm_0"][name])
+
+
+def test_subclasses_add_fields_that_the_step_carries(batches, line):
+  class State(fsam_optax.TrainState):
+    tag: jax.Array = None
+
+  state = State.create(
+    apply_fn=None,
+    params=line_state().params,
+    tx=optax.sgd(0.1),
+    perturbation=PERTURBATION,
+    tag=jnp.arange(3),
+  )
+  state, _ = fsam_optax.make_train_step(line)(state, at(batches, 0))
+  assert isinstance(state, State)
+  np.testing.assert_array_equal(state.tag, [0, 1, 2])
+
+
+def test_any_base_optimizer_and_its_wrappers_fit(batches, line):
+  """The state's optimizer sees one gradient like any other."""
+  tx = optax.apply_if_finite(
+    optax.partition(
+      {"w": optax.adamw(1e-2), "b": optax.sgd(1e-2)}, {"w": "w", "b": "b"}
+    ),
+    max_consecutive_errors=3,
+  )
+  state = line_state(tx=tx)
+  pure = fsam_optax.make_train_step(line, jit=False)
+  state, metrics = jax.jit(lambda s: jax.lax.scan(pure, s, batches))(state)
+  assert state.opt_state.total_notfinite == 0
+  assert metrics["skipped"].sum() == 0
+  assert np.all(np.isfinite(metrics["loss"]))

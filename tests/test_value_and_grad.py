@@ -1,0 +1,311 @@
+"""The two passes: what comes from which, and what `info` says about them."""
+
+import chex
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import optax.tree
+import pytest
+
+import fsam_optax
+
+RHO, SIGMA, LMBDA = 0.3, 0.6, 0.8
+PERTURBATIONS = {
+  "friendly": dict(),
+  "adaptive": dict(adaptive=True, eta=0.01),
+  "paper order": dict(order="paper"),
+  "masked": dict(mask={"hidden": True, "output": False}),
+  "masked adaptive": dict(
+    adaptive=True, mask={"hidden": False, "output": True}
+  ),
+}
+
+
+def after_three_steps(problem, perturbation):
+  """A state whose average is no multiple of any gradient."""
+  state = perturbation.init(problem.params)
+  for gradient in problem.gradients(3):
+    _, state = perturbation.update(gradient, state, problem.params)
+  return state
+
+
+def ravel(tree):
+  leaves = [np.ravel(x) for x in jax.tree.leaves(tree)]
+  return np.concatenate(leaves).astype(np.float64)
+
+
+def average_of(state):
+  (found,) = optax.tree.get_all_with_path(state, "ema")
+  return found[1]
+
+
+@pytest.fixture(params=PERTURBATIONS)
+def options(request):
+  return PERTURBATIONS[request.param]
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_the_value_is_clean_and_the_gradient_perturbed(
+  problem, options, has_aux
+):
+  """Each against jax.value_and_grad at the point where it belongs."""
+  perturbation = fsam_optax.friendly_perturbation(RHO, SIGMA, LMBDA, **options)
+  state = after_three_steps(problem, perturbation)
+  params, batch = problem.params, problem.batch(3)
+
+  def loss_fn(params, batch):
+    loss = problem.loss_fn(params, batch)
+    aux = {"weights": params["output"], "count": 7}
+    return (loss, aux) if has_aux else loss
+
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation, has_aux=has_aux)
+  value, grads, new_state, info = jax.jit(fn)(params, state, batch)
+
+  by_hand = jax.jit(jax.value_and_grad(problem.loss_fn))
+  loss, gradient = by_hand(params, batch)
+  epsilon, expected_state = perturbation.update(gradient, state, params)
+  perturbed_loss, expected = by_hand(
+    optax.apply_updates(params, epsilon), batch
+  )
+  chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close(new_state, expected_state, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(info.perturbed_value, perturbed_loss, rtol=1e-5)
+  if has_aux:
+    value, aux = value
+    np.testing.assert_array_equal(aux["weights"], params["output"])
+    assert aux["count"] == 7
+  np.testing.assert_allclose(value, loss, rtol=1e-6)
+  # The comparison means something: both points differ.
+  assert abs(float(perturbed_loss - loss)) > 1e-2
+  assert np.linalg.norm(ravel(expected) - ravel(gradient)) > 1e-2
+
+
+def test_info_is_what_numpy_measures(problem, options):
+  perturbation = fsam_optax.friendly_perturbation(RHO, SIGMA, LMBDA, **options)
+  state = after_three_steps(problem, perturbation)
+  params, batch = problem.params, problem.batch(3)
+  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+  _, _, new_state, info = jax.jit(fn)(params, state, batch)
+
+  gradient = jax.grad(problem.loss_fn)(params, batch)
+  mask = options.get("mask", {"hidden": True, "output": True})
+  selected = lambda tree: ravel({k: tree[k] for k in tree if mask[k]})
+  g, w = selected(gradient), selected(params)
+  # Masked nodes are no leaves, so this holds the selected leaves alone.
+  before, after = ravel(average_of(state)), ravel(average_of(new_state))
+  assert before.shape == g.shape
+  direction = g - SIGMA * (after if "order" in options else before)
+  if options.get("adaptive"):
+    stretch = np.abs(w) + options.get("eta", 0.0)
+    length = np.linalg.norm(stretch * direction)
+    moved = RHO * np.linalg.norm(stretch**2 * direction) / length
+  else:
+    length, moved = np.linalg.norm(direction), RHO
+  expected = {
+    "gradient_norm": np.linalg.norm(ravel(gradient)),
+    "direction_norm": length,
+    "perturbation_norm": moved,
+    "gradient_ema_cosine": (
+      g @ before / np.linalg.norm(g) / np.linalg.norm(before)
+    ),
+  }
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+      getattr(info, name), value, rtol=1e-4, err_msg=name
+    )
+  assert abs(expected["gradient_ema_cosine"]) > 1e-2
+
+
+def test_the_cosine_is_one_along_the_average_and_zero_without(problem):
+  params, batch = problem.params, problem.batch(0)
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, perturbation))
+  _, _, state, info = fn(params, perturbation.init(params), batch)
+  assert info.gradient_ema_cosine == 0  # There is no average yet.
+  _, _, _, info = fn(params, state, batch)
+  np.testing.assert_allclose(info.gradient_ema_cosine, 1.0, rtol=1e-6)
+  opposite = (
+    state[0]._replace(ema=jax.tree.map(jnp.negative, state[0].ema)),
+    state[1],
+  )
+  _, _, _, info = fn(params, opposite, batch)
+  np.testing.assert_allclose(info.gradient_ema_cosine, -1.0, rtol=1e-6)
+  sam = fsam_optax.sam_perturbation(0.1)
+  fn = fsam_optax.value_and_grad(problem.loss_fn, sam)
+  _, _, _, info = fn(params, sam.init(params), batch)
+  assert info.gradient_ema_cosine == 0
+
+
+@pytest.mark.parametrize(
+  ("foreign", "factor"),
+  [
+    (optax.scale(0.1), 0.1),
+    (optax.identity(), 1.0),
+    (optax.chain(optax.scale(-1.0), optax.trace(0.9)), 1.0),
+    (optax.set_to_zero(), 0.0),
+  ],
+  ids=["scale", "identity", "descent", "nothing"],
+)
+def test_a_foreign_perturbation_is_measured(problem, foreign, factor):
+  params, batch = problem.params, problem.batch(0)
+  fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, foreign))
+  loss, grads, _, info = fn(params, foreign.init(params), batch)
+  gradient = jax.grad(problem.loss_fn)(params, batch)
+  norm = np.linalg.norm(ravel(gradient))
+  np.testing.assert_allclose(info.gradient_norm, norm, rtol=1e-5)
+  np.testing.assert_allclose(info.direction_norm, norm, rtol=1e-5)
+  np.testing.assert_allclose(info.perturbation_norm, factor * norm, rtol=1e-5)
+  epsilon, _ = foreign.update(gradient, foreign.init(params), params)
+  expected = jax.grad(problem.loss_fn)(
+    optax.apply_updates(params, epsilon), batch
+  )
+  chex.assert_trees_all_close(grads, expected, rtol=1e-3, atol=1e-4)
+  if factor == 0:
+    assert info.perturbed_value == loss
+
+
+def test_both_passes_get_the_same_batch_and_arguments(problem):
+  calls = []
+
+  def loss_fn(params, batch, *args):
+    calls.append((batch, args))
+    return problem.loss_fn(params, batch)
+
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
+  state = perturbation.init(problem.params)
+  batch, key = problem.batch(0), jax.random.key(3)
+  fn(problem.params, state, batch, key, "flag")
+  (first, first_args), (second, second_args) = calls
+  assert first is second is batch
+  assert first_args == second_args == (key, "flag")
+
+
+def test_both_passes_see_the_same_dropout_mask(problem):
+  def loss_fn(params, batch, key):
+    inputs, targets = batch
+    kept = jax.random.bernoulli(key, 0.5, inputs.shape)
+    return problem.loss_fn(params, (inputs * kept, targets))
+
+  perturbation = fsam_optax.friendly_perturbation(rho=0.0)
+  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation))
+  state = perturbation.init(problem.params)
+  losses = []
+  for seed in range(3):
+    loss, _, _, info = fn(
+      problem.params, state, problem.batch(0), jax.random.key(seed)
+    )
+    assert info.perturbed_value == loss
+    losses.append(float(loss))
+  assert len(set(losses)) == 3
+
+
+def test_aux_of_the_second_pass_is_dropped(problem):
+  """Statistics of a perturbed model must not reach anybody."""
+  perturbation = fsam_optax.friendly_perturbation(1.0)
+  fn = fsam_optax.value_and_grad(
+    lambda p, b: (problem.loss_fn(p, b), {"kernel": p["hidden"]["kernel"]}),
+    perturbation,
+    has_aux=True,
+  )
+  (_, aux), *_ = fn(
+    problem.params, perturbation.init(problem.params), problem.batch(0)
+  )
+  np.testing.assert_array_equal(
+    aux["kernel"], problem.params["hidden"]["kernel"]
+  )
+
+
+def test_the_average_takes_in_the_clean_gradient(problem):
+  perturbation = fsam_optax.friendly_perturbation(2.0)
+  fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, perturbation))
+  _, grads, state, _ = fn(
+    problem.params, perturbation.init(problem.params), problem.batch(0)
+  )
+  (gradient,) = problem.gradients(1)
+  chex.assert_trees_all_close(average_of(state), gradient, rtol=1e-5, atol=1e-6)
+  assert np.linalg.norm(ravel(gradient) - ravel(grads)) > 1e-2
+
+
+def test_runs_map_over_seeds(problem):
+  """Every seed has its parameters, state, batch and radius."""
+
+  def run(rho, params, batch):
+    perturbation = fsam_optax.friendly_perturbation(rho)
+    fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+    return fn(params, perturbation.init(params), batch)
+
+  rhos = jnp.array([0.0, 0.1, 0.5])
+  scales = jnp.array([0.5, 1.0, 2.0])
+  params = jax.vmap(lambda s: optax.tree.scale(s, problem.params))(scales)
+  batches = jax.tree.map(lambda x: x[:3], problem.batches)
+  together = jax.jit(jax.vmap(run))(rhos, params, batches)
+  alone = jax.jit(run)
+  for seed in range(3):
+    at_seed = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
+    chex.assert_trees_all_close(
+      at_seed(together),
+      alone(rhos[seed], at_seed(params), at_seed(batches)),
+      rtol=1e-4,
+      atol=1e-5,
+    )
+
+
+def test_a_jitted_call_compiles_once(problem):
+  traces = []
+
+  def loss_fn(params, batch):
+    traces.append(None)
+    return problem.loss_fn(params, batch)
+
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation))
+  params, state = problem.params, perturbation.init(problem.params)
+  for t in range(3):
+    _, grads, state, _ = fn(params, state, problem.batch(t))
+    params = optax.apply_updates(params, optax.tree.scale(-0.1, grads))
+  assert fn._cache_size() == 1
+  assert len(traces) == 2  # The passes of the one trace.
+
+
+def test_the_value_differentiates_to_the_clean_gradient(problem):
+  """The value is that of the first pass, for whoever differentiates it."""
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+  state = perturbation.init(problem.params)
+  derivative = jax.jit(jax.grad(lambda p: fn(p, state, problem.batch(0))[0]))
+  (gradient,) = problem.gradients(1)
+  chex.assert_trees_all_close(
+    derivative(problem.params), gradient, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_the_perturbed_value_differentiates_along_the_radius(problem):
+  """d/d rho of L(w + rho u) is the perturbed gradient along u."""
+  params, batch = problem.params, problem.batch(0)
+
+  def run(rho):
+    perturbation = fsam_optax.sam_perturbation(rho)
+    fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+    _, grads, _, info = fn(params, perturbation.init(params), batch)
+    return info.perturbed_value, grads
+
+  derivative, grads = jax.jit(jax.grad(run, has_aux=True))(0.2)
+  (gradient,) = problem.gradients(1)
+  direction = ravel(gradient) / np.linalg.norm(ravel(gradient))
+  np.testing.assert_allclose(derivative, ravel(grads) @ direction, rtol=1e-4)
+
+
+def test_sharpness_is_measured_at_the_returned_perturbation(problem):
+  """A quadratic: L(w + eps) - L(w) = g.eps + |eps|^2 in closed form."""
+  loss_fn = lambda w, goal: jnp.sum((w - goal) ** 2)
+  perturbation = fsam_optax.friendly_perturbation(0.25)
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
+  w, goal = jnp.array([3.0, -1.0]), jnp.array([0.0, 3.0])
+  loss, grads, _, info = fn(w, perturbation.init(w), goal)
+  # At the first step along the gradient, whose norm is 2 * 5.
+  assert loss == 25
+  np.testing.assert_allclose(info.gradient_norm, 10, rtol=1e-6)
+  np.testing.assert_allclose(info.perturbed_value, 5.25**2, rtol=1e-6)
+  np.testing.assert_allclose(grads, 2 * (w - goal) * 5.25 / 5, rtol=1e-6)
