@@ -56,7 +56,9 @@ def sharpness_aware(
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the
     same batch, with the same dropout key. That of :func:`optax.contrib.sam`
-    takes a second argument.
+    takes a second argument. It receives the perturbed parameters of the network
+    that this optimizer owns; whatever else its loss reads, such as another
+    network, it sees unperturbed.
   """
 
   check_perturbation(perturbation)

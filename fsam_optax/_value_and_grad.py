@@ -241,7 +241,9 @@ def two_passes(
       """Loss and gradient of the second pass, or the first's if gated."""
       if is_shut:
         return loss, gradient
-      ascend = lambda: second_pass(optax.apply_updates(params, epsilon))
+      # Outside the branch, or it would hold the perturbation besides.
+      perturbed = optax.apply_updates(params, epsilon)
+      ascend = lambda: second_pass(perturbed)
       if is_active is None:
         return ascend()
       return jax.lax.cond(is_active, ascend, lambda: (loss, gradient))

@@ -44,9 +44,8 @@ class CNN(nn.Module):
     if x.ndim == 3:
       x = x[..., None]
     for channels in self.channels:
-      # A convolution as one matrix product over its patches: with a kernel for
-      # each seed, vmap would turn nn.Conv into a grouped convolution, for
-      # which XLA has no fast path on the CPU.
+      # A convolution as one matrix product over its patches, which vmap over
+      # seeds keeps one; of nn.Conv it makes a grouped convolution.
       x = nn.relu(nn.Dense(channels, kernel_init=_HE)(_patches(x)))
     return nn.Dense(self.classes, kernel_init=_HE)(x.reshape(x.shape[0], -1))
 
