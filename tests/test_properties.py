@@ -61,8 +61,8 @@ def run(perturbation, gradients, params):
   return epsilon, state
 
 
-def close(a, b, tolerance):
-  """Whether two trees agree relative to the largest element of the second."""
+def assert_close(a, b, tolerance):
+  """Raises unless two trees agree, relative to the largest element."""
   largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(b))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_one_scale_on_all_gradients_changes_nothing(case, sigma, lmbda, scale):
   gradients = [sample(tree, dtype, rng) for _ in range(3)]
   scaled = [jax.tree.map(lambda g: g * scale, g) for g in gradients]
   perturbation = fsam_optax.friendly_perturbation(0.1, sigma, lmbda)
-  close(
+  assert_close(
     run(perturbation, scaled, params)[0],
     run(perturbation, gradients, params)[0],
     1e-4,
@@ -136,7 +136,7 @@ def test_a_tree_equals_its_raveled_vector(case, sigma, lmbda, adaptive):
     [x.ravel() for x in jax.tree.leaves(tree)]
   )
   flat, _ = run(perturbation, [ravel(g) for g in gradients], ravel(params))
-  close(ravel(run(perturbation, gradients, params)[0]), flat, 1e-5)
+  assert_close(ravel(run(perturbation, gradients, params)[0]), flat, 1e-5)
 
 
 @SETTINGS
@@ -153,8 +153,8 @@ def test_both_orders_point_the_same_way_at_sigma_1(case, lmbda):
     direction, state = tx.update(gradients[1], state)
     directions.append((direction, state.ema))
   (official, ema), (paper, paper_ema) = directions
-  close(paper_ema, ema, 1e-5)
-  close(paper, jax.tree.map(lambda d: lmbda * d, official), 1e-4)
+  assert_close(paper_ema, ema, 1e-5)
+  assert_close(paper, jax.tree.map(lambda d: lmbda * d, official), 1e-4)
 
 
 @SETTINGS
