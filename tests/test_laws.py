@@ -17,12 +17,14 @@ adaptivities = pytest.mark.parametrize(
 )
 
 
-def ascend(perturbation, gradients, params, *, jit=True):
-  """Perturbations and states of a list of gradients, both lists."""
-  update = jax.jit(perturbation.update) if jit else perturbation.update
+def ascend(perturbation, gradients, params):
+  """Perturbations and states of a list of gradients, both lists.
+
+  Not compiled: XLA fuses, and so rounds, each perturbation in its own way.
+  """
   state, epsilons, states = perturbation.init(params), [], []
   for gradient in gradients:
-    epsilon, state = update(gradient, state, params)
+    epsilon, state = perturbation.update(gradient, state, params)
     epsilons.append(epsilon)
     states.append(state)
   return epsilons, states
@@ -54,9 +56,8 @@ def test_zero_sigma_is_sam(problem, order, adaptive):
   )
   sam = fsam_optax.sam_perturbation(0.1, adaptive=adaptive)
   chex.assert_trees_all_equal(
-    # Not compiled: XLA fuses the two differently, and so rounds differently.
-    ascend(friendly, gradients, problem.params, jit=False)[0],
-    ascend(sam, gradients, problem.params, jit=False)[0],
+    ascend(friendly, gradients, problem.params)[0],
+    ascend(sam, gradients, problem.params)[0],
   )
 
 
@@ -121,6 +122,7 @@ def test_perturbation_has_norm_rho(problem, order):
   rho = np.geomspace(1e-4, 100.0, 20, dtype=np.float32)
   sigma = np.linspace(0.0, 0.9, 20, dtype=np.float32)
 
+  @jax.jit
   @jax.vmap
   def norms(rho, sigma):
     perturbation = fsam_optax.friendly_perturbation(rho, sigma, order=order)
