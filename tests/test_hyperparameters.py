@@ -80,7 +80,7 @@ def test_values_that_are_not_finite_are_refused(factory, name, value):
     np.complex64(1),
     {},
     {"rho": 0.1},
-    frozenset(),
+    Ellipsis,
     [None],
     ["a", "b"],
     [0.1],
