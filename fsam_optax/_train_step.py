@@ -1,6 +1,6 @@
 """The Flax face: a train state and the two-pass train step."""
 
-from typing import Any, Callable, Collection, Optional
+from typing import Any, Callable, Collection, Optional, Union
 
 from flax import struct
 from flax.training import dynamic_scale as dynamic_scale_lib
@@ -9,7 +9,12 @@ import jax
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._axes import AxisName
+from fsam_optax._axes import axes_of
+from fsam_optax._axes import check_bound
+from fsam_optax._axes import replica_index
 from fsam_optax._perturbation import global_norm
+from fsam_optax._value_and_grad import EmaGradient
 from fsam_optax._value_and_grad import check_loss_fn
 from fsam_optax._value_and_grad import two_passes
 
@@ -160,8 +165,11 @@ class TrainState(train_state.TrainState):
 def make_train_step(
   loss_fn: Callable[..., Any],
   *,
-  sync_perturbation: bool = True,
+  axis_name: Optional[AxisName] = None,
+  sync_perturbation: Union[bool, AxisName] = True,
+  ema_gradient: EmaGradient = "ascent",
   num_microbatches: int = 1,
+  ascent_fraction: float = 1.0,
   every: int = 1,
   start: int = 0,
   stop: Optional[int] = None,
@@ -198,10 +206,18 @@ def make_train_step(
       (model_state, metrics))``: a real scalar, the updated model state in the
       structure, shapes and dtypes of the one given, and a dict of whatever the
       loss wants to report.
-    sync_perturbation: see :func:`value_and_grad`, for the other options too.
+    axis_name: see :func:`value_and_grad`, for the other options too. Every
+      replica gets a key of its own, folded from the step's key and its index.
+      The model state becomes the mean over the replicas; integers in it must
+      agree on all of them.
+    sync_perturbation: as there.
+    ema_gradient: as there.
     num_microbatches: the micro-batches of a step get a key each, folded from
       the step's key and their index; the model state passes from one to the
       next, and the metrics are means over them.
+    ascent_fraction: as there. The loss, the metrics and the model state come
+      from the first pass still, so from that share of the rows: BatchNorm's
+      statistics of the parameters that are trained, not of perturbed ones.
     every: with ``start`` and ``stop``, which steps ascend. The step is
       ``state.step``.
     start: as there.
@@ -256,18 +272,25 @@ def make_train_step(
     )
 
   options = {
+    "axis_name": axis_name,
     "sync_perturbation": sync_perturbation,
+    "ema_gradient": ema_gradient,
     "num_microbatches": num_microbatches,
+    "ascent_fraction": ascent_fraction,
     "every": every,
     "start": start,
     "stop": stop,
   }
   two_passes(optax.identity(), **options)  # Checks them now.
+  axes = axes_of("axis_name", axis_name)
 
   def step(state: TrainState, batch: Any):
+    check_bound(axes)
     rng = (
       None if state.rng is None else jax.random.fold_in(state.rng, state.step)
     )
+    if rng is not None and axes:
+      rng = jax.random.fold_in(rng, replica_index(axes))
 
     def loss_of_part(params, part, index, model_state):
       key = rng
@@ -285,7 +308,10 @@ def make_train_step(
       )
     if state.perturbation is None:  # One pass: a gate that never opens.
       passes = two_passes(
-        optax.set_to_zero(), num_microbatches=num_microbatches, stop=0
+        optax.set_to_zero(),
+        axis_name=axis_name,
+        num_microbatches=num_microbatches,
+        stop=0,
       )
       state_before = optax.EmptyState()
     else:

@@ -1,17 +1,29 @@
 """The two passes: a sharpness-aware drop-in for `jax.value_and_grad`."""
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Literal, NamedTuple, Optional, Union
 
 import jax
 from jax import numpy as jnp
+import numpy as np
 import optax
 import optax.tree
 
+from fsam_optax._axes import AxisName
+from fsam_optax._axes import axes_of
+from fsam_optax._axes import check_bound
+from fsam_optax._axes import mean
+from fsam_optax._axes import varying
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import widen
+from fsam_optax._rows import check_batch
+from fsam_optax._rows import mean_over_parts
+from fsam_optax._rows import name
+from fsam_optax._rows import strided_share
+
+EmaGradient = Literal["ascent", "descent"]
 
 
 class SharpnessInfo(NamedTuple):
@@ -23,14 +35,20 @@ class SharpnessInfo(NamedTuple):
     perturbed_value: loss at the perturbed parameters, dtype of the loss. Minus
       the loss it is the sharpness. The loss itself where a gate skipped the
       ascent.
-    gradient_norm: Euclidean norm of the gradient at the clean parameters.
+    gradient_norm: Euclidean norm of the gradient at the clean parameters, on
+      the rows of the ascent. Where the replicas or micro-batches ascend alone
+      and the moving average takes in another gradient, or there is none, their
+      mean is never formed, and this is the mean of their own norms.
     direction_norm: the norm that the radius was divided by; of the gradient
       minus the average for F-SAM, of its product with the absolute weights
       where the perturbation is adaptive. Not finite where the gradient was not.
+      The mean over replicas and micro-batches where each has its own.
     perturbation_norm: Euclidean norm of the perturbation; the mean over
-      micro-batches where each has its own, 0 where a gate skipped the ascent.
-    gradient_ema_cosine: cosine between the gradient and the moving average that
-      is subtracted from it; 0 where there is none or one of them is zero.
+      replicas and micro-batches where each has its own, 0 where a gate skipped
+      the ascent.
+    gradient_ema_cosine: cosine between the gradient of ``gradient_norm`` and
+      the moving average that is subtracted from it; 0 where there is none or
+      one of them is zero.
   """
 
   perturbed_value: jax.Array
@@ -45,8 +63,11 @@ def value_and_grad(
   perturbation: optax.GradientTransformation,
   *,
   has_aux: bool = False,
-  sync_perturbation: bool = True,
+  axis_name: Optional[AxisName] = None,
+  sync_perturbation: Union[bool, AxisName] = True,
+  ema_gradient: EmaGradient = "ascent",
   num_microbatches: int = 1,
+  ascent_fraction: float = 1.0,
   every: int = 1,
   start: int = 0,
   stop: Optional[int] = None,
@@ -77,12 +98,27 @@ def value_and_grad(
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
-    sync_perturbation: with micro-batches, whether all of them are perturbed
-      along the mean gradient, as one large batch would be; False perturbs each
-      along its own gradient. The moving average takes in the mean either way.
+    axis_name: name of the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
+      :func:`jax.vmap` over which the replicas average loss, aux and gradients,
+      or a tuple of such names. None where nothing is to be averaged, as in a
+      program compiled by :func:`jax.jit`, of which the arrays' shardings alone
+      say where it runs.
+    sync_perturbation: whether all replicas and all micro-batches ascend along
+      the mean gradient, so that N devices do what one does on the whole batch.
+      False: each ascends along its own (m-sharpness). A name out of
+      ``axis_name``, or a tuple of them: along the mean over the replicas on
+      those axes, and over the micro-batches. The moving average is the same on
+      all replicas in any case.
+    ema_gradient: which gradient the moving average takes in: ``"ascent"``, the
+      mean gradient at the clean parameters, or ``"descent"``, the mean gradient
+      that is returned. With ``sync_perturbation=False`` the replicas then
+      average one gradient a step, not two.
     num_microbatches: number n of micro-batches that a batch of B rows is split
       into, one at a time in memory; row i goes to micro-batch i modulo n.
       Loss, aux and gradients are means over them, the state is updated once.
+    ascent_fraction: share of the rows, in (0, 1], that the first pass sees, for
+      a step of 1 + ``ascent_fraction`` gradients. Of B rows (of this replica's,
+      and of each micro-batch's) it takes every (1 / ``ascent_fraction``)-th.
     every: ascend at every k-th step; at the steps between, the gradient is that
       of the first pass, the second is not computed, and the average moves on.
     start: first step at which to ascend.
@@ -97,14 +133,22 @@ def value_and_grad(
     key. The step of the gates is the number of updates that the perturbation
     has counted.
 
+    The first pass sees ``ascent_fraction`` of the rows, and ``value`` is still
+    its: at the parameters that are trained, not beside them, and so without
+    the bias of the perturbation, but of fewer rows. Its difference from
+    ``info.perturbed_value`` then holds the difference between two samples of
+    rows besides the sharpness, and tells only on the mean over steps. Where a
+    gate skips the ascent, the one pass sees all rows.
+
   Raises:
     TypeError: if an argument is of a wrong type; at call, if the loss is not a
       real scalar, ``loss_fn`` does not return a pair although ``has_aux``
-      promises one, or a parameter is not floating.
-    ValueError: if an option is out of its range; at call, if the batch is
-      empty or does not split evenly into micro-batches, if the state is not
-      one of these parameters, or if a gate is set and the perturbation counts
-      no updates.
+      promises one, an aux that must be averaged or a parameter is not
+      floating.
+    ValueError: if an option is out of its range; at call, if ``axis_name`` is
+      not bound, if the batch is empty or does not split evenly into
+      micro-batches or the ascent's share, if the state is not one of these
+      parameters, or if a gate is set and the perturbation counts no updates.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
@@ -113,8 +157,11 @@ def value_and_grad(
   check_loss_fn(loss_fn)
   passes = two_passes(
     perturbation,
+    axis_name=axis_name,
     sync_perturbation=sync_perturbation,
+    ema_gradient=ema_gradient,
     num_microbatches=num_microbatches,
+    ascent_fraction=ascent_fraction,
     every=every,
     start=start,
     stop=stop,
@@ -157,8 +204,11 @@ def value_and_grad(
 def two_passes(
   perturbation: optax.GradientTransformation,
   *,
-  sync_perturbation: bool = True,
+  axis_name: Optional[AxisName] = None,
+  sync_perturbation: Union[bool, AxisName] = True,
+  ema_gradient: EmaGradient = "ascent",
   num_microbatches: int = 1,
+  ascent_fraction: float = 1.0,
   every: int = 1,
   start: int = 0,
   stop: Optional[int] = None,
@@ -167,8 +217,11 @@ def two_passes(
 
   Args:
     perturbation: see :func:`value_and_grad`, as are the other options.
+    axis_name: as there.
     sync_perturbation: as there.
+    ema_gradient: as there.
     num_microbatches: as there.
+    ascent_fraction: as there.
     every: as there.
     start: as there.
     stop: as there.
@@ -182,22 +235,16 @@ def two_passes(
     times ``loss_scale``, divided by it again in float32 at least.
   """
   check_perturbation(perturbation)
-  if not isinstance(sync_perturbation, bool):
-    raise TypeError(
-      f"`sync_perturbation` must be a bool, got {sync_perturbation!r}."
-    )
-  for name, value, least in (
-    ("num_microbatches", num_microbatches, 1),
-    ("every", every, 1),
-    ("start", start, 0),
-    ("stop", start if stop is None else stop, start),
-  ):
-    if isinstance(value, bool) or not isinstance(value, int):
-      raise TypeError(f"`{name}` must be an int, got {value!r}.")
-    if value < least:
-      raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+  axes = axes_of("axis_name", axis_name)
+  ascent_axes = _ascent_axes(sync_perturbation, axes)
+  _check_options(ema_gradient, ascent_fraction, num_microbatches)
+  _check_gates(every, start, stop)
   is_gated = every > 1 or start > 0 or stop is not None
   is_shut = stop is not None and stop <= start
+  # Whether every part of the batch ascends by itself.
+  is_split = num_microbatches > 1 and sync_perturbation is False
+  # Whether some replicas or parts ascend along other gradients than others.
+  is_local = is_split or ascent_axes != axes
 
   def passes(
     loss_fn,
@@ -210,18 +257,30 @@ def two_passes(
     loss_scale=None,
   ):
     _check_params(params)
-    _check_batch(batch, num_microbatches)
+    check_bound(axes)
+    check_batch(batch, num_microbatches, ascent_fraction)
     _check_state(perturbation, perturbation_state, params)
     is_active = None
     if is_shut:
       is_active = False
     elif is_gated:
       is_active = _is_active(step, every, start, stop)
+    own = lambda tree: varying(tree, axes)
+    mean_over_axes = lambda tree: mean(tree, axes)
+    own_params = own(params)
+    ema_state = _find(SubtractGradientEmaState, perturbation_state)
+    # Whether the mean of the first gradients is wanted for more than the
+    # ascent: it costs an all-reduce, or a tree to sum the parts in.
+    keeps_first_gradient = not is_local or (
+      ema_gradient == "ascent" and not _is_memoryless(perturbation_state)
+    )
 
     def value_grad(params, part, index, carry):
       def scaled(params):
         loss, (new_carry, aux) = loss_fn(params, part, index, carry)
         _check_loss(loss)
+        if axes or num_microbatches > 1:
+          _check_aux(aux)
         scaled = loss if loss_scale is None else loss * loss_scale
         return scaled, (loss, new_carry, aux)
 
@@ -231,132 +290,120 @@ def two_passes(
         grads = jax.tree.map(lambda g: widen(g) / scale, grads)
       return (loss, aux, grads), new_carry
 
+    def first_pass(part, index, carry):
+      """At the clean parameters, on the ascent's rows or, gated, on all."""
+      on = lambda rows: value_grad(own_params, rows, index, carry)
+      whole = lambda: on(part)
+      share = lambda: on(strided_share(part, ascent_fraction))
+      with jax.named_scope("ascent"):
+        if is_shut or ascent_fraction == 1:
+          return whole()
+        if is_active is None:
+          return share()
+        _check_same_shapes(share, whole)
+        return jax.lax.cond(
+          is_active, lambda: own(share()), lambda: own(whole())
+        )
+
+    def second_pass(perturbed, part, index, carry):
+      with jax.named_scope("descent"):
+        (loss, _, grads), carry = value_grad(perturbed, part, index, carry)
+      return (loss, grads), carry
+
     def perturb(gradient):
       # For complex parameters JAX's gradient is the conjugate of the ascent.
-      return perturbation.update(
+      epsilon, state = perturbation.update(
         jax.tree.map(jnp.conj, gradient), perturbation_state, params
       )
+      norms = _norms(state)
+      if not norms:  # Not one of ours: measure.
+        norms = [(global_norm(gradient), global_norm(epsilon))]
+      return epsilon, state, norms
 
-    def at_perturbed(epsilon, loss, gradient, second_pass):
-      """Loss and gradient of the second pass, or the first's if gated."""
+    def measures(gradient):
+      """The scalars of the first gradient that no state holds."""
+      norm = global_norm(gradient)
+      if ema_state is None:
+        return norm, jnp.zeros_like(norm)
+      return norm, _cosine(ema_state.ema, gradient)
+
+    def at_perturbed(epsilon, ascend, otherwise):
+      """What `ascend(perturbed)` returns, or `otherwise()` if gated."""
       if is_shut:
-        return loss, gradient
+        return otherwise()
       # Outside the branch, or it would hold the perturbation besides.
-      perturbed = optax.apply_updates(params, epsilon)
-      ascend = lambda: second_pass(perturbed)
+      perturbed = own(optax.apply_updates(params, epsilon))
       if is_active is None:
-        return ascend()
-      return jax.lax.cond(is_active, ascend, lambda: (loss, gradient))
+        return ascend(perturbed)
+      return jax.lax.cond(is_active, lambda: ascend(perturbed), otherwise)
 
-    if num_microbatches == 1 or sync_perturbation:
-      over = lambda fn, carry: _mean_over_parts(
-        fn, batch, num_microbatches, carry
-      )
-      (loss, aux, gradient), new_carry = over(
-        lambda *part: value_grad(params, *part), carry
-      )
-      epsilon, new_state = perturb(gradient)
-
-      def second_pass(perturbed):
-        def value_grad_again(*part):
-          (loss, _, grads), new_carry = value_grad(perturbed, *part)
-          return (loss, grads), new_carry
-
-        return over(value_grad_again, carry)[0]
-
-      perturbed_loss, grads = at_perturbed(epsilon, loss, gradient, second_pass)
-      perturbation_norm = _perturbation_norm(epsilon, new_state)
-    else:
+    over_parts = lambda fn, carry: mean_over_parts(
+      fn, batch, num_microbatches, carry, own
+    )
+    if is_split:
 
       def both_passes(part, index, carry):
-        (loss, aux, gradient), new_carry = value_grad(
-          params, part, index, carry
+        (loss, aux, gradient), new_carry = first_pass(part, index, carry)
+        epsilon, _, norms = perturb(gradient)
+        descent = at_perturbed(
+          epsilon,
+          lambda perturbed: own(second_pass(perturbed, part, index, carry)[0]),
+          lambda: own((loss, gradient)),
         )
-        epsilon, local_state = perturb(gradient)
+        scalars = norms, measures(gradient)
+        kept = gradient if keeps_first_gradient else None
+        return (loss, aux, descent, scalars, kept), new_carry
 
-        def second_pass(perturbed):
-          loss, _, grads = value_grad(perturbed, part, index, carry)[0]
-          return loss, grads
+      outputs, new_carry = over_parts(both_passes, carry)
+      loss, aux, descent, scalars, gradient = outputs
+      perturbed_loss, grads = mean_over_axes(descent)
+      gradient = mean_over_axes(gradient)
+      norms, measured = mean_over_axes(scalars)
+      new_state = perturbation_state
+    else:
+      (loss, aux, gradient), new_carry = over_parts(first_pass, carry)
+      gradient = mean(gradient, ascent_axes)
+      epsilon, new_state, norms = perturb(gradient)
+      measured = measures(gradient)
+      # What is averaged over the ascent's axes is left to average over these.
+      rest = tuple(axis for axis in axes if axis not in ascent_axes)
+      norms, measured = mean((norms, measured), rest)
+      if keeps_first_gradient:
+        gradient = mean(gradient, rest)
 
-        perturbed_loss, grads = at_perturbed(
-          epsilon, loss, gradient, second_pass
-        )
-        norm = _perturbation_norm(epsilon, local_state)
-        return (loss, aux, gradient, perturbed_loss, grads, norm), new_carry
+      def ascend(perturbed):
+        fn = lambda *part: second_pass(perturbed, *part)
+        return mean_over_axes(over_parts(fn, carry)[0])
 
-      means, new_carry = _mean_over_parts(
-        both_passes, batch, num_microbatches, carry
-      )
-      loss, aux, gradient, perturbed_loss, grads, perturbation_norm = means
-      _, new_state = perturb(gradient)
+      def otherwise():
+        grads = gradient if keeps_first_gradient else mean(gradient, rest)
+        return mean_over_axes(loss), grads
 
+      perturbed_loss, grads = at_perturbed(epsilon, ascend, otherwise)
+    loss, aux, new_carry = mean_over_axes((loss, aux, new_carry))
+
+    if ema_gradient == "descent":
+      new_state = perturb(grads)[1]
+    elif is_local:
+      # With nothing to remember, any gradient serves to count the update.
+      new_state = perturb(gradient if keeps_first_gradient else grads)[1]
+    new_state = _with_norms(new_state, norms)
+    if keeps_first_gradient:
+      measured = measures(gradient)
+    gradient_norm, gradient_ema_cosine = measured
+    direction_norm, perturbation_norm = norms[0]
     if is_active is not None:
       perturbation_norm = jnp.where(is_active, perturbation_norm, 0.0)
-    radius_state = _find(ScaleToRadiusState, new_state)
-    ema_state = _find(SubtractGradientEmaState, perturbation_state)
-    gradient_norm = global_norm(gradient)
     info = SharpnessInfo(
       perturbed_value=perturbed_loss,
       gradient_norm=gradient_norm,
-      direction_norm=(
-        gradient_norm if radius_state is None else radius_state.direction_norm
-      ),
+      direction_norm=direction_norm,
       perturbation_norm=perturbation_norm,
-      gradient_ema_cosine=(
-        jnp.zeros_like(gradient_norm)
-        if ema_state is None
-        else _cosine(ema_state.ema, gradient)
-      ),
+      gradient_ema_cosine=gradient_ema_cosine,
     )
     return loss, new_carry, aux, grads, new_state, info
 
   return passes
-
-
-def _mean_over_parts(fn, batch, num_parts, carry):
-  """Means of what `fn(part, index, carry)` returns, and the last carry."""
-  if num_parts == 1:
-    return fn(batch, 0, carry)
-
-  def part_at(index):
-    # Row i goes to part i modulo the number of parts, so that a batch whose
-    # rows lie on many devices splits without moving a row.
-    return jax.tree.map(
-      lambda x: jax.lax.dynamic_index_in_dim(
-        jnp.reshape(x, (-1, num_parts, *jnp.shape(x)[1:])),
-        index,
-        axis=1,
-        keepdims=False,
-      ),
-      batch,
-    )
-
-  first = jax.eval_shape(part_at, jnp.zeros([], jnp.int32))
-  shapes, _ = jax.eval_shape(fn, first, jnp.zeros([], jnp.int32), carry)
-  for path, x in jax.tree_util.tree_leaves_with_path(shapes[1]):
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-      raise TypeError(
-        "`loss_fn` must return floating auxiliary outputs when "
-        f"`num_microbatches` is above 1, because they are averaged, got "
-        f"{x.dtype} at {_name(path)}. Cast it to float32."
-      )
-
-  def body(state, index):
-    totals, carry = state
-    outputs, carry = fn(part_at(index), index, carry)
-    totals = jax.tree.map(lambda t, x: t + x.astype(t.dtype), totals, outputs)
-    return (totals, carry), None
-
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, jnp.float32)), shapes
-  )
-  (totals, carry), _ = jax.lax.scan(
-    body, (zeros, carry), jnp.arange(num_parts, dtype=jnp.int32)
-  )
-  means = jax.tree.map(
-    lambda t, x: (t / num_parts).astype(x.dtype), totals, shapes
-  )
-  return means, carry
 
 
 def _is_active(step, every, start, stop):
@@ -370,12 +417,38 @@ def _is_active(step, every, start, stop):
   return is_active if stop is None else is_active & (step < stop)
 
 
-def _perturbation_norm(epsilon, state):
-  """Norm of the perturbation, from the state where it has it."""
-  radius_state = _find(ScaleToRadiusState, state)
-  if radius_state is None:  # Not one of ours: measure.
-    return global_norm(epsilon)
-  return radius_state.perturbation_norm
+def _is_radius_state(x):
+  return isinstance(x, ScaleToRadiusState)
+
+
+def _norms(state):
+  """Direction and perturbation norms of every `scale_to_radius` inside."""
+  leaves = jax.tree.leaves(state, is_leaf=_is_radius_state)
+  return [
+    (x.direction_norm, x.perturbation_norm)
+    for x in filter(_is_radius_state, leaves)
+  ]
+
+
+def _with_norms(state, norms):
+  """The state with these norms: of the ascent, not of the EMA's update."""
+  left = iter(norms)
+
+  def replace(x):
+    if not _is_radius_state(x):
+      return x
+    direction_norm, perturbation_norm = next(left)
+    return x._replace(
+      direction_norm=direction_norm, perturbation_norm=perturbation_norm
+    )
+
+  return jax.tree.map(replace, state, is_leaf=_is_radius_state)
+
+
+def _is_memoryless(state):
+  """Whether the state is the same whatever gradients it was updated with."""
+  leaves = jax.tree.leaves(state, is_leaf=_is_radius_state)
+  return all(map(_is_radius_state, leaves))
 
 
 def _find(state_type, state):
@@ -426,6 +499,84 @@ def _check_loss(loss):
   )
 
 
+def _check_aux(aux):
+  for path, x in jax.tree_util.tree_leaves_with_path(aux):
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+      raise TypeError(
+        "`loss_fn` must return floating auxiliary outputs when "
+        "`num_microbatches` is above 1 or `axis_name` is given, because they "
+        f"are averaged, got {dtype} at {name(path)}. Cast it to float32."
+      )
+
+
+def _check_same_shapes(share, whole):
+  """Raises unless the auxiliary outputs are the same for fewer rows."""
+  outputs = [
+    jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(fn)[0][1])
+    for fn in (share, whole)
+  ]
+  if outputs[0] != outputs[1]:
+    raise ValueError(
+      "`loss_fn` must return auxiliary outputs whose shapes do not depend on "
+      "the number of rows when `ascent_fraction` is below 1 and `every`, "
+      f"`start` or `stop` is set, got {outputs[0]} and {outputs[1]}. Reduce "
+      "them over the rows."
+    )
+
+
+def _ascent_axes(sync_perturbation, axes):
+  """The axes over which the ascent gradient is averaged, in their order."""
+  if isinstance(sync_perturbation, bool):
+    return axes if sync_perturbation else ()
+  if not axes or not isinstance(sync_perturbation, (str, tuple)):
+    raise TypeError(
+      "`sync_perturbation` must be a bool, or names out of `axis_name`, got "
+      f"{sync_perturbation!r}."
+    )
+  chosen = axes_of("sync_perturbation", sync_perturbation)
+  if unknown := [axis for axis in chosen if axis not in axes]:
+    raise ValueError(
+      f"`sync_perturbation` must name axes out of `axis_name`, {axes}, got "
+      f"{unknown}. Name the axis of the mesh that a group of replicas spans."
+    )
+  return tuple(axis for axis in axes if axis in chosen)
+
+
+def _check_options(ema_gradient, ascent_fraction, num_microbatches):
+  if ema_gradient not in ("ascent", "descent"):
+    raise ValueError(
+      f"`ema_gradient` must be 'ascent' or 'descent', got {ema_gradient!r}. "
+      "'ascent' is the gradient at the clean parameters, as in the paper."
+    )
+  if isinstance(ascent_fraction, bool) or not isinstance(
+    ascent_fraction, (int, float, np.number)
+  ):
+    raise TypeError(
+      f"`ascent_fraction` must be a real number, got {ascent_fraction!r}."
+    )
+  if not 0 < ascent_fraction <= 1:
+    raise ValueError(
+      f"`ascent_fraction` must be in (0, 1], got {ascent_fraction}. For no "
+      "ascent at all, use rho=0 or the base optimizer alone."
+    )
+  _check_int("num_microbatches", num_microbatches, least=1)
+
+
+def _check_gates(every, start, stop):
+  _check_int("every", every, least=1)
+  _check_int("start", start, least=0)
+  if stop is not None:
+    _check_int("stop", stop, least=start)
+
+
+def _check_int(name, value, least):
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise TypeError(f"`{name}` must be an int, got {value!r}.")
+  if value < least:
+    raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+
+
 def _check_state(perturbation, state, params):
   """Raises unless `state` is one that `perturbation` made for `params`."""
   expected = jax.eval_shape(perturbation.init, params)
@@ -446,35 +597,5 @@ def _check_params(params):
     if not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
         f"`params` must hold floating-point arrays, got {dtype} at "
-        f"{_name(path)}. Close over it, or keep it in the model state."
+        f"{name(path)}. Close over it, or keep it in the model state."
       )
-
-
-def _check_batch(batch, num_microbatches):
-  """Raises for an empty batch, or one that does not split evenly."""
-  lengths = {
-    _name(path): jnp.shape(x)[0] if jnp.ndim(x) else None
-    for path, x in jax.tree_util.tree_leaves_with_path(batch)
-  }
-  if empty := [name for name, length in lengths.items() if length == 0]:
-    raise ValueError(
-      f"`batch` must not be empty, got no rows at {', '.join(empty)}."
-    )
-  if num_microbatches == 1:
-    return
-  if None in lengths.values() or len(set(lengths.values())) != 1:
-    raise ValueError(
-      "`batch` must hold arrays of one number of rows to be split into "
-      f"micro-batches, got {lengths}. Close over what is not per row."
-    )
-  (length,) = set(lengths.values())
-  if length % num_microbatches:
-    raise ValueError(
-      f"`num_microbatches` must divide the number of rows of the batch, got "
-      f"{num_microbatches} for {length} rows, {length % num_microbatches} too "
-      "many."
-    )
-
-
-def _name(path):
-  return jax.tree_util.keystr(path) or "the root"

@@ -1,0 +1,121 @@
+"""Named axes: what replicas under pmap, shard_map or vmap average, and how."""
+
+import contextlib
+from typing import Any, Optional, Union
+
+import jax
+from jax import numpy as jnp
+
+AxisName = Union[str, tuple[str, ...]]
+
+
+def axes_of(name: str, value: Optional[AxisName]) -> tuple[str, ...]:
+  """The axis names in `value` as a tuple, empty for None.
+
+  Args:
+    name: what the argument is called, for the error.
+    value: an axis name, a tuple of them, or None.
+
+  Returns:
+    The names.
+
+  Raises:
+    TypeError: if `value` is something else.
+    ValueError: if a name occurs twice, or the tuple is empty.
+  """
+  axes = (value,) if isinstance(value, str) else value
+  if axes is None:
+    return ()
+  if not isinstance(axes, tuple) or not all(isinstance(a, str) for a in axes):
+    raise TypeError(
+      f"`{name}` must be the name of an axis or a tuple of names, got "
+      f"{value!r}."
+    )
+  if not axes or len(set(axes)) < len(axes):
+    raise ValueError(
+      f"`{name}` must name at least one axis, and each once, got {value!r}."
+    )
+  return axes
+
+
+def check_bound(axes: tuple[str, ...]) -> None:
+  """Raises unless every axis belongs to an enclosing pmap, shard_map or vmap.
+
+  Args:
+    axes: names of axes.
+
+  Raises:
+    ValueError: if one of them is not bound.
+  """
+  for axis in axes:
+    try:
+      jax.lax.axis_size(axis)
+    except NameError as error:
+      raise ValueError(
+        "`axis_name` must be an axis of the jax.pmap, jax.shard_map or "
+        f"jax.vmap around the step, got {axis!r}, which none of them names. "
+        "Wrap the step, as `pmap_step`, `shard_map_step` and `group_step` do. "
+        "Under plain jax.jit leave `axis_name` out: the arrays' shardings say "
+        "what is averaged there."
+      ) from error
+
+
+def varying(tree: Any, axes: tuple[str, ...]) -> Any:
+  """Marks arrays as each replica's own, for `jax.shard_map`'s check.
+
+  Without the mark the gradient of replicated parameters comes out summed over
+  the axis already, and no replica ever sees its own. Where the check is off, as
+  under pmap and vmap, the mark means nothing.
+
+  Args:
+    tree: arrays, or ``jax.typing.ArrayLike`` leaves. Keys are left alone.
+    axes: names of axes.
+
+  Returns:
+    The tree with its values unchanged.
+  """
+
+  def mark(x):
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
+      return x
+    x = jnp.asarray(x)
+    for axis in manual:
+      # Refused where it varies already.
+      with contextlib.suppress(ValueError):
+        x = jax.lax.pcast(x, axis, to="varying")
+    return x
+
+  in_shard_map = jax.sharding.get_abstract_mesh().manual_axes
+  manual = [axis for axis in axes if axis in in_shard_map]
+  return jax.tree.map(mark, tree) if manual else tree
+
+
+def mean(tree: Any, axes: tuple[str, ...]) -> Any:
+  """Means over the replicas; keys come back as they are.
+
+  Args:
+    tree: floating arrays; an integer or a bool must be the same on all
+      replicas, as a counter is, and is returned as their maximum.
+    axes: names of axes; none of them for no mean.
+
+  Returns:
+    The tree, alike on all replicas.
+  """
+  if not axes:
+    return tree
+
+  def mean_of(x):
+    dtype = jnp.result_type(x)
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+      return x
+    x = varying(x, axes)
+    if jnp.issubdtype(dtype, jnp.inexact):
+      return jax.lax.pmean(x, axes)
+    return jax.lax.pmax(x.astype(jnp.int32), axes).astype(dtype)
+
+  return jax.tree.map(mean_of, tree)
+
+
+def replica_index(axes: tuple[str, ...]) -> jax.Array:
+  """Position of this replica among all, shape `[]`, int32."""
+  return jax.lax.axis_index(axes)
