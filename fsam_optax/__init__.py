@@ -29,6 +29,16 @@ from fsam_optax._masks import norms_only as norms_only
 from fsam_optax._masks import select_by_path as select_by_path
 from fsam_optax._nnx import NNXOptimizer as NNXOptimizer
 from fsam_optax._nnx import nnx_value_and_grad as nnx_value_and_grad
+from fsam_optax._parallel import BatchFeeder as BatchFeeder
+from fsam_optax._parallel import fsdp_rule as fsdp_rule
+from fsam_optax._parallel import group_step as group_step
+from fsam_optax._parallel import host_metrics as host_metrics
+from fsam_optax._parallel import jit_step as jit_step
+from fsam_optax._parallel import make_mesh as make_mesh
+from fsam_optax._parallel import place_state as place_state
+from fsam_optax._parallel import pmap_step as pmap_step
+from fsam_optax._parallel import shard_map_step as shard_map_step
+from fsam_optax._parallel import state_shardings as state_shardings
 from fsam_optax._perturbation import ScaleToRadiusState as ScaleToRadiusState
 from fsam_optax._perturbation import (
   SubtractGradientEmaState as SubtractGradientEmaState,

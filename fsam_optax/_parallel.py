@@ -1,0 +1,436 @@
+"""The devices: meshes, placing, feeding and the step on many of them.
+
+Nothing here changes what a step computes: :func:`make_train_step` is compiled
+by :func:`jax.jit` over sharded arrays as it is, and a step with an
+``axis_name`` runs inside :func:`jax.pmap`, :func:`jax.shard_map` or
+:func:`jax.vmap`. These functions write out the lines around it.
+"""
+
+from typing import Any, Callable, Optional
+
+import jax
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from fsam_optax._axes import AxisName
+from fsam_optax._axes import axes_of
+from fsam_optax._train_step import TrainState
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+Rule = Callable[[str, Any], PartitionSpec]
+
+_DESCRIPTION_BYTES = 4096
+
+
+def make_mesh(**sizes: int) -> Mesh:
+  """A mesh over all devices of all processes.
+
+  Examples:
+    >>> import fsam_optax
+    >>> fsam_optax.make_mesh().axis_names
+    ('batch',)
+    >>> mesh = fsam_optax.make_mesh(batch=-1, model=1)
+
+  Args:
+    **sizes: number of devices along each axis, in order; one of them may be -1
+      for what is left. Without any, one axis ``batch`` over all devices.
+
+  Returns:
+    The mesh, with axes that the compiler may choose along (``AxisType.Auto``).
+
+  Raises:
+    ValueError: if the sizes do not multiply to the number of devices.
+  """
+  sizes = sizes or {"batch": -1}
+  number = jax.device_count()
+  known = int(np.prod([size for size in sizes.values() if size != -1]))
+  is_open = list(sizes.values()).count(-1) == 1
+  if is_open and known > 0 and number % known == 0:
+    sizes = {k: number // known if v == -1 else v for k, v in sizes.items()}
+  elif is_open or known != number or min(sizes.values()) < 1:
+    raise ValueError(
+      f"`sizes` must multiply to the number of devices, {number}, got {sizes}. "
+      "One of them may be -1, for what is left."
+    )
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+  )
+
+
+def fsdp_rule(
+  mesh: Mesh, axis_name: str = "batch", min_size: int = 2**12
+) -> Rule:
+  """A rule for :func:`place_state`: every large array split over one axis.
+
+  Parameters, moving average and optimizer state then take 1 / N of their memory
+  on each of N devices, as in fully sharded data parallelism (FSDP, ZeRO).
+
+  Args:
+    mesh: the mesh.
+    axis_name: its axis.
+    min_size: arrays with fewer elements are replicated.
+
+  Returns:
+    A rule that splits the largest dimension that the axis divides.
+  """
+  number = mesh.shape[axis_name]
+
+  def rule(path, leaf):
+    del path
+    shape = jnp.shape(leaf)
+    fits = [i for i, size in enumerate(shape) if size and size % number == 0]
+    if not fits or np.prod(shape) < min_size:
+      return PartitionSpec()
+    chosen = max(fits, key=lambda i: shape[i])
+    return PartitionSpec(*(None,) * chosen, axis_name)
+
+  return rule
+
+
+def state_shardings(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
+  """The sharding of every array of a train state.
+
+  Args:
+    state: a tree of arrays or of ``jax.ShapeDtypeStruct``.
+    mesh: the mesh.
+    rule: see :func:`place_state`.
+
+  Returns:
+    A tree of :class:`jax.sharding.NamedSharding`, to restore a checkpoint with
+    or to compile for devices that are not there.
+  """
+
+  def sharding_of(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = PartitionSpec() if rule is None else rule(name, leaf)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(sharding_of, state)
+
+
+def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
+  """Puts a train state on the devices of a mesh.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp, optax
+    >>> state = fsam_optax.TrainState.create(
+    ...   apply_fn=None,
+    ...   params={"w": jnp.zeros((8, 2))},
+    ...   tx=optax.sgd(0.1),
+    ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
+    ... )
+    >>> mesh = fsam_optax.make_mesh()
+    >>> state = fsam_optax.place_state(state, mesh)
+
+  Args:
+    state: a :class:`TrainState` or another tree of arrays, with the same values
+      in every process. Its arrays may become the placed ones.
+    mesh: from :func:`make_mesh` or :func:`jax.make_mesh`.
+    rule: ``rule(path, leaf)`` returns the
+      :class:`jax.sharding.PartitionSpec` of an array, such as
+      :func:`fsdp_rule` does; ``path`` is of the form
+      ``"params/Dense_0/kernel"``, and ends so in the optimizer's state and the
+      moving average, too. None replicates everything.
+
+  Returns:
+    The state, each array a global one over all devices of the mesh.
+  """
+  return jax.device_put(state, state_shardings(state, mesh, rule))
+
+
+class BatchFeeder:
+  """Turns each process's rows into one global batch, split over the devices.
+
+  Examples:
+    >>> import fsam_optax, jax, numpy as np
+    >>> feed = fsam_optax.BatchFeeder(fsam_optax.make_mesh())
+    >>> batch = feed({"x": np.ones((4 * jax.device_count(), 3))})
+
+  One feeder feeds batches of one shape: the processes compare theirs at the
+  first, with one exchange, and a later one of another shape is refused, because
+  processes that compile different programs wait for each other forever.
+  """
+
+  def __init__(self, mesh: Mesh, axis_name: AxisName = "batch"):
+    """Prepares to feed.
+
+    Args:
+      mesh: the mesh.
+      axis_name: its axis, or axes, along which the rows are split.
+
+    Raises:
+      ValueError: if the mesh has no such axis.
+    """
+    axes = axes_of("axis_name", axis_name)
+    _check_axes(mesh, axes)
+    self._sharding = NamedSharding(mesh, PartitionSpec(axes))
+    self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
+    self._shapes = None
+
+  def __call__(self, batch: Any) -> Any:
+    """Places a batch.
+
+    Args:
+      batch: a tree of arrays with this process's rows, shape ``[B, ...]``; the
+        global batch holds those of all processes, in their order.
+
+    Returns:
+      The tree with global arrays.
+
+    Raises:
+      ValueError: if the global batch does not split evenly over the devices, or
+        if the shapes differ between processes or from those of the first batch.
+    """
+    shapes = {
+      jax.tree_util.keystr(path) or "the root": (
+        f"{np.result_type(x)}{list(np.shape(x))}"
+      )
+      for path, x in jax.tree_util.tree_leaves_with_path(batch)
+    }
+    if self._shapes is None:
+      _check_same_on_all_processes(shapes)
+      _check_rows(batch, self._replicas, jax.process_count())
+      self._shapes = shapes
+    elif shapes != self._shapes:
+      raise ValueError(
+        f"`batch` must have the shapes of the first one, {self._shapes}, got "
+        f"{shapes}. Drop or pad the last rows of an epoch; use a feeder of its "
+        "own for evaluation."
+      )
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(
+        self._sharding, np.asarray(x)
+      ),
+      batch,
+    )
+
+
+def jit_step(step: Step, state: Any) -> Step:
+  """A step over sharded arrays, by :func:`jax.jit`.
+
+  ``make_train_step(loss_fn)`` alone runs over sharded arrays, too, but leaves
+  to the compiler how the state comes out. This keeps every array as it went in,
+  so that no second program is compiled and no array quietly changes its place.
+
+  Args:
+    step: from ``make_train_step(loss_fn, jit=False)``, without ``axis_name``,
+      or from :func:`group_step`.
+    state: a state from :func:`place_state`.
+
+  Returns:
+    A function ``step(state, batch)``, compiled, with the state donated. The
+    batch is global, as :class:`BatchFeeder` returns it.
+  """
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def shard_map_step(
+  step: Step,
+  mesh: Mesh,
+  axis_name: AxisName = "batch",
+  *,
+  check_vma: bool = True,
+) -> Step:
+  """A step on every device of a mesh, by :func:`jax.shard_map`.
+
+  Examples:
+    >>> import fsam_optax, jax.numpy as jnp
+    >>> loss_fn = lambda params, model_state, batch, rng: (
+    ...   jnp.mean((batch @ params) ** 2), (model_state, {})
+    ... )
+    >>> mesh = fsam_optax.make_mesh()
+    >>> step = fsam_optax.shard_map_step(
+    ...   fsam_optax.make_train_step(
+    ...     loss_fn,
+    ...     axis_name="batch",
+    ...     sync_perturbation=False,
+    ...     ema_gradient="descent",
+    ...     jit=False,
+    ...   ),
+    ...   mesh,
+    ... )
+
+  Args:
+    step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
+    mesh: the mesh that the state is placed on, replicated along ``axis_name``.
+    axis_name: axis, or axes, of the mesh along which the batch is split.
+    check_vma: whether JAX checks that what comes out replicated is.
+
+  Returns:
+    A function ``step(state, batch)``, compiled, with the state donated. The
+    batch is global, as :class:`BatchFeeder` returns it.
+
+  Raises:
+    ValueError: if the mesh has no such axis; at call, if the rows do not split
+      evenly or the state is not on the mesh.
+  """
+  axes = axes_of("axis_name", axis_name)
+  _check_axes(mesh, axes)
+  replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
+  devices = set(mesh.devices.flat)
+  mapped = jax.jit(
+    jax.shard_map(
+      step,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec(axes)),
+      out_specs=PartitionSpec(),
+      check_vma=check_vma,
+    ),
+    donate_argnums=0,
+  )
+
+  def call(state, batch):
+    _check_rows(batch, replicas, 1)
+    found = getattr(
+      getattr(state.step, "sharding", None), "device_set", devices
+    )
+    if found != devices:
+      raise ValueError(
+        f"`state` must be replicated over the {len(devices)} devices of the "
+        f"mesh, got one on {len(found)}. Place it: `place_state(state, mesh)`."
+      )
+    return mapped(state, batch)
+
+  return call
+
+
+def pmap_step(step: Step, axis_name: str = "batch") -> Step:
+  """A step on every local device, by :func:`jax.pmap`.
+
+  Args:
+    step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
+    axis_name: the name given there.
+
+  Returns:
+    A function ``step(state, batch)``, compiled, with the state donated. The
+    state is replicated by ``flax.jax_utils.replicate(state)``, with an axis
+    over the local devices in front, and so is the state returned; the batch
+    holds this process's rows, ``[B, ...]``. The metrics have no such axis.
+
+  Raises:
+    ValueError: at call, if the rows do not split evenly over the local devices,
+      or the state was not replicated.
+  """
+  mapped = jax.pmap(
+    step, axis_name=axis_name, out_axes=(0, None), donate_argnums=0
+  )
+
+  def call(state, batch):
+    replicas = jax.local_device_count()
+    if jnp.shape(state.step) != (replicas,):
+      raise ValueError(
+        "`state` must be replicated, with `state.step` of shape "
+        f"[{replicas}] over the local devices, got "
+        f"{list(jnp.shape(state.step))}. Replicate it: "
+        "`flax.jax_utils.replicate(state)`."
+      )
+    return mapped(state, _split_rows(batch, replicas))
+
+  return call
+
+
+def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
+  """A step whose batch ascends in groups, by :func:`jax.vmap`.
+
+  What N devices do, on any number of them: with ``sync_perturbation=False``
+  each group of B / ``num_groups`` successive rows ascends along its own
+  gradient (m-sharpness). Under :func:`jax.jit` over a mesh, where no axis has a
+  name, groups of the rows of one device each ascend without communication.
+
+  Args:
+    step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
+    num_groups: number of groups, a divisor of the number of rows.
+    axis_name: the name given there.
+
+  Returns:
+    A pure function ``step(state, batch)``, to be compiled by :func:`jit_step`
+    or ``jax.jit(..., donate_argnums=0)``. It holds a gradient for each group at
+    a time.
+
+  Raises:
+    TypeError: if ``num_groups`` is not an int.
+    ValueError: if it is not positive; at call, if it does not divide the rows.
+  """
+  if isinstance(num_groups, bool) or not isinstance(num_groups, int):
+    raise TypeError(f"`num_groups` must be an int, got {num_groups!r}.")
+  if num_groups < 1:
+    raise ValueError(f"`num_groups` must be at least 1, got {num_groups}.")
+  mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=axis_name)
+  return lambda state, batch: mapped(state, _split_rows(batch, num_groups))
+
+
+def host_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+  """The metrics of a step on the host, in every process.
+
+  Args:
+    metrics: what a step returned.
+
+  Returns:
+    A dict with a Python number for each scalar, and a NumPy array for anything
+    else. Waits for the step to finish.
+  """
+
+  def fetch(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      if x.is_fully_replicated:
+        x = x.addressable_data(0)
+      else:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    x = np.asarray(x)
+    return x.item() if x.ndim == 0 else x
+
+  return jax.tree.map(fetch, metrics)
+
+
+def _split_rows(batch, number):
+  _check_rows(batch, number, 1)
+  return jax.tree.map(
+    lambda x: jnp.reshape(x, (number, -1, *jnp.shape(x)[1:])), batch
+  )
+
+
+def _check_rows(batch, replicas, processes):
+  for path, x in jax.tree_util.tree_leaves_with_path(batch):
+    rows = processes * jnp.shape(x)[0] if jnp.ndim(x) else 0
+    if rows == 0 or rows % replicas:
+      name = jax.tree_util.keystr(path) or "the root"
+      got = f"{rows} rows" if jnp.ndim(x) else "a scalar"
+      remedy = f"Drop or pad {rows % replicas} of them." if rows else ""
+      raise ValueError(
+        f"`batch` must split evenly over {replicas} devices or groups, got "
+        f"{got} at {name}. {remedy}".rstrip()
+      )
+
+
+def _check_axes(mesh, axes):
+  if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
+    raise ValueError(
+      f"`axis_name` must name axes of the mesh, {mesh.axis_names}, got "
+      f"{unknown}."
+    )
+
+
+def _check_same_on_all_processes(shapes):
+  """Compares by one exchange of fixed size, which no shape can upset."""
+  if jax.process_count() == 1:
+    return
+  text = str(shapes).encode()[:_DESCRIPTION_BYTES]
+  buffer = np.zeros(_DESCRIPTION_BYTES, np.uint8)
+  buffer[: len(text)] = np.frombuffer(text, np.uint8)
+  gathered = np.asarray(multihost_utils.process_allgather(buffer))
+  if (gathered != gathered[0]).any():
+    got = "; ".join(
+      f"process {i}: {bytes(row[row != 0]).decode(errors='replace')}"
+      for i, row in enumerate(gathered)
+    )
+    raise ValueError(
+      "`batch` must have the same shapes in every process, got "
+      f"{got}. Give every process as many rows."
+    )
