@@ -82,6 +82,8 @@ class Trainer:
     lmbda: float,
     epochs: int,
     batch_size: int,
+    num_replicas: int = 1,
+    **step_options: Any,
   ):
     """Prepares to train.
 
@@ -92,6 +94,9 @@ class Trainer:
       lmbda: of F-SAM.
       epochs: passes over the training rows, positive.
       batch_size: rows a step, at most the training rows.
+      num_replicas: number of data-parallel replicas to emulate, a divisor of
+        the batch size. Each has successive rows of every batch.
+      **step_options: for :func:`fsam_optax.make_train_step`.
     """
     self._model = model
     self._sigma = sigma
@@ -100,9 +105,20 @@ class Trainer:
     self._batch_size = batch_size
     self._steps = pool.train_size // batch_size
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
-    self._step = fsam_optax.make_train_step(
-      self._loss, skip_nonfinite=False, metrics=(), jit=False
+    step = functools.partial(
+      fsam_optax.make_train_step,
+      self._loss,
+      skip_nonfinite=False,
+      metrics=(),
+      jit=False,
+      **step_options,
     )
+    if num_replicas == 1:
+      self._step = step()
+    else:
+      self._step = fsam_optax.group_step(
+        step(axis_name="replica"), num_replicas, "replica"
+      )
     self._compiled: dict[Any, Any] = {}
 
   def __call__(

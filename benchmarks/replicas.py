@@ -1,0 +1,209 @@
+"""Does a data-parallel step that communicates less cost accuracy?
+
+The recipe of ``python -m fsam_optax compare`` on the MNIST digits with 40 % of
+the training labels wrong, by eight emulated replicas of 12 rows each, on 64
+seeds. The learning rates and radii below are where to start from, not tuned yet:
+``--tune`` prints the grids on the validation rows of seeds 0 to 15.
+
+  python benchmarks/replicas.py [--tune] [--quick] [--output replicas.json]
+"""
+
+import argparse
+import json
+import sys
+from typing import Any, NamedTuple, Optional
+
+import jax
+import numpy as np
+from scipy import stats
+
+import fsam_optax
+from fsam_optax.experiments import data
+from fsam_optax.experiments import models
+from fsam_optax.experiments import report
+from fsam_optax.experiments import training
+
+REPLICAS, BATCH_SIZE, EPOCHS, LABEL_NOISE = 8, 96, 60, 0.4
+TUNING_SEEDS, SEEDS = range(16), range(200, 264)
+LOCAL = {"sync_perturbation": False}
+DESCENT = {"ema_gradient": "descent"}
+
+
+class Mode(NamedTuple):
+  """A way to train, its learning rate and radius and the grids of `--tune`."""
+
+  optimizer: str
+  options: dict[str, Any]
+  words: int  # All-reduced a parameter and step; tests/test_parallel.py.
+  learning_rate: float
+  rho: float
+  learning_rates: tuple[float, ...]
+  radii: tuple[float, ...]
+
+
+RATES = (0.01, 0.015, 0.02, 0.03)
+MODES = {
+  "SGD": Mode("sgd", {}, 1, 0.004, 0.0, (0.002, 0.003, 0.004, 0.006), (0.0,)),
+  "SAM": Mode("sam", {}, 2, 0.015, 0.35, RATES, (0.25, 0.3, 0.35, 0.4, 0.5)),
+  "SAM, local": Mode(
+    "sam", LOCAL, 1, 0.015, 0.6, RATES, (0.4, 0.5, 0.6, 0.75, 0.9)
+  ),
+  "F-SAM, default": Mode(
+    "fsam", {}, 2, 0.02, 0.5, RATES, (0.35, 0.4, 0.5, 0.6, 0.7)
+  ),
+  "F-SAM, average of the second gradient": Mode(
+    "fsam", DESCENT, 2, 0.02, 0.5, RATES, (0.35, 0.4, 0.5, 0.6, 0.7)
+  ),
+  "F-SAM, local": Mode(
+    "fsam", LOCAL, 2, 0.02, 0.8, RATES, (0.5, 0.65, 0.8, 1.0, 1.2)
+  ),
+  "F-SAM, lean": Mode(
+    "fsam",
+    {**LOCAL, **DESCENT},
+    1,
+    0.02,
+    0.8,
+    RATES,
+    (0.5, 0.65, 0.8, 1.0, 1.2),
+  ),
+}
+
+
+def trainer_of(mode: Mode, pool: data.Pool, epochs: int) -> training.Trainer:
+  """The trainer of one mode."""
+  return training.Trainer(
+    models.create("mlp", pool.classes),
+    pool,
+    sigma=1.0,
+    lmbda=0.9,
+    epochs=epochs,
+    batch_size=BATCH_SIZE,
+    num_replicas=REPLICAS,
+    **mode.options,
+  )
+
+
+def tune(pool: data.Pool, epochs: int, seeds: range) -> dict[str, Any]:
+  """Mean validation accuracy at every point of every mode's grid."""
+  splits = data.split(pool, seeds, LABEL_NOISE)
+  result = {}
+  for name, mode in MODES.items():
+    trainer = trainer_of(mode, pool, epochs)
+    number = len(mode.radii)
+    repeated = jax.tree.map(
+      lambda x, n=number: np.tile(x, (n,) + (1,) * (x.ndim - 1)), splits
+    )
+    rows = []
+    for rate in mode.learning_rates:
+      outcome = trainer(
+        mode.optimizer,
+        repeated,
+        np.full(number * len(seeds), rate),
+        np.repeat(mode.radii, len(seeds)),
+        with_curve=False,
+      )
+      rows.append(outcome.validation_accuracy.reshape(number, -1).mean(axis=1))
+    grid = np.array(rows)
+    i, j = np.unravel_index(np.argmax(grid), grid.shape)
+    result[name] = {
+      "learning_rates": mode.learning_rates,
+      "radii": mode.radii,
+      "validation_accuracy": grid.tolist(),
+      "best": [mode.learning_rates[i], mode.radii[j]],
+    }
+    print(name, result[name]["best"], flush=True)
+    print(np.array2string(grid, precision=2), flush=True)
+  return result
+
+
+def accuracies(
+  pool: data.Pool, epochs: int, seeds: range
+) -> dict[str, np.ndarray]:
+  """Test accuracy of every mode and seed, at the values chosen."""
+  splits = data.split(pool, seeds, LABEL_NOISE)
+  result = {}
+  for name, mode in MODES.items():
+    outcome = trainer_of(mode, pool, epochs)(
+      mode.optimizer,
+      splits,
+      np.full(len(seeds), mode.learning_rate),
+      np.full(len(seeds), mode.rho),
+      with_curve=False,
+    )
+    result[name] = outcome.test_accuracy
+    print(f"{name}: {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
+  return result
+
+
+def paired(
+  a: np.ndarray, b: np.ndarray
+) -> tuple[float, Optional[float], float]:
+  """Mean difference, its standard error and the p-value of the t-test."""
+  difference = a - b
+  p_value = float(stats.ttest_rel(a, b).pvalue)
+  return float(difference.mean()), report.standard_error(difference), p_value
+
+
+def main():
+  """Tunes or reports."""
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n", 1)[0],
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+  parser.add_argument(
+    "--tune", action="store_true", help="print the grids on validation rows"
+  )
+  parser.add_argument(
+    "--quick", action="store_true", help="2 seeds and 2 epochs, to see it run"
+  )
+  parser.add_argument("--output", help="also write the numbers to this file")
+  args = parser.parse_args()
+  pool = data.load("mnist")
+  epochs = 2 if args.quick else EPOCHS
+  config = {
+    "replicas": REPLICAS,
+    "batch_size": BATCH_SIZE,
+    "epochs": epochs,
+    "label_noise": LABEL_NOISE,
+    "versions": {"jax": jax.__version__, "fsam_optax": fsam_optax.__version__},
+  }
+  if args.tune:
+    seeds = TUNING_SEEDS[: 2 if args.quick else None]
+    result = {"tune": tune(pool, epochs, seeds)}
+  else:
+    seeds = SEEDS[: 2 if args.quick else None]
+    accuracy = accuracies(pool, epochs, seeds)
+    rows = []
+    for name, mode in MODES.items():
+      cells = [name, str(mode.words), f"{mode.learning_rate:g}"]
+      cells.append(f"{mode.rho:g}" if mode.rho else "")
+      cells.append(
+        f"{accuracy[name].mean():.2f} ± "
+        f"{report.standard_error(accuracy[name]):.2f}"
+      )
+      for other in ("F-SAM, default", "SAM"):
+        if name == other:
+          cells.append("")
+          continue
+        mean, error, p_value = paired(accuracy[name], accuracy[other])
+        cells.append(f"{mean:+.2f} ± {error:.2f}, p = {p_value:.2g}")
+      rows.append(cells)
+    header = ["mode", "words", "learning rate", "rho", "test accuracy (%)"]
+    header += ["over F-SAM, default", "over SAM"]
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for cells in rows:
+      print("| " + " | ".join(cells) + " |")
+    result = {
+      "accuracy": {name: x.tolist() for name, x in accuracy.items()},
+      "chosen": {
+        name: [mode.learning_rate, mode.rho] for name, mode in MODES.items()
+      },
+    }
+  if args.output:
+    with open(args.output, "w") as file:
+      json.dump({"config": config, "seeds": list(seeds), **result}, file)
+
+
+if __name__ == "__main__":
+  main()
