@@ -2,7 +2,7 @@
 
 The recipe of ``python -m fsam_optax compare`` on the MNIST digits with 40 % of
 the training labels wrong, by eight emulated replicas of 12 rows each, on 64
-seeds. The learning rates and radii below are where to start from, not tuned yet:
+seeds. The learning rates and radii below are where to start, not tuned yet:
 ``--tune`` prints the grids on the validation rows of seeds 0 to 15.
 
   python benchmarks/replicas.py [--tune] [--quick] [--output replicas.json]
