@@ -18,12 +18,12 @@ import numpy as np
 
 from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
+from fsam_optax._processes import Agreement
+from fsam_optax._processes import check_same_values
 from fsam_optax._train_step import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 Rule = Callable[[str, Any], PartitionSpec]
-
-_DESCRIPTION_BYTES = 4096
 
 
 def make_mesh(**sizes: int) -> Mesh:
@@ -140,8 +140,15 @@ def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
 
   Returns:
     The state, each array a global one over all devices of the mesh.
+
+  Raises:
+    ValueError: if the values are not the same in every process.
   """
-  return jax.device_put(state, state_shardings(state, mesh, rule))
+  shardings = state_shardings(state, mesh, rule)
+  if jax.process_count() == 1:
+    return jax.device_put(state, shardings)
+  check_same_values(state)
+  return jax.tree.map(_place, state, shardings)
 
 
 class BatchFeeder:
@@ -171,7 +178,7 @@ class BatchFeeder:
     _check_axes(mesh, axes)
     self._sharding = NamedSharding(mesh, PartitionSpec(axes))
     self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
-    self._shapes = None
+    self._agreement = Agreement()
 
   def __call__(self, batch: Any) -> Any:
     """Places a batch.
@@ -187,22 +194,8 @@ class BatchFeeder:
       ValueError: if the global batch does not split evenly over the devices, or
         if the shapes differ between processes or from those of the first batch.
     """
-    shapes = {
-      jax.tree_util.keystr(path) or "the root": (
-        f"{np.result_type(x)}{list(np.shape(x))}"
-      )
-      for path, x in jax.tree_util.tree_leaves_with_path(batch)
-    }
-    if self._shapes is None:
-      _check_same_on_all_processes(shapes)
+    if self._agreement.check(batch):
       _check_rows(batch, self._replicas, jax.process_count())
-      self._shapes = shapes
-    elif shapes != self._shapes:
-      raise ValueError(
-        f"`batch` must have the shapes of the first one, {self._shapes}, got "
-        f"{shapes}. Drop or pad the last rows of an epoch; use a feeder of its "
-        "own for evaluation."
-      )
     return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(
         self._sharding, np.asarray(x)
@@ -265,7 +258,8 @@ def shard_map_step(
 
   Returns:
     A function ``step(state, batch)``, compiled, with the state donated. The
-    batch is global, as :class:`BatchFeeder` returns it.
+    batch is global, as :class:`BatchFeeder` returns it. Its ``lower(state,
+    batch)`` is that of :func:`jax.jit`, to compile ahead of time.
 
   Raises:
     ValueError: if the mesh has no such axis; at call, if the rows do not split
@@ -298,6 +292,7 @@ def shard_map_step(
       )
     return mapped(state, batch)
 
+  call.lower = mapped.lower
   return call
 
 
@@ -316,11 +311,13 @@ def pmap_step(step: Step, axis_name: str = "batch") -> Step:
 
   Raises:
     ValueError: at call, if the rows do not split evenly over the local devices,
-      or the state was not replicated.
+      the state was not replicated, or the shapes of the batch differ between
+      processes or, there, from those of the first.
   """
   mapped = jax.pmap(
     step, axis_name=axis_name, out_axes=(0, None), donate_argnums=0
   )
+  agreement = Agreement()
 
   def call(state, batch):
     replicas = jax.local_device_count()
@@ -331,7 +328,10 @@ def pmap_step(step: Step, axis_name: str = "batch") -> Step:
         f"{list(jnp.shape(state.step))}. Replicate it: "
         "`flax.jax_utils.replicate(state)`."
       )
-    return mapped(state, _split_rows(batch, replicas))
+    batch = _split_rows(batch, replicas)
+    if jax.process_count() > 1:
+      agreement.check(batch)
+    return mapped(state, batch)
 
   return call
 
@@ -389,6 +389,26 @@ def host_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
   return jax.tree.map(fetch, metrics)
 
 
+def _place(x, sharding):
+  """An array that each process has, onto devices of which each has some."""
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return jax.device_put(x, sharding)
+  x = jnp.asarray(x)
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    # Replicated, whatever the rule: nobody splits a key.
+    data = _place(
+      jax.random.key_data(x), NamedSharding(sharding.mesh, PartitionSpec())
+    )
+    wrap = lambda data: jax.random.wrap_key_data(
+      data, impl=jax.random.key_impl(x)
+    )
+    return jax.jit(wrap, out_shardings=sharding)(data)
+  local = np.asarray(x)
+  return jax.make_array_from_callback(
+    local.shape, sharding, lambda index: local[index]
+  )
+
+
 def _split_rows(batch, number):
   _check_rows(batch, number, 1)
   return jax.tree.map(
@@ -414,23 +434,4 @@ def _check_axes(mesh, axes):
     raise ValueError(
       f"`axis_name` must name axes of the mesh, {mesh.axis_names}, got "
       f"{unknown}."
-    )
-
-
-def _check_same_on_all_processes(shapes):
-  """Compares by one exchange of fixed size, which no shape can upset."""
-  if jax.process_count() == 1:
-    return
-  text = str(shapes).encode()[:_DESCRIPTION_BYTES]
-  buffer = np.zeros(_DESCRIPTION_BYTES, np.uint8)
-  buffer[: len(text)] = np.frombuffer(text, np.uint8)
-  gathered = np.asarray(multihost_utils.process_allgather(buffer))
-  if (gathered != gathered[0]).any():
-    got = "; ".join(
-      f"process {i}: {bytes(row[row != 0]).decode(errors='replace')}"
-      for i, row in enumerate(gathered)
-    )
-    raise ValueError(
-      "`batch` must have the same shapes in every process, got "
-      f"{got}. Give every process as many rows."
     )

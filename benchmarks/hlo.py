@@ -1,0 +1,253 @@
+"""Reads the collectives out of a compiled program, and where they stand.
+
+The text is that of ``jax.stages.Compiled.as_text()``: computations of
+instructions, each with its result's shape, its operands, the computations it
+calls and the scope of the JAX operation it came from.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import re
+from typing import Any, NamedTuple, Optional
+
+KINDS = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+  "ragged-all-to-all",
+)
+_PRODUCTS = ("convolution", "dot")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
+_CALLED = re.compile(
+  r"\b(?:calls|to_apply|body|condition|true_computation|false_computation"
+  r"|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)"
+)
+
+
+class Collective(NamedTuple):
+  """One communication between the devices.
+
+  Attributes:
+    kind: one of :data:`KINDS`.
+    shapes: dimensions of each array, the larger of what goes in and comes out.
+    count: how often a step runs it, for its loops.
+    is_between: whether it stands between the two passes: it needs a matrix
+      product of the first and none of the second, and one of the second waits
+      for it and none of the first.
+  """
+
+  kind: str
+  shapes: tuple[tuple[int, ...], ...]
+  count: int
+  is_between: bool
+
+  @property
+  def words(self) -> int:
+    """Elements of the whole arrays, each time it runs."""
+    return self.count * sum(math.prod(shape) for shape in self.shapes)
+
+
+@dataclasses.dataclass
+class _Instruction:
+  name: str
+  shape: str
+  opcode: str
+  operands: list[str]
+  called: list[str]
+  trips: int
+  scope: str
+  channel: str
+
+
+def collectives(
+  text: str, first: str = "ascent", second: str = "descent"
+) -> list[Collective]:
+  """Every collective of a program.
+
+  Args:
+    text: the compiled program.
+    first: :func:`jax.named_scope` of the first pass.
+    second: that of the second.
+
+  Returns:
+    The collectives, in the order of the text.
+  """
+  computations, entry = _parse(text)
+  passes = {
+    name: _passes(name, computations, (first, second)) for name in computations
+  }
+  counts = dict.fromkeys(computations, 0)
+  for name, count in _calls(entry, computations, 1):
+    counts[name] += count
+  found = {}
+  fused = {
+    called
+    for instructions in computations.values()
+    for x in instructions
+    if x.opcode == "fusion"
+    for called in x.called
+  }
+  for name, instructions in computations.items():
+    if not counts[name] or name in fused:
+      continue
+    between = _between(instructions, computations, passes, (first, second))
+    by_name = {x.name: x for x in instructions}
+    for x in instructions:
+      for collective, inside in _within(x, computations):
+        # One that runs beside computations stands in several fusions.
+        key = collective.channel if inside else (name, x.name)
+        if key in found:
+          continue
+        sources = inside or by_name
+        operands = [
+          shape
+          for operand in collective.operands
+          for shape in _shapes(sources[operand].shape)
+        ]
+        results = _shapes(collective.shape)
+        kind = _kind(collective)
+        if collective.opcode.endswith("-start") and kind != "all-reduce":
+          # The result of these holds the operands, too, and then flags.
+          results = results[len(operands) : 2 * len(operands)]
+        found[key] = Collective(
+          kind,
+          tuple(max(operands, results, key=lambda s: sum(map(math.prod, s)))),
+          counts[name],
+          x.name in between,
+        )
+  return list(found.values())
+
+
+def _within(instruction, computations):
+  """The collectives that an instruction is or, a fusion, holds.
+
+  Pairs of the collective and the instructions beside it in the fusion by name,
+  None where it is the instruction itself.
+  """
+  if _kind(instruction):
+    yield instruction, None
+  elif instruction.opcode == "fusion":
+    for called in instruction.called:
+      inside = {x.name: x for x in computations[called]}
+      yield from ((x, inside) for x in inside.values() if _kind(x))
+
+
+def _parse(text) -> tuple[dict[str, list[_Instruction]], str]:
+  """The instructions of every computation, and the name of the first to run."""
+  computations, entry, current = {}, "", []
+  for line in text.splitlines():
+    if match := _COMPUTATION.match(line):
+      current = computations[match[2]] = []
+      if match[1]:
+        entry = match[2]
+    elif match := _INSTRUCTION.match(line):
+      name, rest = match.groups()
+      shape, rest = _cut(rest) if rest[0] == "(" else rest.split(" ", 1)
+      opcode, rest = rest.strip().split("(", 1)
+      operands, attributes = _cut("(" + rest)
+      trips = re.search(r'known_trip_count":\{"n":"(\d+)"', attributes)
+      scope = re.search(r'op_name="([^"]*)"', attributes)
+      channel = re.search(r"\bchannel_id=(\d+)", attributes)
+      current.append(
+        _Instruction(
+          name,
+          shape,
+          opcode,
+          re.findall(r"%([\w.\-]+)", operands),
+          [
+            called
+            for group in _CALLED.findall(attributes)
+            for called in re.findall(r"%([\w.\-]+)", group)
+          ],
+          int(trips[1]) if trips else 1,
+          scope[1] if scope else "",
+          channel[1] if channel else f"of {name}",
+        )
+      )
+  if not entry:
+    raise ValueError("`text` must be a compiled program with an ENTRY.")
+  return computations, entry
+
+
+def _cut(text: str) -> tuple[str, str]:
+  """Splits after the parenthesis that closes the first."""
+  depth = 0
+  for position, character in enumerate(text):
+    depth += {"(": 1, ")": -1}.get(character, 0)
+    if depth == 0:
+      return text[: position + 1], text[position + 1 :]
+  raise ValueError(f"no parenthesis closes the first of {text[:80]!r}")
+
+
+def _shapes(shape: str) -> list[tuple[int, ...]]:
+  shape = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", shape)
+  return [
+    tuple(int(n.strip("<=")) for n in dims.split(",") if n)
+    for dims in re.findall(r"\b[a-z]\w*\[([\d,<=]*)\]", shape)
+  ]
+
+
+def _kind(instruction: _Instruction) -> Optional[str]:
+  kind = instruction.opcode.removesuffix("-start")
+  return kind if kind in KINDS else None
+
+
+def _calls(name, computations, count) -> Iterator[tuple[str, int]]:
+  """Every computation that runs, and how often, once for each caller."""
+  yield name, count
+  for instruction in computations[name]:
+    for called in instruction.called:
+      yield from _calls(called, computations, count * instruction.trips)
+
+
+def _passes(name, computations, scopes, memo: Optional[dict[str, Any]] = None):
+  """Which of the two passes have matrix products in a computation."""
+  memo = {} if memo is None else memo
+  if name not in memo:
+    memo[name] = set()
+    for instruction in computations[name]:
+      memo[name] |= _own_passes(instruction, scopes)
+      for called in instruction.called:
+        memo[name] |= _passes(called, computations, scopes, memo)
+  return memo[name]
+
+
+def _own_passes(instruction, scopes):
+  """The pass of a matrix product. What is cheap may be shared between them."""
+  if instruction.opcode not in _PRODUCTS:
+    return set()
+  parts = re.split(r"[/()]", instruction.scope)
+  return {scope for scope in scopes if scope in parts}
+
+
+def _between(instructions, computations, passes, scopes) -> set[str]:
+  """Names of what communicates between the two passes, in one computation."""
+  first, second = scopes
+  before: dict[str, set[str]] = {}  # Passes among what an instruction needs.
+  own: dict[str, set[str]] = {}
+  for x in instructions:
+    own[x.name] = set().union(
+      _own_passes(x, scopes), *(passes[called] for called in x.called)
+    )
+    before[x.name] = set().union(
+      *(before[y] | own[y] for y in x.operands if y in before)
+    )
+  after: dict[str, set[str]] = {x.name: set() for x in instructions}
+  for x in reversed(instructions):
+    for y in x.operands:
+      if y in after:
+        after[y] |= after[x.name] | own[x.name]
+  return {
+    x.name
+    for x in instructions
+    if any(_within(x, computations))
+    and first in before[x.name]
+    and second in after[x.name]
+    and second not in before[x.name]
+    and first not in after[x.name]
+  }

@@ -1,0 +1,308 @@
+"""What a step costs on a TPU pod, by the compiler's own count.
+
+Compiles the data-parallel train step for TPU chips that need not be there and
+prints a row a mode: what is communicated, what of it stands between the two
+passes, and what each chip computes and keeps. Weak scaling: the rows a chip
+stay the same. Needs the package libtpu, and no TPU:
+
+  python -m venv pod && pod/bin/pip install -e . libtpu
+  pod/bin/python benchmarks/pod.py [--model resnet18] [--topologies v5e:16x16]
+                                   [--modes ...] [--output pod.jsonl]
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from typing import Any, Callable, NamedTuple, Optional
+
+# Before JAX looks for a TPU: the compiler alone, for a pod that is described.
+os.environ.update(
+  JAX_PLATFORMS="cpu",
+  TPU_SKIP_MDS_QUERY="1",
+  TPU_ACCELERATOR_TYPE="v5litepod-256",
+  TPU_WORKER_HOSTNAMES="localhost",
+  TPU_WORKER_ID="0",
+)
+
+import hlo
+import jax
+from jax import numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+
+import fsam_optax
+from fsam_optax.experiments import resnet
+from fsam_optax.experiments import transformer
+
+LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
+MEBI = 2**20
+
+
+class Mode(NamedTuple):
+  """How a step is compiled: with a named axis, by jit, or by jit and FSDP."""
+
+  how: str
+  is_fsam: bool
+  options: dict[str, Any]
+
+
+MODES = {
+  "SGD": Mode("axis", False, {}),
+  "default": Mode("axis", True, {}),
+  "local": Mode("axis", True, {"sync_perturbation": False}),
+  "average-of-descent": Mode("axis", True, {"ema_gradient": "descent"}),
+  "lean": Mode("axis", True, LEAN),
+  "ascent-fraction": Mode("axis", True, {"ascent_fraction": 0.25}),
+  "micro-batches": Mode("axis", True, {"num_microbatches": 4}),
+  "lean-micro-batches": Mode("axis", True, {**LEAN, "num_microbatches": 4}),
+  "jit-SGD": Mode("jit", False, {}),
+  "jit": Mode("jit", True, {}),
+  "jit-ascent-fraction": Mode("jit", True, {"ascent_fraction": 0.25}),
+  "jit-micro-batches": Mode("jit", True, {"num_microbatches": 4}),
+  "fsdp-SGD": Mode("fsdp", False, {}),
+  "fsdp": Mode("fsdp", True, {}),
+}
+
+
+class Model(NamedTuple):
+  """A model to compile: its variables, its loss and a batch's shapes."""
+
+  init: Callable[[], Any]
+  loss_fn: Callable[..., Any]
+  batch: dict[str, tuple[tuple[int, ...], Any]]
+  rows_a_chip: int
+
+
+def model_of(name: str) -> Model:
+  """``resnet18``, ``resnet-narrow`` or ``transformer``."""
+  if name == "transformer":
+    network = transformer.Transformer()
+    shape = (network.length,)
+
+    def transformer_loss(params, model_state, batch, rng):
+      del rng
+      logits = network.apply({"params": params}, batch["tokens"])
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits[:, :-1], batch["tokens"][:, 1:]
+      )
+      return losses.mean(), (model_state, {})
+
+    return Model(
+      lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), int)),
+      transformer_loss,
+      {"tokens": (shape, jnp.int32)},
+      16,
+    )
+  network = (
+    resnet.ResNet(10)
+    if name == "resnet18"
+    else resnet.ResNet(10, width=16, blocks=(1, 1))
+  )
+
+  def resnet_loss(params, model_state, batch, rng):
+    del rng
+    logits, model_state = network.apply(
+      {"params": params, **model_state},
+      batch["image"],
+      train=True,
+      mutable=["batch_stats"],
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch["label"]
+    )
+    return losses.mean(), (model_state, {})
+
+  image = (32, 32, 3)
+  return Model(
+    lambda: network.init(
+      jax.random.key(0), jnp.zeros((1, *image)), train=False
+    ),
+    resnet_loss,
+    {"image": (image, jnp.float32), "label": ((), jnp.int32)},
+    128,
+  )
+
+
+def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
+  """The compiled step, and the shapes of the state that it was compiled for."""
+
+  def create():
+    variables = dict(model.init())
+    return fsam_optax.TrainState.create(
+      apply_fn=None,
+      params=variables.pop("params"),
+      tx=optax.sgd(0.1, momentum=0.9),
+      perturbation=(
+        fsam_optax.friendly_perturbation() if mode.is_fsam else None
+      ),
+      model_state=variables,
+    )
+
+  state = jax.eval_shape(create)
+  rule = fsam_optax.fsdp_rule(mesh) if mode.how == "fsdp" else None
+  place = lambda x, sharding: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=sharding
+  )
+  state = jax.tree.map(
+    place, state, fsam_optax.state_shardings(state, mesh, rule)
+  )
+  rows = model.rows_a_chip * mesh.size
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (rows, *shape),
+      dtype,
+      sharding=NamedSharding(mesh, PartitionSpec("batch")),
+    )
+    for name, (shape, dtype) in model.batch.items()
+  }
+  step = fsam_optax.make_train_step(
+    model.loss_fn,
+    jit=False,
+    axis_name="batch" if mode.how == "axis" else None,
+    **mode.options,
+  )
+  if mode.how == "axis":
+    step = fsam_optax.shard_map_step(step, mesh)
+  else:
+    step = fsam_optax.jit_step(step, state)
+  return step.lower(state, batch).compile(), state
+
+
+def row_of(
+  model_name: str, mode_name: str, topology: str, text_file: Optional[str]
+) -> dict[str, Any]:
+  """Compiles one mode for one topology and counts."""
+  start = time.perf_counter()
+  devices = np.array(
+    topologies.get_topology_desc(topology, platform="tpu").devices
+  )
+  mesh = Mesh(devices, ("batch",))
+  model = model_of(model_name)
+  compiled, state = compile_step(model, MODES[mode_name], mesh)
+  text = compiled.as_text()
+  if text_file:
+    with open(text_file, "w") as file:
+      file.write(text)
+  found = hlo.collectives(text)
+  sizes = [math.prod(x.shape) for x in jax.tree.leaves(state.params)]
+  words = lambda chosen: sum(c.words for c in chosen) / sum(sizes)
+  between = [c for c in found if c.is_between]
+  moved = {c.kind for c in found}
+  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  return {
+    "model": model_name,
+    "parameters": sum(sizes),
+    "mode": mode_name,
+    "topology": topology,
+    "chips": devices.size,
+    "chip": devices[0].device_kind,
+    "words": {
+      kind: words([c for c in found if c.kind == kind]) for kind in moved
+    },
+    "collectives": sum(c.count for c in found),
+    "between": sum(c.count for c in between),
+    "words_between": words(between),
+    "shapes": {
+      kind: sorted({s for c in found if c.kind == kind for s in c.shapes})
+      for kind in moved - {"all-reduce"}
+    },
+    "flops": cost["flops"],
+    "bytes": cost["bytes accessed"],
+    "temporary_bytes": memory.temp_size_in_bytes,
+    "argument_bytes": memory.argument_size_in_bytes,
+    "state_bytes": sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(state)
+    ),
+    "seconds": time.perf_counter() - start,
+    "versions": {"jax": jax.__version__},
+  }
+
+
+COLUMNS = (
+  "model",
+  "mode",
+  "topology",
+  "all-reduced",
+  "gathered or scattered",
+  "collectives",
+  "between passes",
+  "GFLOP",
+  "MiB accessed",
+  "MiB temporary",
+  "MiB of state",
+)
+
+
+def line_of(row: dict[str, Any]) -> str:
+  """One line of the table; words are per parameter, the rest per chip."""
+  others = sum(n for kind, n in row["words"].items() if kind != "all-reduce")
+  between = f"{row['between']}"
+  if row["between"]:
+    between += f" ({row['words_between']:.2f})"
+  cells = (
+    row["model"],
+    row["mode"],
+    row["topology"],
+    f"{row['words'].get('all-reduce', 0):.2f}",
+    f"{others:.2f}" if others else "0",
+    str(row["collectives"]),
+    between,
+    f"{row['flops'] / 1e9:.2f}",
+    f"{row['bytes'] / MEBI:.1f}",
+    f"{row['temporary_bytes'] / MEBI:.2f}",
+    f"{row['state_bytes'] / MEBI:.2f}",
+  )
+  return "| " + " | ".join(cells) + " |"
+
+
+def main():
+  """Prints the table as the programs are compiled."""
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n", 1)[0],
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+  parser.add_argument(
+    "--model",
+    choices=("resnet18", "resnet-narrow", "transformer"),
+    default="transformer",
+    help="resnet18 takes minutes a mode",
+  )
+  parser.add_argument(
+    "--topologies",
+    nargs="+",
+    default=["v5e:16x16"],
+    help="such as v5e:2x2, v5e:16x16, v4:2x2x2 or v5p:4x4x4",
+  )
+  parser.add_argument(
+    "--modes",
+    nargs="+",
+    choices=MODES,
+    default=list(MODES),
+    metavar="MODE",
+    help=", ".join(MODES),
+  )
+  parser.add_argument(
+    "--output", help="append each row to this JSON Lines file"
+  )
+  parser.add_argument("--text", help="also write the last program to this file")
+  args = parser.parse_args()
+  print("| " + " | ".join(COLUMNS) + " |")
+  print("|" + "---|" * len(COLUMNS), flush=True)
+  for topology in args.topologies:
+    for mode in args.modes:
+      row = row_of(args.model, mode, topology, args.text)
+      print(line_of(row), flush=True)
+      if args.output:
+        with open(args.output, "a") as file:
+          file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+  main()

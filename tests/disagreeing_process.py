@@ -1,0 +1,63 @@
+"""One of two processes that disagree, and print the errors that they get."""
+
+import sys
+
+from flax import jax_utils
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+import fsam_optax
+
+
+def create_state(seed):
+  return fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"a": jnp.zeros(3), "w": jnp.full(3, float(seed))},
+    tx=optax.sgd(0.1),
+    perturbation=fsam_optax.friendly_perturbation(),
+    rng=jax.random.key(0),
+  )
+
+
+def report(what, call):
+  try:
+    call()
+  except ValueError as error:
+    print(f"{what}: {error}", flush=True)
+
+
+def main(address, process_id):
+  jax.config.update("jax_num_cpu_devices", 2)
+  fsam_optax.initialize_processes(address, 2, process_id)
+  mesh = fsam_optax.make_mesh()
+  feed = fsam_optax.BatchFeeder(mesh)
+  rows = lambda number: np.zeros((number, 3), np.float32)
+  report("shapes", lambda: feed({"x": rows(4 + 2 * process_id)}))
+  report(
+    "values", lambda: fsam_optax.place_state(create_state(process_id), mesh)
+  )
+  report(
+    "structure", lambda: fsam_optax.place_state([0] * (1 + process_id), mesh)
+  )
+  step = fsam_optax.pmap_step(
+    fsam_optax.make_train_step(
+      lambda params, model_state, batch, rng: (
+        jnp.mean(batch @ params["w"]),
+        (model_state, {}),
+      ),
+      axis_name="batch",
+      jit=False,
+    )
+  )
+  state = jax_utils.replicate(create_state(0))
+  report("pmap", lambda: step(state, rows(4 + 2 * process_id)))
+  report("rows", lambda: fsam_optax.BatchFeeder(mesh)(rows(3)))
+  # They still hear each other.
+  state = fsam_optax.place_state(create_state(7), mesh)
+  print(fsam_optax.host_metrics({"w": state.params["w"].sum()}), flush=True)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], int(sys.argv[2]))
