@@ -5,8 +5,8 @@ prints a row a mode: what is communicated, what of it stands between the two
 passes, and what each chip computes and keeps. Weak scaling: the rows a chip
 stay the same. Needs the package libtpu, and no TPU:
 
-  python -m venv pod && pod/bin/pip install -e . libtpu
-  pod/bin/python benchmarks/pod.py [--model resnet18] [--topologies v5e:16x16]
+  python3 -m venv .pod && .pod/bin/pip install -q -e ".[pod]"
+  .pod/bin/python benchmarks/pod.py [--model resnet18] [--topologies v5e:16x16]
                                    [--modes ...] [--output pod.jsonl]
 """
 
@@ -24,6 +24,7 @@ os.environ.update(
   TPU_ACCELERATOR_TYPE="v5litepod-256",
   TPU_WORKER_HOSTNAMES="localhost",
   TPU_WORKER_ID="0",
+  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # No chip is held: several may compile.
 )
 
 import hlo
@@ -70,6 +71,9 @@ MODES = {
 }
 
 
+MODELS = ("resnet18", "resnet-narrow", "transformer", "transformer-narrow")
+
+
 class Model(NamedTuple):
   """A model to compile: its variables, its loss and a batch's shapes."""
 
@@ -80,9 +84,11 @@ class Model(NamedTuple):
 
 
 def model_of(name: str) -> Model:
-  """``resnet18``, ``resnet-narrow`` or ``transformer``."""
-  if name == "transformer":
+  """One of :data:`MODELS`."""
+  if name.startswith("transformer"):
     network = transformer.Transformer()
+    if name == "transformer-narrow":
+      network = transformer.Transformer(512, 64, width=128, depth=1, heads=4)
     shape = (network.length,)
 
     def transformer_loss(params, model_state, batch, rng):
@@ -198,6 +204,9 @@ def row_of(
   return {
     "model": model_name,
     "parameters": sum(sizes),
+    "parameter_shapes": sorted(
+      {x.shape for x in jax.tree.leaves(state.params)}
+    ),
     "mode": mode_name,
     "topology": topology,
     "chips": devices.size,
@@ -270,7 +279,7 @@ def main():
   )
   parser.add_argument(
     "--model",
-    choices=("resnet18", "resnet-narrow", "transformer"),
+    choices=MODELS,
     default="transformer",
     help="resnet18 takes minutes a mode",
   )

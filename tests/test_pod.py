@@ -1,0 +1,128 @@
+"""Compiled for TPU chips that are not there: what the steps communicate.
+
+Needs the extra `pod`; the gate runs it in an environment of its own.
+"""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='needs libtpu: pip install "fsam-optax[pod]"',
+  ),
+]
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "pod.py"
+SMALL, LARGE, OTHER = "v5e:2x2", "v5e:16x16", "v4:2x2x2"
+NAMED_AXIS = (
+  "default",
+  "local",
+  "average-of-descent",
+  "lean",
+  "ascent-fraction",
+  "micro-batches",
+  "lean-micro-batches",
+)
+JIT = ("jit", "jit-ascent-fraction", "jit-micro-batches")
+
+
+def compile_rows(path, topologies, modes):
+  subprocess.run(
+    [
+      sys.executable,
+      str(SCRIPT),
+      "--model=transformer-narrow",
+      f"--output={path}",
+      "--topologies",
+      *topologies,
+      "--modes",
+      *modes,
+    ],
+    check=True,
+  )
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+  path = tmp_path_factory.mktemp("pod") / "rows.jsonl"
+  compile_rows(path, [SMALL], ["SGD", *NAMED_AXIS, "jit-SGD", *JIT, "fsdp"])
+  compile_rows(path, [LARGE], ["SGD", "default", "lean", "jit"])
+  compile_rows(path, ["v5e:4x4"], ["fsdp"])
+  compile_rows(path, [OTHER], ["SGD", "lean"])
+  parsed = map(json.loads, path.read_text().splitlines())
+  return {(row["topology"], row["mode"]): row for row in parsed}
+
+
+def words(row):
+  assert row["words"].keys() == {"all-reduce"}
+  return row["words"]["all-reduce"]
+
+
+@pytest.mark.parametrize("topology", [SMALL, LARGE, OTHER])
+def test_lean_all_reduces_what_sgd_does_in_one_place(topology, rows):
+  lean, sgd = rows[topology, "lean"], rows[topology, "SGD"]
+  assert words(sgd) == pytest.approx(1, abs=1e-3)
+  assert words(lean) == pytest.approx(1, abs=1e-3)
+  assert lean["collectives"] == sgd["collectives"] == 1
+  assert lean["between"] == 0
+
+
+@pytest.mark.parametrize("topology", [SMALL, LARGE])
+def test_the_default_all_reduces_twice_and_waits_for_one(topology, rows):
+  row = rows[topology, "default"]
+  assert words(row) == pytest.approx(2, abs=1e-3)
+  assert row["words_between"] == pytest.approx(1, abs=1e-3)
+  assert row["between"] == 1
+
+
+@pytest.mark.parametrize("mode", JIT)
+def test_under_jit_it_all_reduces_twice_what_sgd_does_there(mode, rows):
+  # The compiler sums the two uses of the tied embedding apart.
+  sgd = words(rows[SMALL, "jit-SGD"])
+  assert 1 <= sgd < 1.25
+  assert words(rows[SMALL, mode]) == pytest.approx(2 * sgd, rel=1e-3)
+
+
+def test_a_local_ascent_leaves_nothing_between_the_passes(rows):
+  row = rows[SMALL, "local"]
+  assert words(row) == pytest.approx(2, abs=1e-3)
+  assert row["between"] == 0
+
+
+@pytest.mark.parametrize("mode", ["SGD", *NAMED_AXIS])
+def test_no_collective_moves_the_batch(mode, rows):
+  # Nothing but sums of what has the parameters' size, or a scalar's.
+  expected = 1 if mode == "SGD" or "lean" in mode else 2
+  assert words(rows[SMALL, mode]) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["SGD", "default", "lean", "jit"])
+def test_what_a_chip_does_and_keeps_is_the_same_on_4_and_256(mode, rows):
+  small, large = rows[SMALL, mode], rows[LARGE, mode]
+  assert (small["chips"], large["chips"]) == (4, 256)
+  for count in ("flops", "bytes", "temporary_bytes", "state_bytes"):
+    assert large[count] == pytest.approx(small[count], rel=0.05), count
+
+
+def test_fsdp_keeps_one_part_of_the_state_on_each_chip(rows):
+  whole = rows[SMALL, "default"]["state_bytes"]
+  few, many = rows[SMALL, "fsdp"], rows["v5e:4x4", "fsdp"]
+  # Biases and norms, with fewer elements than the rule splits, are whole.
+  assert few["state_bytes"] == pytest.approx(whole / 4, rel=0.03)
+  assert many["state_bytes"] == pytest.approx(whole / 16, rel=0.12)
+  # What the program takes, padded to the chip's tiles and with the batch.
+  assert few["argument_bytes"] > 3.5 * many["argument_bytes"]
+
+
+def test_fsdp_gathers_parameters_and_no_activations(rows):
+  row = rows[SMALL, "fsdp"]
+  gathered = {tuple(shape) for shape in row["shapes"]["all-gather"]}
+  assert gathered
+  assert gathered <= {tuple(shape) for shape in row["parameter_shapes"]}
