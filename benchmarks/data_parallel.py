@@ -13,7 +13,7 @@ One process at a time, on machines of one's own:
 
 On every host of a TPU pod, with a directory that all of them see:
 
-  python benchmarks/data_parallel.py gs://BUCKET/mnist --distributed
+  python benchmarks/data_parallel.py /mnt/shared/mnist --distributed
 """
 
 import argparse

@@ -55,7 +55,7 @@ from fsam_optax._processes import initialize_processes as initialize_processes
 from fsam_optax._schedule import radius_schedule as radius_schedule
 from fsam_optax._train_step import TrainState as TrainState
 from fsam_optax._train_step import make_train_step as make_train_step
-from fsam_optax._value_and_grad import SharpnessInfo as SharpnessInfo
+from fsam_optax._two_passes import SharpnessInfo as SharpnessInfo
 from fsam_optax._value_and_grad import value_and_grad as value_and_grad
 
 __version__ = "0.1.0"

@@ -8,8 +8,8 @@ from jax import numpy as jnp
 import optax
 
 from fsam_optax._perturbation import global_norm
-from fsam_optax._value_and_grad import SharpnessInfo
-from fsam_optax._value_and_grad import _check_loss
+from fsam_optax._two_passes import SharpnessInfo
+from fsam_optax._two_passes import check_loss
 from fsam_optax._value_and_grad import value_and_grad
 
 
@@ -245,7 +245,7 @@ class _Call:
         f"{type(output).__name__}."
       )
     loss, aux = output if self._has_aux else (output, None)
-    _check_loss(loss)
+    check_loss(loss)
     return loss, (aux, nnx.state(nodes, nnx.Variable))
 
   def finish(self, loss, aux):

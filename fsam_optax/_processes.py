@@ -102,7 +102,7 @@ class Agreement:
       ValueError: if the shapes differ between processes or from the first.
     """
     shapes = {
-      name: f"{np.result_type(x)}{list(np.shape(x))}"
+      name: f"{jax.numpy.result_type(x)}{list(np.shape(x))}"
       for name, x in _named(batch)
     }
     if self._shapes is None:

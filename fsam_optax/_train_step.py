@@ -14,9 +14,9 @@ from fsam_optax._axes import axes_of
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import replica_index
 from fsam_optax._perturbation import global_norm
-from fsam_optax._value_and_grad import EmaGradient
+from fsam_optax._two_passes import EmaGradient
+from fsam_optax._two_passes import two_passes
 from fsam_optax._value_and_grad import check_loss_fn
-from fsam_optax._value_and_grad import two_passes
 
 
 class TrainState(train_state.TrainState):

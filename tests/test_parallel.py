@@ -450,6 +450,16 @@ def test_rows_that_do_not_divide_are_refused_with_the_numbers(batches):
       refuse()
 
 
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+def test_a_feeder_splits_the_rows_over_the_devices(asarray, batches):
+  x, y = batches[0]
+  fed = fsam_optax.BatchFeeder(fsam_optax.make_mesh())((asarray(x), asarray(y)))
+  for array, rows in zip(fed, (x, y), strict=True):
+    np.testing.assert_array_equal(array, rows)
+    for i, shard in enumerate(array.addressable_shards):
+      np.testing.assert_array_equal(shard.data, np.split(rows, DEVICES)[i])
+
+
 def test_a_feeder_refuses_a_batch_of_another_shape(batches):
   feed = fsam_optax.BatchFeeder(fsam_optax.make_mesh())
   feed(batches[0])

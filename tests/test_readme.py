@@ -32,8 +32,8 @@ def test_python_blocks_run_in_order_on_both_sides_of_the_diff(sign, capsys):
       continue
     exec(compile(text, f"README block {ran}", "exec"), namespace)
     ran += 1
-  assert ran == 7
-  assert int(namespace["state"].step) == len(namespace["batches"]) + 1
+  assert ran == 8
+  assert int(namespace["state"].step) == 2 * len(namespace["batches"]) + 1
   assert "'sharpness'" in capsys.readouterr().out
 
 
@@ -50,7 +50,7 @@ def test_a_diff_changes_two_lines(diff):
 def test_set_up_commands_are_one_line_each():
   commands = [text for language, text in blocks() if language == "bash"]
   setup = [c for c in commands if c.startswith("python3 -m venv")]
-  assert len(setup) == 2
+  assert len(setup) == 3
   assert all(c.count("\n") == 1 for c in setup)
 
 
