@@ -1,5 +1,6 @@
 """The training: many runs of one optimizer at once, each on its own split."""
 
+from collections.abc import Mapping
 import functools
 import time
 from typing import Any, Callable, NamedTuple, Optional, cast
@@ -13,6 +14,7 @@ import optax
 import fsam_optax
 from fsam_optax.experiments import data
 
+Perturbation = Callable[[Any], optax.GradientTransformation]
 OPTIMIZERS = ("sgd", "sam", "fsam")
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -83,6 +85,7 @@ class Trainer:
     epochs: int,
     batch_size: int,
     num_replicas: int = 1,
+    perturbations: Optional[Mapping[str, Perturbation]] = None,
     **step_options: Any,
   ):
     """Prepares to train.
@@ -96,11 +99,14 @@ class Trainer:
       batch_size: rows a step, at most the training rows.
       num_replicas: number of data-parallel replicas to emulate, a divisor of
         the batch size. Each has successive rows of every batch.
+      perturbations: further optimizers by name, each as a function from its
+        radius to its ascent.
       **step_options: for :func:`fsam_optax.make_train_step`.
     """
     self._model = model
     self._sigma = sigma
     self._lmbda = lmbda
+    self._perturbations = dict(perturbations or {})
     self._epochs = epochs
     self._batch_size = batch_size
     self._steps = pool.train_size // batch_size
@@ -134,7 +140,7 @@ class Trainer:
     """Trains and tests.
 
     Args:
-      optimizer: one of :data:`OPTIMIZERS`.
+      optimizer: one of :data:`OPTIMIZERS`, or a further one of the trainer.
       splits: one split a run, leading axis ``R``.
       learning_rate: at the first step, shape ``[R]``.
       rho: radius, shape ``[R]``; SGD ignores it.
@@ -295,6 +301,8 @@ class Trainer:
     )
 
   def _perturbation(self, optimizer, rho):
+    if optimizer in self._perturbations:
+      return self._perturbations[optimizer](rho)
     return perturbation_of(optimizer, rho, self._sigma, self._lmbda)
 
 

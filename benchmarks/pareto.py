@@ -1,0 +1,398 @@
+"""Accuracy against cost: which gradient may the ascent do without?
+
+Trains SGD, SAM, F-SAM and their cheaper forms on real digits with wrong labels.
+Every form gets the same search for its radius: twelve radii on the validation
+rows of 4 seeds, then the four around the best on 12 seeds. The accuracy is that
+of 48 other seeds, on the test rows, paired against full F-SAM.
+
+  python benchmarks/pareto.py [--datasets mnist] [--models mlp] [--noise 0.4]
+                              [--arms ...] [--output pareto.jsonl] [--quick]
+  python benchmarks/pareto.py --report [--plot pareto.png]
+
+What is in the output already is not trained again.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+from typing import Any, Callable, NamedTuple, Optional
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+from scipy import stats
+
+import fsam_optax
+from fsam_optax.experiments import data
+from fsam_optax.experiments import models
+from fsam_optax.experiments import report
+from fsam_optax.experiments import training
+
+BATCH_SIZE = 96
+LMBDA = 0.9
+RADII = tuple(0.1 * 1.25**i for i in range(12))  # 0.1 to 1.2.
+RATES = tuple(0.001 * 1.4**i for i in range(12))  # Of SGD, 0.001 to 0.04.
+# As many runs in each of the three, so that each form is compiled once.
+COARSE_SEEDS, FINE_SEEDS, TEST_SEEDS = range(4), range(4, 16), range(1000, 1048)
+# Of every form but SGD, which is tuned: the best of F-SAM's at 40 % noise.
+LEARNING_RATE = {
+  ("mnist", "mlp"): 0.02,
+  ("mnist", "cnn"): 0.01,
+  ("digits", "mlp"): 0.03,
+  ("digits", "cnn"): 0.02,
+}
+EPOCHS = {"mnist": 60, "digits": 100}
+
+
+class ByParametersState(NamedTuple):
+  """State of :func:`random_direction`: a key of the run's own, and a count."""
+
+  key: jax.Array
+  count: jax.Array
+
+
+def random_direction() -> optax.GradientTransformation:
+  """Standard normal numbers in the place of the gradient."""
+
+  def init_fn(params):
+    # Of the initial parameters, so that each run of a vmap draws its own.
+    total = optax.tree.sum(params)
+    seed = jax.lax.bitcast_convert_type(total, jnp.uint32)
+    return ByParametersState(jax.random.key(seed), jnp.zeros([], jnp.int32))
+
+  def update_fn(updates, state, params=None):
+    del params
+    key = jax.random.fold_in(state.key, state.count)
+    noise = optax.tree.random_like(key, updates, jax.random.normal)
+    return noise, state._replace(count=optax.safe_increment(state.count))
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def previous_gradient() -> optax.GradientTransformation:
+  """What it was given at the update before, in the place of the gradient."""
+
+  def init_fn(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+  def update_fn(updates, state, params=None):
+    del params
+    return state, updates
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+class HoldState(NamedTuple):
+  """State of :func:`hold`: its count, what it holds and the inner state."""
+
+  count: jax.Array
+  held: Any
+  inner: Any
+
+
+def hold(
+  inner: optax.GradientTransformation, every: int
+) -> optax.GradientTransformation:
+  """The inner perturbation at every k-th step, and again until the next."""
+
+  def init_fn(params):
+    return HoldState(
+      jnp.zeros([], jnp.int32),
+      jax.tree.map(jnp.zeros_like, params),
+      inner.init(params),
+    )
+
+  def update_fn(updates, state, params=None):
+    fresh, fresh_state = inner.update(updates, state.inner, params)
+    is_fresh = state.count % every == 0
+    choose = lambda a, b: jax.tree.map(
+      lambda x, y: jnp.where(is_fresh, x, y), a, b
+    )
+    held = choose(fresh, state.held)
+    count = optax.safe_increment(state.count)
+    return held, HoldState(count, held, choose(fresh_state, state.inner))
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def fsam(rho: Any) -> optax.GradientTransformation:
+  """F-SAM's ascent."""
+  return fsam_optax.friendly_perturbation(rho, lmbda=LMBDA)
+
+
+class Arm(NamedTuple):
+  """A way to train.
+
+  Attributes:
+    perturbation: from a radius; None for SGD.
+    gradients: evaluations a step, in gradients of the whole batch; for twice
+      the epochs, both steps'.
+    options: of :func:`fsam_optax.make_train_step`.
+    epochs: how many times the epochs of the others.
+    radius_unit: by which the radii are multiplied.
+  """
+
+  perturbation: Optional[Callable[[Any], optax.GradientTransformation]]
+  gradients: float
+  options: dict[str, Any]
+  epochs: int = 1
+  radius_unit: float = 1.0
+
+
+DESCENT = {"ema_gradient": "descent"}
+ARMS = {
+  "F-SAM": Arm(fsam, 2, {}),
+  "SGD": Arm(None, 1, {}),
+  "SAM": Arm(fsam_optax.sam_perturbation, 2, {}),
+  "F-SAM, 1/8": Arm(fsam, 1.125, {"ascent_fraction": 1 / 8}),
+  "SAM, 1/8": Arm(
+    fsam_optax.sam_perturbation, 1.125, {"ascent_fraction": 1 / 8}
+  ),
+  "F-SAM, 1/8, descent average": Arm(
+    fsam, 1.125, {"ascent_fraction": 1 / 8, **DESCENT}
+  ),
+  "F-SAM, 1/4": Arm(fsam, 1.25, {"ascent_fraction": 1 / 4}),
+  "F-SAM, 1/2": Arm(fsam, 1.5, {"ascent_fraction": 1 / 2}),
+  "F-SAM, 1/16": Arm(fsam, 1.0625, {"ascent_fraction": 1 / 16}),
+  "random direction": Arm(
+    lambda rho: optax.chain(
+      random_direction(), fsam_optax.scale_to_radius(rho)
+    ),
+    1,
+    {},
+    radius_unit=20.0,
+  ),
+  "SGD, twice the epochs": Arm(None, 2, {}, epochs=2),
+  "F-SAM, every 2nd step": Arm(fsam, 1.5, {"every": 2}),
+  "F-SAM, 1/8, every 2nd step": Arm(
+    fsam, 1.0625, {"every": 2, "ascent_fraction": 1 / 8}
+  ),
+  "F-SAM, perturbation held for 2 steps": Arm(
+    lambda rho: hold(fsam(rho), 2), 1.5, {}
+  ),
+  "F-SAM, previous descent gradient": Arm(
+    lambda rho: optax.chain(previous_gradient(), fsam(rho)), 1, DESCENT
+  ),
+}
+
+
+def run_arm(
+  arm: Arm, pool: data.Pool, model: str, noise: float, scale: float
+) -> dict[str, Any]:
+  """Searches the radius, or SGD's learning rate, and tests."""
+  seeds = lambda chosen: chosen[: max(1, round(len(chosen) * scale))]
+  coarse, fine, test = map(seeds, (COARSE_SEEDS, FINE_SEEDS, TEST_SEEDS))
+  epochs = max(1, round(EPOCHS[pool.name] * scale)) * arm.epochs
+  trainer = training.Trainer(
+    models.create(model, pool.classes),
+    pool,
+    sigma=1.0,
+    lmbda=LMBDA,
+    epochs=epochs,
+    batch_size=BATCH_SIZE,
+    perturbations={} if arm.perturbation is None else {"arm": arm.perturbation},
+    **arm.options,
+  )
+
+  def train(values, chosen):
+    """Every value on every seed, at once."""
+    values = np.asarray(values)
+    splits = jax.tree.map(
+      lambda x: np.concatenate([x] * len(values)),
+      data.split(pool, list(chosen), noise),
+    )
+    runs = np.repeat(values, len(chosen))
+    if arm.perturbation is None:
+      return trainer("sgd", splits, runs, 0 * runs, with_curve=False)
+    rates = np.full_like(runs, LEARNING_RATE[pool.name, model])
+    return trainer("arm", splits, rates, runs, with_curve=False)
+
+  ladder = arm.radius_unit * np.array(
+    RATES if arm.perturbation is None else RADII
+  )
+  validation = lambda outcome, number: outcome.validation_accuracy.reshape(
+    number, -1
+  ).mean(axis=1)
+  first = validation(train(ladder, coarse), len(ladder))
+  # Four around the best: two below it and one above, or what the ends allow.
+  start = int(np.clip(np.argmax(first) - 1, 0, len(ladder) - 4))
+  near = ladder[start : start + 4]
+  second = validation(train(near, fine), len(near))
+  best = near[np.argmax(second)]
+  outcome = train([best], test)
+  return {
+    "learning_rate": float(best)
+    if arm.perturbation is None
+    else LEARNING_RATE[pool.name, model],
+    "rho": None if arm.perturbation is None else float(best),
+    "is_at_the_end": bool(best in (ladder[0], ladder[-1])),
+    "coarse": [ladder.tolist(), first.tolist()],
+    "fine": [near.tolist(), second.tolist()],
+    "test_seeds": list(test),
+    "test_accuracy": outcome.test_accuracy.tolist(),
+    "diverged": int(outcome.diverged.sum()),
+    "gradients": arm.gradients,
+    "seconds": outcome.seconds - outcome.compile_seconds,
+    "epochs": epochs,
+  }
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a JSON Lines file that may not be there yet."""
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def setting_of(row: dict[str, Any]) -> tuple[str, str, float]:
+  """What a row was trained on."""
+  return row["dataset"], row["model"], row["label_noise"]
+
+
+def print_report(rows: list[dict[str, Any]]) -> None:
+  """A table a setting: accuracies, and differences to F-SAM and to SAM."""
+  for setting, group in itertools.groupby(
+    sorted(rows, key=setting_of), setting_of
+  ):
+    by_arm = {row["arm"]: row for row in group}
+    order = [name for name in ARMS if name in by_arm]
+    dataset, model, noise = setting
+    print(f"\n{dataset}, {model}, label noise {noise:g}\n")
+    header = ["form", "gradients", "learning rate", "rho", "test accuracy (%)"]
+    header += ["over F-SAM", "over SAM"]
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for name in sorted(order, key=lambda name: by_arm[name]["gradients"]):
+      row = by_arm[name]
+      accuracy = np.array(row["test_accuracy"])
+      rho = "" if row["rho"] is None else f"{row['rho']:.3g}"
+      cells = [
+        name,
+        f"{row['gradients']:g}",
+        f"{row['learning_rate']:.2g}",
+        rho + ("*" if row["is_at_the_end"] else ""),
+        f"{accuracy.mean():.2f} ± {report.standard_error(accuracy):.2f}",
+      ]
+      for other in ("F-SAM", "SAM"):
+        if other not in by_arm or other == name:
+          cells.append("")
+          continue
+        difference = accuracy - np.array(by_arm[other]["test_accuracy"])
+        p_value = stats.ttest_1samp(difference, 0).pvalue
+        cells.append(
+          f"{difference.mean():+.2f} ± "
+          f"{report.standard_error(difference):.2f}, p = {p_value:.1g}"
+        )
+      print("| " + " | ".join(cells) + " |")
+  print("\n* at the end of its ladder.")
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+  """Test accuracy against gradients a step, a panel a setting."""
+  from matplotlib import pyplot as plt
+
+  settings = sorted({setting_of(row) for row in rows})
+  columns = min(4, len(settings))
+  lines = -(-len(settings) // columns)
+  figure, axes = plt.subplots(
+    lines, columns, figsize=(3.4 * columns, 3 * lines), squeeze=False
+  )
+  for axis, setting in itertools.zip_longest(axes.flat, settings):
+    if setting is None:
+      axis.set_axis_off()
+      continue
+    for i, name in enumerate(ARMS):
+      for row in rows:
+        if row["arm"] == name and setting_of(row) == setting:
+          accuracy = np.array(row["test_accuracy"])
+          axis.errorbar(
+            row["gradients"],
+            accuracy.mean(),
+            report.standard_error(accuracy),
+            marker="os^Dv"[i % 5],
+            color=f"C{i % 10}",
+            label=name,
+            capsize=2,
+          )
+    dataset, model, noise = setting
+    axis.set_title(f"{dataset}, {model}, noise {noise:g}", fontsize=9)
+    axis.set_xlabel("gradients a step")
+    axis.set_ylabel("test accuracy (%)")
+  handles, labels = axes.flat[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=7)
+  figure.tight_layout(rect=(0, 0.12, 1, 1))
+  figure.savefig(path, dpi=150)
+
+
+def main():
+  """Trains what is missing, or reports."""
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n", 1)[0],
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+  parser.add_argument(
+    "--datasets", nargs="+", choices=EPOCHS, default=["mnist"]
+  )
+  parser.add_argument(
+    "--models", nargs="+", choices=("mlp", "cnn"), default=["mlp"]
+  )
+  parser.add_argument("--noise", nargs="+", type=float, default=[0.4])
+  parser.add_argument(
+    "--arms",
+    nargs="+",
+    choices=ARMS,
+    default=list(ARMS),
+    metavar="FORM",
+    help=f"out of {', '.join(map(repr, ARMS))}",
+  )
+  parser.add_argument(
+    "--output", type=pathlib.Path, default=pathlib.Path("pareto.jsonl")
+  )
+  parser.add_argument(
+    "--quick", action="store_true", help="a few epochs and seeds, to see it run"
+  )
+  parser.add_argument(
+    "--report", action="store_true", help="print the tables of the output"
+  )
+  parser.add_argument("--plot", help="with --report: write the figure here")
+  args = parser.parse_args()
+  if args.report:
+    rows = read(args.output)
+    if not rows:
+      parser.error(f"--output {args.output} holds nothing to report")
+    print_report(rows)
+    if args.plot:
+      plot(rows, args.plot)
+    return
+  for dataset, model, noise in itertools.product(
+    args.datasets, args.models, args.noise
+  ):
+    pool = data.load(dataset)
+    for name in args.arms:
+      setting = {"dataset": dataset, "model": model, "label_noise": noise}
+      done = [
+        row
+        for row in read(args.output)
+        if row["arm"] == name and setting_of(row) == (dataset, model, noise)
+      ]
+      if done:
+        continue
+      row = {
+        **setting,
+        "arm": name,
+        **run_arm(ARMS[name], pool, model, noise, 0.05 if args.quick else 1),
+        "versions": {"jax": jax.__version__},
+      }
+      with args.output.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+      print(
+        f"{dataset} {model} {noise:g} {name}: rho {row['rho']}, "
+        f"{np.mean(row['test_accuracy']):.2f} %, {row['seconds']:.0f} s",
+        flush=True,
+      )
+
+
+if __name__ == "__main__":
+  main()
