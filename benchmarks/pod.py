@@ -151,7 +151,9 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
     )
 
   state = jax.eval_shape(create)
-  rule = fsam_optax.fsdp_rule(mesh) if mode.how == "fsdp" else None
+  rule = None
+  if mode.how == "fsdp":
+    rule = fsam_optax.fsdp_rule(mesh, mesh.axis_names)
   place = lambda x, sharding: jax.ShapeDtypeStruct(
     x.shape, x.dtype, sharding=sharding
   )
@@ -163,7 +165,7 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
     name: jax.ShapeDtypeStruct(
       (rows, *shape),
       dtype,
-      sharding=NamedSharding(mesh, PartitionSpec("batch")),
+      sharding=NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
     )
     for name, (shape, dtype) in model.batch.items()
   }
@@ -189,6 +191,9 @@ def row_of(
     topologies.get_topology_desc(topology, platform="tpu").devices
   )
   mesh = Mesh(devices, ("batch",))
+  if MODES[mode_name].how == "fsdp":  # Two axes, to split two dimensions.
+    rows = 2 ** (devices.size.bit_length() // 2)
+    mesh = Mesh(devices.reshape(rows, -1), ("batch", "more"))
   model = model_of(model_name)
   compiled, state = compile_step(model, MODES[mode_name], mesh)
   text = compiled.as_text()

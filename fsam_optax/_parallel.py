@@ -64,31 +64,44 @@ def make_mesh(**sizes: int) -> Mesh:
 
 
 def fsdp_rule(
-  mesh: Mesh, axis_name: str = "batch", min_size: int = 2**12
+  mesh: Mesh, axis_name: AxisName = "batch", min_size: int = 2**12
 ) -> Rule:
-  """A rule for :func:`place_state`: every large array split over one axis.
+  """A rule for :func:`place_state`: every large array split over the devices.
 
   Parameters, moving average and optimizer state then take 1 / N of their memory
   on each of N devices, as in fully sharded data parallelism (FSDP, ZeRO).
 
   Args:
     mesh: the mesh.
-    axis_name: its axis.
+    axis_name: its axis, or axes. An axis of 256 devices divides few dimensions;
+      two of 16 split two dimensions of an array, and so nearly every array.
     min_size: arrays with fewer elements are replicated.
 
   Returns:
-    A rule that splits the largest dimension that the axis divides.
+    A rule that splits, for each axis in turn, the dimension that is largest of
+    those that the axis divides. Where it divides none, the array is replicated
+    along that axis.
+
+  Raises:
+    ValueError: if the mesh has no such axis.
   """
-  number = mesh.shape[axis_name]
+  axes = axes_of("axis_name", axis_name)
+  _check_axes(mesh, axes)
 
   def rule(path, leaf):
     del path
-    shape = jnp.shape(leaf)
-    fits = [i for i, size in enumerate(shape) if size and size % number == 0]
-    if not fits or np.prod(shape) < min_size:
+    left = list(jnp.shape(leaf))
+    if np.prod(left) < min_size:
       return PartitionSpec()
-    chosen = max(fits, key=lambda i: shape[i])
-    return PartitionSpec(*(None,) * chosen, axis_name)
+    split: list[tuple[str, ...]] = [()] * len(left)
+    for axis in axes:
+      number = mesh.shape[axis]
+      fits = [i for i, size in enumerate(left) if size % number == 0]
+      if fits:
+        chosen = max(fits, key=lambda i: left[i])
+        split[chosen] += (axis,)
+        left[chosen] //= number
+    return PartitionSpec(*(names or None for names in split))
 
   return rule
 

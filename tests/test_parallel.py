@@ -302,6 +302,19 @@ def test_under_jit_the_state_keeps_its_sharding_and_the_numbers(
   )
 
 
+def test_fsdp_splits_over_two_axes_what_neither_divides_alone():
+  mesh = fsam_optax.make_mesh(rows=4, more=2)
+  rule = fsam_optax.fsdp_rule(mesh, ("rows", "more"), min_size=8)
+  spec = lambda *shape: rule("", jax.ShapeDtypeStruct(shape, "float32"))
+  assert spec(3, 4, 6) == PartitionSpec(None, "rows", "more")
+  assert spec(3, 16) == PartitionSpec(None, ("rows", "more"))
+  assert spec(3, 6) == PartitionSpec(None, "more")
+  assert spec(3, 5) == PartitionSpec(None, None)
+  assert spec(4) == PartitionSpec()  # Smaller than the rule splits.
+  with pytest.raises(ValueError, match="must name axes of the mesh"):
+    fsam_optax.fsdp_rule(mesh, "model")
+
+
 def collectives(compiled):
   """Every collective of a program, as pairs of kind and elements."""
   found = []

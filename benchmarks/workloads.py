@@ -1,0 +1,179 @@
+"""The models whose steps are timed: what to initialise, and a loss."""
+
+from collections.abc import Sequence
+import itertools
+import math
+from typing import Any, Callable, NamedTuple
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+
+class Workload(NamedTuple):
+  """A model with data of its shapes.
+
+  Attributes:
+    init: ``init(key)`` returns the parameters.
+    loss_fn: ``loss_fn(params, batch)`` returns a scalar.
+    make_batch: ``make_batch(rng, rows)`` returns NumPy arrays, inputs and
+      labels.
+  """
+
+  init: Callable[[jax.Array], Any]
+  loss_fn: Callable[[Any, Any], jax.Array]
+  make_batch: Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]
+
+
+CLASSES = 10
+MLP_LAYERS = (784, 1408, 1264, CLASSES)  # 2.9 million parameters.
+CNN_CHANNELS = (3, 32, 64, 64)
+CNN_STRIDES = (1, 2, 2)
+IMAGE = (32, 32, 3)
+VOCABULARY, LENGTH, WIDTH, DEPTH, HEADS = 256, 32, 128, 2, 4
+
+
+def _normal(key, *shape, fan_in):
+  return jax.random.normal(key, shape) * (2 / fan_in) ** 0.5
+
+
+def _cross_entropy(logits, labels):
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def mlp(layers: Sequence[int] = MLP_LAYERS) -> Workload:
+  """Fully connected layers with ReLU between."""
+
+  def init(key):
+    params = {}
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(layers)):
+      key, own = jax.random.split(key)
+      params[f"layer_{i}"] = {
+        "kernel": _normal(own, fan_in, fan_out, fan_in=fan_in),
+        "bias": jnp.zeros(fan_out),
+      }
+    return params
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    *hidden, output = params.values()
+    for layer in hidden:
+      x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    return _cross_entropy(x @ output["kernel"] + output["bias"], labels)
+
+  def make_batch(rng, rows):
+    x = rng.normal(size=(rows, layers[0])).astype(np.float32)
+    return x, rng.integers(0, layers[-1], rows).astype(np.int32)
+
+  return Workload(init, loss_fn, make_batch)
+
+
+def cnn() -> Workload:
+  """Three convolutions of 3 x 3 on images of 32 x 32, and a linear layer."""
+  features = CNN_CHANNELS[-1] * (IMAGE[0] // math.prod(CNN_STRIDES)) ** 2
+
+  def init(key):
+    keys = jax.random.split(key, len(CNN_CHANNELS))
+    params = {
+      f"conv_{i}": {
+        "kernel": _normal(keys[i], 3, 3, fan_in, out, fan_in=9 * fan_in),
+        "bias": jnp.zeros(out),
+      }
+      for i, (fan_in, out) in enumerate(itertools.pairwise(CNN_CHANNELS))
+    }
+    kernel = _normal(keys[-1], features, CLASSES, fan_in=features)
+    params["output"] = {"kernel": kernel, "bias": jnp.zeros(CLASSES)}
+    return params
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    for i, stride in enumerate(CNN_STRIDES):
+      layer = params[f"conv_{i}"]
+      x = jax.lax.conv_general_dilated(
+        x,
+        layer["kernel"],
+        (stride, stride),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+      x = jax.nn.relu(x + layer["bias"])
+    x = x.reshape(x.shape[0], -1)
+    output = params["output"]
+    return _cross_entropy(x @ output["kernel"] + output["bias"], labels)
+
+  def make_batch(rng, rows):
+    x = rng.normal(size=(rows, *IMAGE)).astype(np.float32)
+    return x, rng.integers(0, CLASSES, rows).astype(np.int32)
+
+  return Workload(init, loss_fn, make_batch)
+
+
+def transformer() -> Workload:
+  """Two pre-norm blocks of causal attention, over 32 tokens."""
+
+  def init(key):
+    keys = iter(jax.random.split(key, 2 + 4 * DEPTH))
+    block = lambda: {
+      "qkv": _normal(next(keys), WIDTH, 3 * WIDTH, fan_in=WIDTH),
+      "out": _normal(next(keys), WIDTH, WIDTH, fan_in=WIDTH),
+      "up": _normal(next(keys), WIDTH, 4 * WIDTH, fan_in=WIDTH),
+      "down": _normal(next(keys), 4 * WIDTH, WIDTH, fan_in=4 * WIDTH),
+      "scales": jnp.ones((2, WIDTH)),
+    }
+    return {
+      "tokens": 0.02 * jax.random.normal(next(keys), (VOCABULARY, WIDTH)),
+      "positions": 0.02 * jax.random.normal(next(keys), (LENGTH, WIDTH)),
+      **{f"block_{i}": block() for i in range(DEPTH)},
+    }
+
+  def normalize(x, scale):
+    mean = x.mean(-1, keepdims=True)
+    return scale * (x - mean) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
+
+  def loss_fn(params, batch):
+    tokens, targets = batch
+    x = params["tokens"][tokens] + params["positions"]
+    for i in range(DEPTH):
+      block = params[f"block_{i}"]
+      qkv = normalize(x, block["scales"][0]) @ block["qkv"]
+      heads = (*x.shape[:2], HEADS, -1)
+      q, k, v = (y.reshape(heads) for y in jnp.split(qkv, 3, axis=-1))
+      y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+      x = x + y.reshape(x.shape) @ block["out"]
+      y = jax.nn.relu(normalize(x, block["scales"][1]) @ block["up"])
+      x = x + y @ block["down"]
+    return _cross_entropy(x @ params["tokens"].T, targets)
+
+  def make_batch(rng, rows):
+    tokens = rng.integers(0, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32)
+    return tokens[:, :-1], tokens[:, 1:]
+
+  return Workload(init, loss_fn, make_batch)
+
+
+def many_leaves(leaves: int, parameters: int = 2**20) -> Workload:
+  """So many vectors of as many parameters together, each used once.
+
+  What the passes compute is small, so the optimizer's own work shows.
+  """
+  size = max(1, parameters // leaves)
+
+  def init(key):
+    draws = jax.random.normal(key, (leaves, size))
+    return {f"leaf_{i}": draws[i] for i in range(leaves)}
+
+  def loss_fn(params, batch):
+    x, _ = batch
+    scale = 1 + 1e-3 * jnp.mean(x)
+    total = sum(jnp.sum(jnp.square(scale * w - 0.1)) for w in params.values())
+    return total / parameters
+
+  def make_batch(rng, rows):
+    x = rng.normal(size=(rows, 8)).astype(np.float32)
+    return x, np.zeros(rows, np.int32)
+
+  return Workload(init, loss_fn, make_batch)
+
+
+WORKLOADS = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
