@@ -33,7 +33,7 @@ from fsam_optax.experiments import training
 BATCH_SIZE = 96
 LMBDA = 0.9
 RADII = tuple(0.1 * 1.25**i for i in range(12))  # 0.1 to 1.2.
-RATES = tuple(0.001 * 1.4**i for i in range(12))  # Of SGD, 0.001 to 0.04.
+RATES = tuple(0.001 * 1.5**i for i in range(12))  # Of SGD, 0.001 to 0.09.
 # As many runs in each of the three, so that each form is compiled once.
 COARSE_SEEDS, FINE_SEEDS, TEST_SEEDS = range(4), range(4, 16), range(1000, 1048)
 # Of every form but SGD, which is tuned: the best of F-SAM's at 40 % noise.
@@ -146,16 +146,21 @@ ARMS = {
   "F-SAM": Arm(fsam, 2, {}),
   "SGD": Arm(None, 1, {}),
   "SAM": Arm(fsam_optax.sam_perturbation, 2, {}),
-  "F-SAM, 1/8": Arm(fsam, 1.125, {"ascent_fraction": 1 / 8}),
+  "F-SAM, 1/8": Arm(fsam, 1.125, {"ascent_fraction": 1 / 8}, radius_unit=1.5),
   "SAM, 1/8": Arm(
-    fsam_optax.sam_perturbation, 1.125, {"ascent_fraction": 1 / 8}
+    fsam_optax.sam_perturbation,
+    1.125,
+    {"ascent_fraction": 1 / 8},
+    radius_unit=1.5,
   ),
   "F-SAM, 1/8, descent average": Arm(
-    fsam, 1.125, {"ascent_fraction": 1 / 8, **DESCENT}
+    fsam, 1.125, {"ascent_fraction": 1 / 8, **DESCENT}, radius_unit=1.5
   ),
   "F-SAM, 1/4": Arm(fsam, 1.25, {"ascent_fraction": 1 / 4}),
   "F-SAM, 1/2": Arm(fsam, 1.5, {"ascent_fraction": 1 / 2}),
-  "F-SAM, 1/16": Arm(fsam, 1.0625, {"ascent_fraction": 1 / 16}),
+  "F-SAM, 1/16": Arm(
+    fsam, 1.0625, {"ascent_fraction": 1 / 16}, radius_unit=1.5
+  ),
   "random direction": Arm(
     lambda rho: optax.chain(
       random_direction(), fsam_optax.scale_to_radius(rho)
@@ -165,9 +170,9 @@ ARMS = {
     radius_unit=20.0,
   ),
   "SGD, twice the epochs": Arm(None, 2, {}, epochs=2),
-  "F-SAM, every 2nd step": Arm(fsam, 1.5, {"every": 2}),
+  "F-SAM, every 2nd step": Arm(fsam, 1.5, {"every": 2}, radius_unit=1.5),
   "F-SAM, 1/8, every 2nd step": Arm(
-    fsam, 1.0625, {"every": 2, "ascent_fraction": 1 / 8}
+    fsam, 1.0625, {"every": 2, "ascent_fraction": 1 / 8}, radius_unit=1.5
   ),
   "F-SAM, perturbation held for 2 steps": Arm(
     lambda rho: hold(fsam(rho), 2), 1.5, {}
@@ -239,6 +244,51 @@ def run_arm(
   }
 
 
+def rule_of(fraction: float) -> float:
+  """By how much the radius grows as the ascent sees fewer rows."""
+  return fraction ** (-1 / 3)
+
+
+FRACTIONS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+
+
+def run_rule(
+  full: dict[str, Any], fraction: float, pool: data.Pool
+) -> dict[str, Any]:
+  """Tests a fraction at full F-SAM's radius times the rule, with no search."""
+  trainer = training.Trainer(
+    models.create(full["model"], pool.classes),
+    pool,
+    sigma=1.0,
+    lmbda=LMBDA,
+    epochs=full["epochs"],
+    batch_size=BATCH_SIZE,
+    perturbations={"arm": fsam},
+    ascent_fraction=fraction,
+  )
+  number = len(full["test_seeds"])
+  rho = full["rho"] * rule_of(fraction)
+  outcome = trainer(
+    "arm",
+    data.split(pool, full["test_seeds"], full["label_noise"]),
+    np.full(number, full["learning_rate"]),
+    np.full(number, rho),
+    with_curve=False,
+  )
+  return {
+    **full,
+    "arm": f"F-SAM, 1/{round(1 / fraction)}, rho by the rule",
+    "rho": rho,
+    "is_at_the_end": False,
+    "coarse": None,
+    "fine": None,
+    "test_accuracy": outcome.test_accuracy.tolist(),
+    "diverged": int(outcome.diverged.sum()),
+    "gradients": 1 + fraction,
+    "seconds": outcome.seconds - outcome.compile_seconds,
+  }
+
+
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a JSON Lines file that may not be there yet."""
   if not path.exists():
@@ -257,7 +307,7 @@ def print_report(rows: list[dict[str, Any]]) -> None:
     sorted(rows, key=setting_of), setting_of
   ):
     by_arm = {row["arm"]: row for row in group}
-    order = [name for name in ARMS if name in by_arm]
+    order = list(by_arm)
     dataset, model, noise = setting
     print(f"\n{dataset}, {model}, label noise {noise:g}\n")
     header = ["form", "gradients", "learning rate", "rho", "test accuracy (%)"]
@@ -326,6 +376,29 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
   figure.savefig(path, dpi=150)
 
 
+def append(row: dict[str, Any], path: pathlib.Path) -> None:
+  """Adds a row to the file, and prints it."""
+  with path.open("a") as file:
+    file.write(json.dumps(row) + "\n")
+  print(
+    f"{row['dataset']} {row['model']} {row['label_noise']:g} {row['arm']}: "
+    f"rho {row['rho']}, {np.mean(row['test_accuracy']):.2f} %, "
+    f"{row['seconds']:.0f} s",
+    flush=True,
+  )
+
+
+def add_rule(path: pathlib.Path) -> None:
+  """Tests the rule in every setting that has F-SAM's row."""
+  rows = read(path)
+  done = {(setting_of(row), row["arm"]) for row in rows}
+  for full in [row for row in rows if row["arm"] == "F-SAM"]:
+    for fraction in FRACTIONS:
+      name = f"F-SAM, 1/{round(1 / fraction)}, rho by the rule"
+      if (setting_of(full), name) not in done:
+        append(run_rule(full, fraction, data.load(full["dataset"])), path)
+
+
 def main():
   """Trains what is missing, or reports."""
   parser = argparse.ArgumentParser(
@@ -356,6 +429,11 @@ def main():
   parser.add_argument(
     "--report", action="store_true", help="print the tables of the output"
   )
+  parser.add_argument(
+    "--rule",
+    action="store_true",
+    help="test fractions at the rule's radius, where F-SAM is in the output",
+  )
   parser.add_argument("--plot", help="with --report: write the figure here")
   args = parser.parse_args()
   if args.report:
@@ -365,6 +443,9 @@ def main():
     print_report(rows)
     if args.plot:
       plot(rows, args.plot)
+    return
+  if args.rule:
+    add_rule(args.output)
     return
   for dataset, model, noise in itertools.product(
     args.datasets, args.models, args.noise
@@ -385,13 +466,7 @@ def main():
         **run_arm(ARMS[name], pool, model, noise, 0.05 if args.quick else 1),
         "versions": {"jax": jax.__version__},
       }
-      with args.output.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-      print(
-        f"{dataset} {model} {noise:g} {name}: rho {row['rho']}, "
-        f"{np.mean(row['test_accuracy']):.2f} %, {row['seconds']:.0f} s",
-        flush=True,
-      )
+      append(row, args.output)
 
 
 if __name__ == "__main__":
