@@ -246,7 +246,7 @@ def run_arm(
 
 def rule_of(fraction: float) -> float:
   """By how much the radius grows as the ascent sees fewer rows."""
-  return fraction ** (-1 / 3)
+  return fraction ** (-1 / 5)
 
 
 FRACTIONS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
