@@ -5,6 +5,7 @@ Needs the extra `pod`; the gate runs it in an environment of its own.
 
 import importlib.util
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -121,18 +122,13 @@ def test_fsdp_keeps_one_part_of_the_state_on_each_chip(rows):
   assert few["argument_bytes"] > 3.5 * many["argument_bytes"]
 
 
-def is_part_of(shape, whole):
-  """Whether an array of this shape can be a part of the whole, transposed."""
-  return len(shape) == len(whole) and all(
-    large % small == 0
-    for small, large in zip(sorted(shape), sorted(whole), strict=True)
-  )
-
-
 @pytest.mark.parametrize("topology", [SMALL, "v5e:4x4"])
 def test_fsdp_gathers_parameters_and_no_activations(topology, rows):
   row = rows[topology, "fsdp"]
-  assert row["shapes"]["all-gather"]
-  for shapes in row["shapes"].values():
-    for shape in shapes:
-      assert any(is_part_of(shape, x) for x in row["parameter_shapes"]), shape
+  largest = max(math.prod(shape) for shape in row["parameter_shapes"])
+  gathered = [math.prod(s) for s in row["shapes"]["all-gather"]]
+  assert gathered
+  # The smallest activation of all chips together has 8 times as many elements.
+  assert max(gathered) <= largest
+  # Each pass gathers the parameters forwards and, but for some, backwards.
+  assert row["words"]["all-gather"] < 5
