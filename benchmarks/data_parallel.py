@@ -86,6 +86,7 @@ def flags() -> argparse.ArgumentParser:
 
 def launch(number: int, argv: list[str]) -> int:
   """Starts the processes of a job here, and ends all when one fails."""
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   with socket.create_server(("127.0.0.1", 0)) as server:
     port = server.getsockname()[1]
   processes = [
@@ -235,6 +236,10 @@ def train(args) -> None:
       start = position * args.batch_size
       rows = order[start : start + args.batch_size][mine]
       state, metrics = step(state, feed({"x": x[rows], "y": y[rows]}))
+      if jax.default_backend() == "cpu":
+        # Steps in flight share few threads, and their collectives may wait
+        # for each other forever.
+        jax.block_until_ready(state)
       if (number + 1) % args.save_every == 0 or number + 1 == steps:
         placed = state
         if args.how == "pmap":

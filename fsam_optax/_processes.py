@@ -62,6 +62,11 @@ def initialize_processes(
       have the same ``process_id``, or not all the same ``num_processes``.
     TimeoutError: if processes are missing when the time is up; names them.
     OSError: if process 0 cannot listen at the address.
+
+  .. note::
+    On the CPU, wait for each step, by :func:`jax.block_until_ready` or
+    :func:`host_metrics`: with many steps in flight, the collectives of several
+    processes of several devices can wait for each other forever.
   """
   _check_positive("timeout", timeout)
   _check_positive("heartbeat_timeout", heartbeat_timeout)

@@ -16,18 +16,18 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "data_parallel.py"
-DEVICES, STEPS, SAVE_EVERY = 4, 24, 4
+STEPS, SAVE_EVERY = 24, 4
 SECONDS = 300
 
 
-def command(directory, processes, how, *flags):
+def command(directory, processes, how, *flags, devices=4):
   # The digits have 800 training rows: 8 steps an epoch.
   return [
     sys.executable,
     str(SCRIPT),
     str(directory),
     f"--how={how}",
-    f"--cpu-devices={DEVICES // processes}",
+    f"--cpu-devices={devices // processes}",
     "--data=digits",
     "--epochs=3",
     "--batch-size=96",
@@ -38,10 +38,10 @@ def command(directory, processes, how, *flags):
   ]
 
 
-def finish(directory, *args):
+def finish(directory, *args, **kwargs):
   """Runs a job to its end. What it printed, and its final arrays."""
   done = subprocess.run(
-    command(directory, *args),
+    command(directory, *args, **kwargs),
     capture_output=True,
     text=True,
     timeout=SECONDS,
@@ -58,18 +58,40 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ("processes", "how"),
-  [(2, "jit"), (4, "pmap"), (4, "fsdp"), (2, "shard_map")],
+  ("processes", "how", "devices"),
+  [(2, "jit", 4), (4, "jit", 8), (4, "pmap", 4), (2, "fsdp", 4)],
 )
-def test_a_job_equals_one_process(processes, how, one_process, tmp_path):
-  printed, arrays = finish(tmp_path / "run", processes, how, "--double")
-  assert f"step 0 of {STEPS}, {DEVICES} devices" in printed
+def test_a_job_equals_one_process(
+  processes, how, devices, one_process, tmp_path
+):
+  # Saved at its end alone: nothing else makes it wait between the steps.
+  flags = ("--double", "--save-every=1000")
+  printed, arrays = finish(
+    tmp_path / "run", processes, how, *flags, devices=devices
+  )
+  assert f"step 0 of {STEPS}, {devices} devices" in printed
   assert arrays.keys() == one_process.keys()
   assert arrays["step"] == STEPS
   for name, expected in one_process.items():
     np.testing.assert_allclose(
       arrays[name], expected, rtol=1e-10, atol=1e-12, err_msg=name
     )
+
+
+def test_a_job_that_is_told_to_end_leaves_no_process(tmp_path):
+  with subprocess.Popen(
+    command(tmp_path / "run", 2, "jit"),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  ) as job:
+    pids = [int(pid) for pid in re.findall(r"\d+", job.stdout.readline())]
+    job.terminate()
+    assert job.wait(timeout=30) == 128 + signal.SIGTERM
+  assert len(pids) == 2
+  for pid in pids:
+    with pytest.raises(ProcessLookupError):
+      os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(
