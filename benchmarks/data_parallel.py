@@ -89,20 +89,16 @@ def launch(number: int, argv: list[str]) -> int:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   with socket.create_server(("127.0.0.1", 0)) as server:
     port = server.getsockname()[1]
-  processes = [
-    subprocess.Popen(
-      [
-        sys.executable,
-        *argv,
+  processes: list[subprocess.Popen] = []
+  try:
+    for i in range(number):
+      job = [
         f"--coordinator-address=127.0.0.1:{port}",
         f"--num-processes={number}",
         f"--process-id={i}",
       ]
-    )
-    for i in range(number)
-  ]
-  print("processes", *(p.pid for p in processes), flush=True)
-  try:
+      processes.append(subprocess.Popen([sys.executable, *argv, *job]))
+    print("processes", *(p.pid for p in processes), flush=True)
     while True:
       codes = [p.poll() for p in processes]
       if failed := {i: code for i, code in enumerate(codes) if code}:
