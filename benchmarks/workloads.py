@@ -152,26 +152,26 @@ def transformer() -> Workload:
   return Workload(init, loss_fn, make_batch)
 
 
-def many_leaves(leaves: int, parameters: int = 2**20) -> Workload:
-  """So many vectors of as many parameters together, each used once.
+def many_leaves(leaves: int, parameters: int = 2**18) -> Workload:
+  """So many vectors of so many parameters together, a linear unit each.
 
-  What the passes compute is small, so the optimizer's own work shows.
+  The units share their inputs, so that the passes take as many operations
+  however the parameters are cut.
   """
-  size = max(1, parameters // leaves)
+  size = parameters // leaves
 
   def init(key):
-    draws = jax.random.normal(key, (leaves, size))
+    draws = jax.random.normal(key, (leaves, size)) / size**0.5
     return {f"leaf_{i}": draws[i] for i in range(leaves)}
 
   def loss_fn(params, batch):
-    x, _ = batch
-    scale = 1 + 1e-3 * jnp.mean(x)
-    total = sum(jnp.sum(jnp.square(scale * w - 0.1)) for w in params.values())
-    return total / parameters
+    x, targets = batch
+    errors = [(x @ w - targets) ** 2 for w in params.values()]
+    return jnp.mean(sum(errors)) / leaves
 
   def make_batch(rng, rows):
-    x = rng.normal(size=(rows, 8)).astype(np.float32)
-    return x, np.zeros(rows, np.int32)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    return draw(rows, size), draw(rows)
 
   return Workload(init, loss_fn, make_batch)
 
