@@ -249,6 +249,11 @@ def rule_of(fraction: float) -> float:
   return fraction ** (-1 / 5)
 
 
+def rule_name(fraction: float) -> str:
+  """Of the form with this fraction at the rule's radius."""
+  return f"F-SAM, 1/{round(1 / fraction)}, descent average, rho by the rule"
+
+
 FRACTIONS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 
 
@@ -265,6 +270,7 @@ def run_rule(
     batch_size=BATCH_SIZE,
     perturbations={"arm": fsam},
     ascent_fraction=fraction,
+    **DESCENT,
   )
   number = len(full["test_seeds"])
   rho = full["rho"] * rule_of(fraction)
@@ -277,7 +283,7 @@ def run_rule(
   )
   return {
     **full,
-    "arm": f"F-SAM, 1/{round(1 / fraction)}, rho by the rule",
+    "arm": rule_name(fraction),
     "rho": rho,
     "is_at_the_end": False,
     "coarse": None,
@@ -361,7 +367,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
             row["gradients"],
             accuracy.mean(),
             report.standard_error(accuracy),
-            marker="os^Dv"[i % 5],
+            marker="os^DvP*"[i % 7],
             color=f"C{i % 10}",
             label=name,
             capsize=2,
@@ -394,8 +400,7 @@ def add_rule(path: pathlib.Path) -> None:
   done = {(setting_of(row), row["arm"]) for row in rows}
   for full in [row for row in rows if row["arm"] == "F-SAM"]:
     for fraction in FRACTIONS:
-      name = f"F-SAM, 1/{round(1 / fraction)}, rho by the rule"
-      if (setting_of(full), name) not in done:
+      if (setting_of(full), rule_name(fraction)) not in done:
         append(run_rule(full, fraction, data.load(full["dataset"])), path)
 
 

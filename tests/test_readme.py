@@ -32,8 +32,8 @@ def test_python_blocks_run_in_order_on_both_sides_of_the_diff(sign, capsys):
       continue
     exec(compile(text, f"README block {ran}", "exec"), namespace)
     ran += 1
-  assert ran == 8
-  assert int(namespace["state"].step) == 2 * len(namespace["batches"]) + 1
+  assert ran == 9
+  assert int(namespace["state"].step) == 2 * len(namespace["batches"]) + 2
   assert "'sharpness'" in capsys.readouterr().out
 
 
