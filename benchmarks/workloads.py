@@ -49,7 +49,7 @@ def mlp(layers: Sequence[int] = MLP_LAYERS) -> Workload:
     params = {}
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(layers)):
       key, own = jax.random.split(key)
-      params[f"layer_{i}"] = {
+      params[f"layer_{i:03d}"] = {  # JAX sorts by name.
         "kernel": _normal(own, fan_in, fan_out, fan_in=fan_in),
         "bias": jnp.zeros(fan_out),
       }
