@@ -166,8 +166,13 @@ def train(args) -> None:
 
   mesh = fsam_optax.make_mesh()
   variables, loss_fn, hits = network_of(args, pool)
-  steps_an_epoch = len(y) // args.batch_size
+  steps_an_epoch = len(y) // max(1, args.batch_size)
   steps = args.epochs * steps_an_epoch
+  if steps < 1 or args.batch_size < 1:
+    raise SystemExit(
+      f"--epochs must be positive and --batch-size in [1, {len(y)}], the "
+      f"training rows, got {args.epochs} and {args.batch_size}"
+    )
   state = fsam_optax.TrainState.create(
     apply_fn=None,
     params=variables.pop("params"),
@@ -287,14 +292,9 @@ def main():
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.cpu_devices)
   jax.config.update("jax_enable_x64", args.double)
-  is_job = args.coordinator_address is not None
-  if is_job or args.distributed:
-    fsam_optax.initialize_processes(
-      args.coordinator_address,
-      args.num_processes,
-      args.process_id,
-      timeout=args.timeout,
-    )
+  job = (args.coordinator_address, args.num_processes, args.process_id)
+  if args.distributed or any(x is not None for x in job):
+    fsam_optax.initialize_processes(*job, timeout=args.timeout)
   if jax.process_count() == 1:
     train(args)
     return
