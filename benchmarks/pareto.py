@@ -13,6 +13,7 @@ What is in the output already is not trained again.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import pathlib
@@ -26,6 +27,7 @@ from scipy import stats
 
 import fsam_optax
 from fsam_optax.experiments import data
+from fsam_optax.experiments import directions
 from fsam_optax.experiments import models
 from fsam_optax.experiments import report
 from fsam_optax.experiments import training
@@ -44,31 +46,6 @@ LEARNING_RATE = {
   ("digits", "cnn"): 0.02,
 }
 EPOCHS = {"mnist": 60, "digits": 100}
-
-
-class ByParametersState(NamedTuple):
-  """State of :func:`random_direction`: a key of the run's own, and a count."""
-
-  key: jax.Array
-  count: jax.Array
-
-
-def random_direction() -> optax.GradientTransformation:
-  """Standard normal numbers in the place of the gradient."""
-
-  def init_fn(params):
-    # Of the initial parameters, so that each run of a vmap draws its own.
-    total = optax.tree.sum(params)
-    seed = jax.lax.bitcast_convert_type(total, jnp.uint32)
-    return ByParametersState(jax.random.key(seed), jnp.zeros([], jnp.int32))
-
-  def update_fn(updates, state, params=None):
-    del params
-    key = jax.random.fold_in(state.key, state.count)
-    noise = optax.tree.random_like(key, updates, jax.random.normal)
-    return noise, state._replace(count=optax.safe_increment(state.count))
-
-  return optax.GradientTransformation(init_fn, update_fn)
 
 
 def previous_gradient() -> optax.GradientTransformation:
@@ -122,6 +99,82 @@ def fsam(rho: Any) -> optax.GradientTransformation:
   return fsam_optax.friendly_perturbation(rho, lmbda=LMBDA)
 
 
+class ParallelState(NamedTuple):
+  """What :func:`parallel_step` keeps for the ascent of the next step.
+
+  Attributes:
+    inner: state of the ascent.
+    gradient: the last gradient at the auxiliary weights.
+  """
+
+  inner: Any
+  gradient: Any
+
+
+def parallel(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """An ascent whose state also holds a gradient, for :func:`parallel_step`."""
+
+  def init_fn(params):
+    return ParallelState(
+      inner.init(params), jax.tree.map(jnp.zeros_like, params)
+    )
+
+  return optax.GradientTransformation(init_fn, inner.update)
+
+
+def parallel_step(
+  loss_fn: Callable[..., Any],
+  *,
+  rate: Callable[[jax.Array], jax.Array],
+  share: float = 0.2,
+  **options: Any,
+) -> Callable[[Any, Any], Any]:
+  """SAMPa's step: two gradients that do not wait for each other.
+
+  From the last gradient at the auxiliary weights follow both points, at once:
+  the perturbed weights, and the next auxiliary weights, which are a step of
+  gradient descent away. The optimizer gets the mean of the two gradients, with
+  ``share`` of the auxiliary one (Xie et al., `SAMPa
+  <https://arxiv.org/abs/2410.10683>`_, 2024). With the ascent of F-SAM it is
+  the friendly form.
+
+  Args:
+    loss_fn: as for :func:`fsam_optax.make_train_step`.
+    rate: learning rate of the auxiliary step, from the number of the step.
+    share: weight of the auxiliary gradient, in ``[0, 1]``.
+    **options: of :func:`fsam_optax.make_train_step`, ignored.
+
+  Returns:
+    A step for a state whose ascent is :func:`parallel`.
+  """
+  del options
+
+  def step(state, batch):
+    pass_at = jax.value_and_grad(
+      lambda params: loss_fn(params, None, batch, None)[0]
+    )
+    inner, gradient = state.perturbation_state
+    epsilon, inner = state.perturbation.update(gradient, inner, state.params)
+    scale = -rate(state.step)
+    auxiliary = optax.tree.add_scale(state.params, scale, gradient)
+    loss, auxiliary_gradient = pass_at(auxiliary)
+    _, perturbed_gradient = pass_at(optax.tree.add(state.params, epsilon))
+    gradient = jax.tree.map(
+      lambda a, b: share * a + (1 - share) * b,
+      auxiliary_gradient,
+      perturbed_gradient,
+    )
+    state = state.apply_gradients(
+      grads=gradient,
+      perturbation_state=ParallelState(inner, auxiliary_gradient),
+    )
+    return state, {"loss": loss}
+
+  return step
+
+
 class Arm(NamedTuple):
   """A way to train.
 
@@ -132,6 +185,7 @@ class Arm(NamedTuple):
     options: of :func:`fsam_optax.make_train_step`.
     epochs: how many times the epochs of the others.
     radius_unit: by which the radii are multiplied.
+    is_parallel: whether the step is that of :func:`parallel_step`.
   """
 
   perturbation: Optional[Callable[[Any], optax.GradientTransformation]]
@@ -139,6 +193,7 @@ class Arm(NamedTuple):
   options: dict[str, Any]
   epochs: int = 1
   radius_unit: float = 1.0
+  is_parallel: bool = False
 
 
 DESCENT = {"ema_gradient": "descent"}
@@ -162,9 +217,7 @@ ARMS = {
     fsam, 1.0625, {"ascent_fraction": 1 / 16}, radius_unit=1.5
   ),
   "random direction": Arm(
-    lambda rho: optax.chain(
-      random_direction(), fsam_optax.scale_to_radius(rho)
-    ),
+    lambda rho: directions.along(directions.random_direction(), rho),
     1,
     {},
     radius_unit=20.0,
@@ -180,7 +233,71 @@ ARMS = {
   "F-SAM, previous descent gradient": Arm(
     lambda rho: optax.chain(previous_gradient(), fsam(rho)), 1, DESCENT
   ),
+  "F-SAM, two gradients at once": Arm(
+    lambda rho: parallel(fsam(rho)), 2, {}, is_parallel=True
+  ),
+  "SAM, two gradients at once": Arm(
+    lambda rho: parallel(fsam_optax.sam_perturbation(rho)),
+    2,
+    {},
+    is_parallel=True,
+  ),
 }
+
+
+def trainer_of(
+  arm: Arm, pool: data.Pool, model: str, epochs: int
+) -> training.Trainer:
+  """Trains by this arm."""
+  options = dict(arm.options)
+  if arm.is_parallel:
+    steps = epochs * (pool.train_size // BATCH_SIZE)
+    learning_rate = LEARNING_RATE[pool.name, model]
+    options["make_step"] = functools.partial(
+      parallel_step,
+      rate=lambda count: (
+        learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * count / steps))
+      ),
+    )
+  return training.Trainer(
+    models.create(model, pool.classes),
+    pool,
+    sigma=1.0,
+    lmbda=LMBDA,
+    epochs=epochs,
+    batch_size=BATCH_SIZE,
+    perturbations={} if arm.perturbation is None else {"arm": arm.perturbation},
+    **options,
+  )
+
+
+def time_arms(names: list[str], pool: data.Pool, model: str, rounds: int):
+  """Seconds of a few epochs of one run by each arm, in turn, over SGD's.
+
+  Args:
+    names: of the arms; SGD is among them.
+    pool: the data set.
+    model: ``"mlp"`` or ``"cnn"``.
+    rounds: of which the first warms up.
+
+  Returns:
+    The median ratio of each arm, by name.
+  """
+  epochs = 5
+  trainers = {
+    name: trainer_of(ARMS[name], pool, model, epochs * ARMS[name].epochs)
+    for name in names
+  }
+  splits = data.split(pool, [0], 0.4)
+  seconds = {name: [] for name in names}
+  for _ in range(rounds + 1):
+    for name, trainer in trainers.items():
+      rate = np.array([0.01])
+      optimizer = "sgd" if ARMS[name].perturbation is None else "arm"
+      outcome = trainer(optimizer, splits, rate, rate, with_curve=False)
+      seconds[name].append(outcome.seconds - outcome.compile_seconds)
+  times = {name: np.array(x[1:]) for name, x in seconds.items()}
+  return {name: float(np.median(x / times["SGD"])) for name, x in times.items()}
 
 
 def run_arm(
@@ -190,16 +307,7 @@ def run_arm(
   seeds = lambda chosen: chosen[: max(1, round(len(chosen) * scale))]
   coarse, fine, test = map(seeds, (COARSE_SEEDS, FINE_SEEDS, TEST_SEEDS))
   epochs = max(1, round(EPOCHS[pool.name] * scale)) * arm.epochs
-  trainer = training.Trainer(
-    models.create(model, pool.classes),
-    pool,
-    sigma=1.0,
-    lmbda=LMBDA,
-    epochs=epochs,
-    batch_size=BATCH_SIZE,
-    perturbations={} if arm.perturbation is None else {"arm": arm.perturbation},
-    **arm.options,
-  )
+  trainer = trainer_of(arm, pool, model, epochs)
 
   def train(values, chosen):
     """Every value on every seed, at once."""
@@ -439,6 +547,12 @@ def main():
     action="store_true",
     help="test fractions at the rule's radius, where F-SAM is in the output",
   )
+  parser.add_argument(
+    "--time",
+    type=int,
+    metavar="ROUNDS",
+    help="print the time of each form over that of SGD, and train nothing",
+  )
   parser.add_argument("--plot", help="with --report: write the figure here")
   args = parser.parse_args()
   if args.report:
@@ -451,6 +565,13 @@ def main():
     return
   if args.rule:
     add_rule(args.output)
+    return
+  if args.time:
+    for dataset, model in itertools.product(args.datasets, args.models):
+      names = ["SGD", *(name for name in args.arms if name != "SGD")]
+      ratios = time_arms(names, data.load(dataset), model, args.time)
+      for name, ratio in ratios.items():
+        print(f"{dataset} {model} {name}: {ratio:.2f}", flush=True)
     return
   for dataset, model, noise in itertools.product(
     args.datasets, args.models, args.noise

@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
     curve: validation accuracy after each epoch, shape ``[epochs, R]``; empty
       where it was not asked for.
     diverged: whether a loss or a parameter was not finite, shape ``[R]``, bool.
+    params: after the last epoch, leaves of shape ``[R, ...]``.
     seconds: wall-clock time, compilation included.
     compile_seconds: the part of it that tracing and compiling took.
   """
@@ -42,6 +43,7 @@ class Outcome(NamedTuple):
   train_accuracy: np.ndarray
   curve: np.ndarray
   diverged: np.ndarray
+  params: Any
   seconds: float
   compile_seconds: float
 
@@ -86,6 +88,8 @@ class Trainer:
     batch_size: int,
     num_replicas: int = 1,
     perturbations: Optional[Mapping[str, Perturbation]] = None,
+    make_step: Callable[..., Any] = fsam_optax.make_train_step,
+    with_other_rows: bool = False,
     **step_options: Any,
   ):
     """Prepares to train.
@@ -101,18 +105,24 @@ class Trainer:
         the batch size. Each has successive rows of every batch.
       perturbations: further optimizers by name, each as a function from its
         radius to its ascent.
-      **step_options: for :func:`fsam_optax.make_train_step`.
+      make_step: :func:`fsam_optax.make_train_step`, or what takes its
+        arguments and returns such a step.
+      with_other_rows: whether a batch holds, beside its ``"x"`` and ``"y"``,
+        such a pair under ``"whole"``, all training rows, and one under
+        ``"other"``, as many rows of another batch.
+      **step_options: for ``make_step``.
     """
     self._model = model
     self._sigma = sigma
     self._lmbda = lmbda
     self._perturbations = dict(perturbations or {})
+    self._with_other_rows = with_other_rows
     self._epochs = epochs
     self._batch_size = batch_size
     self._steps = pool.train_size // batch_size
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
     step = functools.partial(
-      fsam_optax.make_train_step,
+      make_step,
       self._loss,
       skip_nonfinite=False,
       metrics=(),
@@ -185,6 +195,7 @@ class Trainer:
       ),
       curve=np.array(curve),
       diverged=~np.all(is_finite, axis=0),
+      params=state.params,
       seconds=time.perf_counter() - start,
       compile_seconds=self._compile_seconds,
     )
@@ -211,6 +222,18 @@ class Trainer:
       )
       self._compile_seconds += time.perf_counter() - start
     return self._compiled[key](self._pool, *args)
+
+  def loss(self, params: Any, batch: Any) -> jax.Array:
+    """Cross-entropy of a batch of ``"x"`` and ``"y"``, mean over its rows."""
+    return self._loss(params, None, batch, None)[0]
+
+  def training_data(self, splits: data.Splits, run: int) -> dict[str, Any]:
+    """The training rows of one run as one batch, its noisy labels included."""
+    x = np.asarray(self._pool[0])[splits.train_rows[run]]
+    return {
+      "x": (x - splits.mean[run]) / splits.deviation[run],
+      "y": splits.train_labels[run],
+    }
 
   def _accuracy(self, state, splits, rows, labels=None) -> np.ndarray:
     """Percent of the rows classified as labelled, shape `[R]`, float64."""
@@ -262,17 +285,23 @@ class Trainer:
     )
     order = order[: self._steps * self._batch_size]
 
+    rows_at = lambda positions: {
+      "x": _inputs(pool, scale, splits.train_rows[positions]),
+      "y": splits.train_labels[positions],
+    }
+    order = order.reshape(self._steps, self._batch_size)
+    other = jnp.roll(order, 1, axis=0)  # The batch before, in this order.
+    whole = jnp.arange(splits.train_rows.shape[0])
+
     def step(state, positions):
-      batch = {
-        "x": _inputs(pool, scale, splits.train_rows[positions]),
-        "y": splits.train_labels[positions],
-      }
+      own, another = positions
+      batch: dict[str, Any] = rows_at(own)
+      if self._with_other_rows:
+        batch |= {"whole": rows_at(whole), "other": rows_at(another)}
       state, metrics = self._step(state, batch)
       return state, jnp.isfinite(metrics["loss"])
 
-    state, is_finite = jax.lax.scan(
-      step, state, order.reshape(self._steps, self._batch_size)
-    )
+    state, is_finite = jax.lax.scan(step, state, (order, other))
     return _without_functions(state), jnp.all(is_finite)
 
   def _hits(self, optimizer, pool, params, scale, rows, labels):

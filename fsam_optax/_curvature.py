@@ -1,0 +1,286 @@
+"""The Hessian of a loss over a data set, by matfree's matrix-free methods."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple, Optional
+
+import jax
+from jax import flatten_util
+from jax import numpy as jnp
+import numpy as np
+
+from fsam_optax import _over_data
+
+LossFn = Callable[[Any, Any], Any]
+
+
+class SpectralDensity(NamedTuple):
+  """Where the eigenvalues of a Hessian lie: nodes with weights.
+
+  Attributes:
+    nodes: Ritz values of each random vector's Lanczos run, shape ``[S, K]``,
+      float64.
+    weights: their weights, shape ``[S, K]``, float64; each row sums to 1.
+  """
+
+  nodes: np.ndarray
+  weights: np.ndarray
+
+  def at(self, values: Any, width: float) -> np.ndarray:
+    """The density, smoothed by a Gaussian.
+
+    Args:
+      values: eigenvalues, shape ``[V]``.
+      width: standard deviation of the Gaussian, positive, in units of the
+        eigenvalues.
+
+    Returns:
+      The density per unit of eigenvalue, shape ``[V]``, float64, which
+      integrates to 1.
+
+    Raises:
+      ValueError: if ``width`` is not positive.
+    """
+    if not width > 0:
+      raise ValueError(f"`width` must be positive, got {width}.")
+    distance = (np.asarray(values)[:, None, None] - self.nodes) / width
+    bumps = np.exp(-(distance**2) / 2) / (width * (2 * np.pi) ** 0.5)
+    return np.mean(np.sum(bumps * self.weights, axis=2), axis=1)
+
+
+def hessian_eigenvalues(
+  loss_fn: LossFn,
+  params: Any,
+  data: Any,
+  num: int = 1,
+  *,
+  key: jax.Array,
+  num_matvecs: Optional[int] = None,
+  batch_size: Optional[int] = None,
+) -> np.ndarray:
+  """The largest eigenvalues of the Hessian of the mean loss, by Lanczos.
+
+  Needs matfree. Memory: ``num_matvecs`` copies of the parameters.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp
+    >>> from fsam_optax import sharpness
+    >>> loss_fn = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)
+    >>> data = jnp.diag(jnp.array([3.0, 2.0, 1.0])) * 3**0.5
+    >>> values = sharpness.hessian_eigenvalues(
+    ...   loss_fn, jnp.ones(3), data, 2, key=jax.random.key(0)
+    ... )
+    >>> print(values.round(3))
+    [9. 4.]
+
+  Args:
+    loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows, twice
+      differentiable.
+    params: the parameters, a tree of floating arrays of ``D`` numbers, all of
+      one dtype.
+    data: a tree of arrays of ``N`` rows.
+    num: number of eigenvalues, positive, at most ``D``.
+    key: a key of :func:`jax.random.key`, for the vector to start from.
+    num_matvecs: Hessian-vector products over the data, at least ``num``; None
+      for four times ``num`` and 20 more. The more, the closer the inner ones.
+    batch_size: rows at a time; None for all.
+
+  Returns:
+    The eigenvalues, the largest first, shape ``[num]``, float64.
+
+  Raises:
+    ImportError: if matfree is not installed.
+    TypeError: if the loss is not a scalar.
+    ValueError: if a number is out of its range, or an eigenvalue not finite.
+
+  References:
+    Lanczos, An iteration method for the solution of the eigenvalue problem of
+    linear differential and integral operators, 1950
+  """
+  _require_matfree()
+  total = sum(np.size(x) for x in jax.tree.leaves(params))
+  _check_count("num", num, total)
+  if num_matvecs is None:
+    num_matvecs = min(4 * num + 20, total)
+  _check_count("num_matvecs", num_matvecs, total)
+  if num_matvecs < num:
+    raise ValueError(
+      f"`num_matvecs` must be at least `num`, {num}, got {num_matvecs}."
+    )
+  size = _size(batch_size, data)
+  nodes, _ = _lanczos(loss_fn, num_matvecs, size, params, data, key)
+  values = np.sort(np.asarray(nodes, np.float64))[::-1][:num]
+  _check_finite(values)
+  return values
+
+
+def hessian_trace(
+  loss_fn: LossFn,
+  params: Any,
+  data: Any,
+  *,
+  key: jax.Array,
+  samples: int = 30,
+  batch_size: Optional[int] = None,
+) -> tuple[float, float]:
+  """The trace of the Hessian of the mean loss, by Hutchinson's estimator.
+
+  Needs matfree.
+
+  Args:
+    loss_fn: see :func:`hessian_eigenvalues`.
+    params: as there.
+    data: as there.
+    key: a key of :func:`jax.random.key`, for the vectors of random signs.
+    samples: number of vectors, two at least.
+    batch_size: rows at a time; None for all.
+
+  Returns:
+    The trace and its standard error.
+
+  Raises:
+    ImportError: if matfree is not installed.
+    TypeError: if the loss is not a scalar.
+    ValueError: if ``samples`` is below 2, or the trace is not finite.
+
+  References:
+    Hutchinson, A stochastic estimator of the trace of the influence matrix for
+    Laplacian smoothing splines, 1989
+  """
+  _require_matfree()
+  _check_count("samples", samples, least=2)
+  size = _size(batch_size, data)
+  draws = [
+    _quadratic_form(loss_fn, size, params, data, own)
+    for own in jax.random.split(key, samples)
+  ]
+  values = np.array(draws, np.float64)
+  _check_finite(values)
+  return float(values.mean()), float(values.std(ddof=1) / samples**0.5)
+
+
+def hessian_density(
+  loss_fn: LossFn,
+  params: Any,
+  data: Any,
+  *,
+  key: jax.Array,
+  num_matvecs: int = 40,
+  samples: int = 5,
+  batch_size: Optional[int] = None,
+  progress: bool = False,
+) -> SpectralDensity:
+  """The spectral density of the Hessian, by stochastic Lanczos quadrature.
+
+  Needs matfree.
+
+  Args:
+    loss_fn: see :func:`hessian_eigenvalues`.
+    params: as there.
+    data: as there.
+    key: a key of :func:`jax.random.key`, for the vectors to start from.
+    num_matvecs: Hessian-vector products over the data for each vector.
+    samples: number of vectors, positive.
+    batch_size: rows at a time; None for all.
+    progress: whether to show a progress bar.
+
+  Returns:
+    Nodes and weights.
+
+  Raises:
+    ImportError: if matfree is not installed.
+    TypeError: if the loss is not a scalar.
+    ValueError: if a number is out of its range, or an eigenvalue not finite.
+
+  References:
+    Ghorbani et al., `An Investigation into Neural Net Optimization via Hessian
+    Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019
+  """
+  _require_matfree()
+  total = sum(np.size(x) for x in jax.tree.leaves(params))
+  _check_count("num_matvecs", num_matvecs, total)
+  _check_count("samples", samples)
+  size = _size(batch_size, data)
+  nodes, weights = [], []
+  with _over_data.progress_bar(progress, "Lanczos", samples) as tick:
+    for own in jax.random.split(key, samples):
+      found = _lanczos(loss_fn, num_matvecs, size, params, data, own)
+      nodes.append(np.asarray(found[0], np.float64))
+      weights.append(np.asarray(found[1], np.float64))
+      tick()
+  _check_finite(np.array(nodes))
+  return SpectralDensity(np.array(nodes), np.array(weights))
+
+
+def _matvec(loss_fn, batch_size, params, data):
+  """Parameters as a vector, and the product of the Hessian with one."""
+  flat, unravel = flatten_util.ravel_pytree(params)
+
+  def product(vector):
+    def of_batch(batch):
+      gradient = lambda w: jax.grad(
+        lambda w: _over_data.loss_of(loss_fn, unravel(w), batch)
+      )(w)
+      return jax.jvp(gradient, (flat,), (vector,))[1]
+
+    return _over_data.traced_mean(of_batch, data, batch_size)
+
+  return flat, product
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _lanczos(loss_fn, num_matvecs, batch_size, params, data, key):
+  """Ritz values of one random vector, and the weight of each."""
+  from matfree import decomp
+
+  flat, product = _matvec(loss_fn, batch_size, params, data)
+  start = jax.random.normal(key, flat.shape, flat.dtype)
+  tridiagonalize = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
+  small = tridiagonalize(product, start).J_small
+  values, vectors = jnp.linalg.eigh(small)
+  return values, jnp.square(vectors[0])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _quadratic_form(loss_fn, batch_size, params, data, key):
+  """Hutchinson's estimate by one vector of random signs."""
+  from matfree import stochtrace
+
+  flat, product = _matvec(loss_fn, batch_size, params, data)
+  estimate = stochtrace.estimator_monte_carlo(
+    stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(flat, num=1)
+  )
+  return estimate(product, key)
+
+
+def _require_matfree() -> None:
+  try:
+    import matfree  # noqa: F401
+  except ImportError as error:
+    raise ImportError(
+      "the Hessian needs matfree. Run: pip install 'fsam-optax[sharpness]'"
+    ) from error
+
+
+def _size(batch_size, data) -> int:
+  rows = _over_data.num_rows(data)
+  return _over_data.batch_rows("batch_size", batch_size, rows)
+
+
+def _check_count(name, value, most=None, least=1) -> None:
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise TypeError(f"`{name}` must be an int, got {value!r}.")
+  if value < least:
+    raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+  if most is not None and value > most:
+    raise ValueError(
+      f"`{name}` must be at most the number of parameters, {most}, got {value}."
+    )
+
+
+def _check_finite(values) -> None:
+  if not np.all(np.isfinite(values)):
+    raise ValueError(
+      "`params` must have a finite Hessian over `data`, got values that are "
+      "not. The run has diverged, or a row is not finite."
+    )
