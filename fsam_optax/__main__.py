@@ -7,9 +7,10 @@ from typing import Optional
 
 from fsam_optax.experiments import compare
 from fsam_optax.experiments import extras
+from fsam_optax.experiments import study
 from fsam_optax.experiments import tune
 
-_COMMANDS = (compare, tune)
+_COMMANDS = (compare, tune, study)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -23,7 +23,7 @@ class EmaState(NamedTuple):
     ema: the average.
   """
 
-  count: jax.Array
+  count: jax.typing.ArrayLike
   ema: Any
 
 
@@ -36,15 +36,15 @@ class RandomState(NamedTuple):
   """
 
   key: jax.Array
-  count: jax.Array
+  count: jax.typing.ArrayLike
 
 
 def full_gradient() -> optax.GradientTransformationExtraArgs:
   """The gradient on all training rows, in the place of the batch's."""
 
-  def update_fn(updates, state, params=None, *, gradient_on, **extra_args):
-    del updates, params, extra_args
-    return gradient_on("whole"), state
+  def update_fn(updates, state, params=None, **extra_args):
+    del updates, params
+    return extra_args["gradient_on"]("whole"), state
 
   return optax.GradientTransformationExtraArgs(_no_state, update_fn)
 
@@ -52,9 +52,10 @@ def full_gradient() -> optax.GradientTransformationExtraArgs:
 def gradient_noise() -> optax.GradientTransformationExtraArgs:
   """The batch's gradient minus that on all training rows."""
 
-  def update_fn(updates, state, params=None, *, gradient_on, **extra_args):
-    del params, extra_args
-    return optax.tree.sub(updates, gradient_on("whole")), state
+  def update_fn(updates, state, params=None, **extra_args):
+    del params
+    full = extra_args["gradient_on"]("whole")
+    return optax.tree.sub(updates, full), state
 
   return optax.GradientTransformationExtraArgs(_no_state, update_fn)
 
@@ -62,9 +63,9 @@ def gradient_noise() -> optax.GradientTransformationExtraArgs:
 def other_gradient() -> optax.GradientTransformationExtraArgs:
   """The gradient of another batch at the same parameters."""
 
-  def update_fn(updates, state, params=None, *, gradient_on, **extra_args):
-    del updates, params, extra_args
-    return gradient_on("other"), state
+  def update_fn(updates, state, params=None, **extra_args):
+    del updates, params
+    return extra_args["gradient_on"]("other"), state
 
   return optax.GradientTransformationExtraArgs(_no_state, update_fn)
 

@@ -194,6 +194,63 @@ def figure(report: dict[str, Any], path: pathlib.Path) -> None:
   _write(path, lambda file: drawing.savefig(file, format="png", dpi=150))
 
 
+def study_figure(result: dict[str, Any], path: pathlib.Path) -> None:
+  """Draws the panels of a study, a gap where a value is missing.
+
+  Args:
+    result: what the JSON of ``study`` holds.
+    path: the PNG to write.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  panels = result["panels"]
+  drawing = Figure(
+    figsize=(max(5.0, 3.6 * len(panels)), 3.4), layout="constrained"
+  )
+  as_array = lambda values: np.array(
+    [np.nan if value is None else value for value in values], np.float64
+  )
+  for i, panel in enumerate(panels):
+    axes = drawing.add_subplot(1, len(panels), i + 1)
+    for series in panel["series"]:
+      mean, error = as_array(series["mean"]), as_array(series["error"])
+      x = series["x"]
+      if isinstance(x[0], str):
+        axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3)
+        axes.set_xticks(range(len(x)), x, rotation=60, ha="right")
+        continue
+      marker = "." if len(x) < 30 else None
+      (line,) = axes.plot(x, mean, marker=marker, label=series["label"])
+      axes.fill_between(
+        x,
+        mean - error,
+        mean + error,
+        color=line.get_color(),
+        alpha=0.25,
+        linewidth=0,
+      )
+    if panel.get("is_log"):
+      axes.set_xscale("log")
+    if panel.get("is_log_y"):
+      axes.set_yscale("log")
+    axes.set_xlabel(panel["xlabel"])
+    axes.set_ylabel(panel["ylabel"], fontsize="small")
+    axes.set_title(panel.get("title", ""), fontsize="medium")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend(fontsize="x-small")
+  config = result["config"]
+  drawing.suptitle(
+    f"{result['study']}: {pathlib.Path(config['dataset']).name}, "
+    f"{config['model']}, label noise {config['label_noise']:g}, "
+    f"{len(config['seeds'])} seeds, mean ± standard error",
+    fontsize="small",
+  )
+  FigureCanvasAgg(drawing)
+  _write(path, lambda file: drawing.savefig(file, format="png", dpi=120))
+
+
 def write_json(report: dict[str, Any], path: pathlib.Path) -> None:
   """Writes strict JSON, whole or not at all."""
   text = json.dumps(report, indent=1, allow_nan=False) + "\n"

@@ -97,12 +97,11 @@ class Settings(NamedTuple):
     }
 
 
-def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
-  """Adds the flags that ``compare`` and ``tune`` share.
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that say what is trained on what.
 
   Args:
     parser: of the command.
-    is_grid: whether learning rates and radii are grids.
   """
   add = parser.add_argument
   add(
@@ -127,6 +126,17 @@ def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
     help="share of the training labels that move to another class, in [0, 1); "
     f"default {recipes.LABEL_NOISE}",
   )
+
+
+def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
+  """Adds the flags that ``compare`` and ``tune`` share.
+
+  Args:
+    parser: of the command.
+    is_grid: whether learning rates and radii are grids.
+  """
+  add_data_flags(parser)
+  add = parser.add_argument
   add(
     "--optimizers",
     type=_optimizers,
@@ -175,7 +185,7 @@ def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
   )
   add(
     "--seeds",
-    type=_integer(1, 10_000, remedy="64 tell F-SAM from SAM, 8 do not"),
+    type=integer(1, 10_000, remedy="64 tell F-SAM from SAM, 8 do not"),
     metavar="N",
     help="number of seeds, each with its own split, noise, initialisation and "
     "batches, shared by the optimizers; default "
@@ -188,7 +198,7 @@ def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
   first = recipes.TUNING_FIRST_SEED if is_grid else recipes.FIRST_SEED
   add(
     "--first-seed",
-    type=_integer(0, _LARGEST_SEED, remedy="seeds count up from it"),
+    type=integer(0, _LARGEST_SEED, remedy="seeds count up from it"),
     default=first,
     metavar="SEED",
     help=f"the first seed; default {first}. Choose by `tune` and report by "
@@ -196,13 +206,13 @@ def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
   )
   add(
     "--epochs",
-    type=_integer(1, 10**6, remedy="60 is usual"),
+    type=integer(1, 10**6, remedy="60 is usual"),
     metavar="N",
     help="passes over the training rows; default 60, on digits 100",
   )
   add(
     "--batch-size",
-    type=_integer(1, 10**9, remedy="100 is usual"),
+    type=integer(1, 10**9, remedy="100 is usual"),
     metavar="ROWS",
     help="rows a step, at most the training rows; what fills no whole batch "
     "waits for another epoch; default 100",
@@ -233,10 +243,7 @@ def check(
   def fail(flag: str, message: object) -> NoReturn:
     parser.error(f"argument {flag}: {message}")
 
-  try:
-    pool = data.load(args.dataset)
-  except data.DataError as error:
-    fail("--dataset", error)
+  pool = load_data(args, parser)
   recipe = recipes.recipe(args.dataset, args.model)
   batch_size = args.batch_size or recipe.batch_size
   if args.batch_size is None and args.dataset.endswith(".npz"):
@@ -246,12 +253,6 @@ def check(
       "--batch-size",
       f"must be at most the {pool.train_size} training rows, got {batch_size}. "
       "Choose a smaller batch",
-    )
-  if args.model == "cnn" and data.image_shape(pool) is None:
-    fail(
-      "--model",
-      f"cnn must have images, got rows of shape {list(pool.x.shape[1:])}. "
-      "Store x_train and x_test as [n, height, width] or use mlp",
     )
   default_seeds = recipe.tuning_seeds if is_grid else recipe.seeds
   seeds = range(
@@ -282,12 +283,7 @@ def check(
       for optimizer in args.optimizers
       if optimizer in default
     }
-  if message := _unwritable(args.output):
-    fail(
-      "--output",
-      f"must be a directory that can be written to, got {str(args.output)!r} "
-      f"({message}). Choose another",
-    )
+  check_output(args, parser)
   return Settings(
     pool=pool,
     model=args.model,
@@ -303,6 +299,47 @@ def check(
     output=args.output,
     origin=recipe.origin,
   )
+
+
+def load_data(
+  args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> data.Pool:
+  """The data set of the flags, which the model of the flags can take.
+
+  Args:
+    args: what the parser returned.
+    parser: the parser; its ``error`` ends the program with status 2.
+
+  Returns:
+    The data set.
+  """
+  try:
+    pool = data.load(args.dataset)
+  except data.DataError as error:
+    parser.error(f"argument --dataset: {error}")
+  if args.model == "cnn" and data.image_shape(pool) is None:
+    parser.error(
+      "argument --model: cnn must have images, got rows of shape "
+      f"{list(pool.x.shape[1:])}. Store x_train and x_test as [n, height, "
+      "width] or use mlp"
+    )
+  return pool
+
+
+def check_output(
+  args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> None:
+  """Makes the output directory, or ends the program with status 2.
+
+  Args:
+    args: what the parser returned.
+    parser: the parser.
+  """
+  if message := _unwritable(args.output):
+    parser.error(
+      "argument --output: must be a directory that can be written to, got "
+      f"{str(args.output)!r} ({message}). Choose another"
+    )
 
 
 def _describe(name: str) -> str:
@@ -360,7 +397,7 @@ def _number(
   return parse
 
 
-def _integer(lower: int, upper: int, *, remedy: str) -> Callable[[str], int]:
+def integer(lower: int, upper: int, *, remedy: str) -> Callable[[str], int]:
   def parse(text: str) -> int:
     try:
       value = int(text)

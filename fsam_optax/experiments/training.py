@@ -90,6 +90,7 @@ class Trainer:
     perturbations: Optional[Mapping[str, Perturbation]] = None,
     make_step: Callable[..., Any] = fsam_optax.make_train_step,
     with_other_rows: bool = False,
+    optimize: bool = True,
     **step_options: Any,
   ):
     """Prepares to train.
@@ -110,12 +111,15 @@ class Trainer:
       with_other_rows: whether a batch holds, beside its ``"x"`` and ``"y"``,
         such a pair under ``"whole"``, all training rows, and one under
         ``"other"``, as many rows of another batch.
+      optimize: whether XLA is to optimize the steps; what trains for a few
+        steps alone is done sooner without.
       **step_options: for ``make_step``.
     """
     self._model = model
     self._sigma = sigma
     self._lmbda = lmbda
     self._perturbations = dict(perturbations or {})
+    self._optimize = optimize
     self._with_other_rows = with_other_rows
     self._epochs = epochs
     self._batch_size = batch_size
@@ -218,7 +222,7 @@ class Trainer:
       )(*args)
       jitted = jax.jit(vmapped, donate_argnums=donate)
       self._compiled[key] = jitted.lower(self._pool, *args).compile(
-        None if is_hot else _UNOPTIMIZED
+        None if is_hot and self._optimize else _UNOPTIMIZED
       )
       self._compile_seconds += time.perf_counter() - start
     return self._compiled[key](self._pool, *args)
