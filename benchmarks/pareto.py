@@ -234,12 +234,13 @@ ARMS = {
     lambda rho: optax.chain(previous_gradient(), fsam(rho)), 1, DESCENT
   ),
   "F-SAM, two gradients at once": Arm(
-    lambda rho: parallel(fsam(rho)), 2, {}, is_parallel=True
+    lambda rho: parallel(fsam(rho)), 2, {}, radius_unit=1.5, is_parallel=True
   ),
   "SAM, two gradients at once": Arm(
     lambda rho: parallel(fsam_optax.sam_perturbation(rho)),
     2,
     {},
+    radius_unit=1.5,
     is_parallel=True,
   ),
 }

@@ -27,7 +27,7 @@ def rho(context: bench_lib.Context) -> dict[str, Any]:
     rows.append(
       [
         f"{radius:g}",
-        *(bench_lib.number(accuracy[name][i], 4) for name in arms),
+        *(bench_lib.accuracy(accuracy[name][i]) for name in arms),
         bench_lib.signed(bench_lib.difference(*pair)),
       ]
     )
@@ -89,7 +89,7 @@ def hyperparameters(context: bench_lib.Context) -> dict[str, Any]:
     [
       name,
       f"{result['rho']:g}" + _star(result),
-      bench_lib.number(result["test_accuracy"], 4),
+      bench_lib.accuracy(result["test_accuracy"]),
       ""
       if name == reference
       else bench_lib.signed(
@@ -181,7 +181,7 @@ def metric(context: bench_lib.Context) -> dict[str, Any]:
       name,
       f"{result['learning_rate']:g}",
       f"{result['rho']:g}" + _star(result),
-      bench_lib.number(result["test_accuracy"], 4),
+      bench_lib.accuracy(result["test_accuracy"]),
       ""
       if name not in pairs
       else f"over {pairs[name]}: "
@@ -217,7 +217,7 @@ def _by_setting(what, settings, results, arms, pair) -> dict[str, Any]:
       [
         f"{setting:g}",
         *(
-          bench_lib.number(of[name]["test_accuracy"], 4)
+          bench_lib.accuracy(of[name]["test_accuracy"])
           + f" (rate {of[name]['learning_rate']:.3g}"
           + ("" if of[name]["rho"] is None else f", rho {of[name]['rho']:g}")
           + f"){_star(of[name])}"

@@ -296,6 +296,12 @@ def mean_and_error(values: Any) -> tuple[Optional[float], Optional[float]]:
   return float(values.mean()), report.standard_error(values)
 
 
+def accuracy(values: Any) -> str:
+  """Mean ± standard error in percent, to two digits after the point."""
+  mean, error = mean_and_error(values)
+  return "-" if mean is None else report.with_error(mean, error)
+
+
 def number(values: Any, digits: int = 3) -> str:
   """Mean ± standard error, or a dash where nothing is finite."""
   mean, error = mean_and_error(values)

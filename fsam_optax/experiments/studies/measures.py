@@ -55,7 +55,7 @@ def decomposition(context: bench_lib.Context) -> dict[str, Any]:
       f"{result['learning_rate']:.3g}",
       "-" if result["rho"] is None else f"{result['rho']:g}",
       ", ".join(result["on_edge"]),
-      bench_lib.number(result["test_accuracy"], 4),
+      bench_lib.accuracy(result["test_accuracy"]),
       ""
       if name == "F-SAM"
       else bench_lib.signed(
@@ -223,7 +223,7 @@ def curvature(context: bench_lib.Context) -> dict[str, Any]:
   rows = [
     [
       name,
-      bench_lib.number(result["test_accuracy"], 4),
+      bench_lib.accuracy(result["test_accuracy"]),
       *(
         bench_lib.number(np.array(result["eigenvalues"])[:, i])
         for i in (0, 1, 4)
