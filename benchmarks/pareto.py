@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import pathlib
+import time
 from typing import Any, Callable, NamedTuple, Optional
 
 import jax
@@ -272,31 +273,37 @@ def trainer_of(
   )
 
 
-def time_arms(names: list[str], pool: data.Pool, model: str, rounds: int):
-  """Seconds of a few epochs of one run by each arm, in turn, over SGD's.
+def time_arms(
+  names: list[str], pool: data.Pool, model: str, rounds: int
+) -> dict[str, float]:
+  """Time of one run's steps by each arm, in turn, over SGD's.
 
   Args:
     names: of the arms; SGD is among them.
     pool: the data set.
     model: ``"mlp"`` or ``"cnn"``.
-    rounds: of which the first warms up.
+    rounds: after one that warms up.
 
   Returns:
     The median ratio of each arm, by name.
   """
-  epochs = 5
   trainers = {
-    name: trainer_of(ARMS[name], pool, model, epochs * ARMS[name].epochs)
-    for name in names
+    name: trainer_of(ARMS[name], pool, model, epochs=21) for name in names
   }
   splits = data.split(pool, [0], 0.4)
-  seconds = {name: [] for name in names}
+  seconds: dict[str, list[float]] = {name: [] for name in names}
   for _ in range(rounds + 1):
     for name, trainer in trainers.items():
-      rate = np.array([0.01])
-      optimizer = "sgd" if ARMS[name].perturbation is None else "arm"
-      outcome = trainer(optimizer, splits, rate, rate, with_curve=False)
-      seconds[name].append(outcome.seconds - outcome.compile_seconds)
+      stamps: list[float] = []
+      trainer(
+        "sgd" if ARMS[name].perturbation is None else "arm",
+        splits,
+        np.array([0.01]),
+        np.array([0.1]),
+        with_curve=False,
+        on_epoch=lambda stamps=stamps: stamps.append(time.perf_counter()),
+      )
+      seconds[name].append((stamps[-1] - stamps[0]) * ARMS[name].epochs)
   times = {name: np.array(x[1:]) for name, x in seconds.items()}
   return {name: float(np.median(x / times["SGD"])) for name, x in times.items()}
 
