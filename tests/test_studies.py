@@ -171,10 +171,16 @@ def test_search_takes_the_best_of_the_grid(bench):
 def test_a_diverged_run_leaves_a_gap(bench, context):
   runs = bench.run("SGD", [(1e30, 0.0)], context.seeds)
   assert runs.diverged.all()
+  assert np.all(np.isnan(runs.test_accuracy))
+  assert np.all(np.isfinite(runs.validation_accuracy))
   found = measures._measure(bench, "SGD", runs, context)
   assert all(math.isnan(x) for values in found.values() for x in values)
-  line = bench_lib.series("SGD", [1], [[math.nan, math.nan]])
-  assert line["mean"] == [None]
+  line = bench_lib.series("SGD", [1, 2], [[3.0, math.nan], [3.0, 4.0]])
+  assert line["mean"] == [None, 3.5]
+  assert bench_lib.accuracy([3.0, math.nan, 4.0]).endswith("(1 diverged)")
+  pairs = bench_lib.difference([3.0, math.nan, 4.0], [1.0, 2.0, 3.0])
+  assert pairs[0] == 1.5
+  assert bench_lib.difference([math.nan], [1.0])[0] is None
   assert bench_lib.number([math.nan]) == "-"
 
 

@@ -31,17 +31,17 @@ STUDIES = {
     64,
   ),
   "rho": Study(
-    accuracy.rho, "does F-SAM work at radii where SAM collapses?", 16
+    accuracy.rho, "does F-SAM work at radii where SAM collapses?", 64
   ),
   "label-noise": Study(
     accuracy.label_noise, "how does it do with wrong labels?", 64
   ),
   "ema": Study(dynamics.ema, "does the average track the full gradient?", 8),
   "hyperparameters": Study(
-    accuracy.hyperparameters, "how much do sigma and lmbda matter?", 32
+    accuracy.hyperparameters, "how much do sigma and lmbda matter?", 64
   ),
   "curvature": Study(
-    measures.curvature, "how curved is the loss where it ends?", 32
+    measures.curvature, "how curved is the loss where it ends?", 64
   ),
   "convergence": Study(
     dynamics.convergence, "how fast does the gradient vanish?", 8

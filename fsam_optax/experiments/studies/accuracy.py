@@ -19,7 +19,6 @@ def rho(context: bench_lib.Context) -> dict[str, Any]:
   lines, rows, accuracy = [], [], {}
   for name in arms:
     runs = bench.run(name, points, context.seeds)
-    # A run that came to nothing counts as what it classifies, as a user has it.
     accuracy[name] = runs.test_accuracy.reshape(len(radii), -1)
     lines.append(bench_lib.series(name, radii, accuracy[name]))
   for i, radius in enumerate(radii):

@@ -81,8 +81,9 @@ class Runs(NamedTuple):
   """What came of ``R`` runs.
 
   Attributes:
-    test_accuracy: percent, shape ``[R]``, float64.
-    validation_accuracy: as above.
+    test_accuracy: percent, shape ``[R]``, float64; NaN of a run that diverged.
+    validation_accuracy: as above, but what a run classifies though it diverged,
+      so that a search stays clear of it.
     diverged: shape ``[R]``, bool.
     params: leaves of shape ``[R, ...]``.
   """
@@ -182,7 +183,7 @@ class Bench:
       )
       found.append(
         Runs(
-          outcome.test_accuracy,
+          np.where(outcome.diverged, np.nan, outcome.test_accuracy),
           outcome.validation_accuracy,
           outcome.diverged,
           jax.tree.map(np.asarray, outcome.params),
@@ -265,24 +266,31 @@ class Bench:
     return self.trainer.loss
 
 
-def difference(first: Sequence[float], second: Sequence[float]):
+def difference(first: Any, second: Any) -> tuple[Optional[float], ...]:
   """Mean of paired differences, its standard error and p-value.
 
   Args:
-    first: one value a seed.
+    first: one value a seed, NaN where its run diverged.
     second: as many.
 
   Returns:
-    The three; the last two None where they are not defined.
+    The three, over the seeds where neither run diverged; None where they are
+    not defined.
   """
-  pair = {"fsam": np.asarray(first), "sam": np.asarray(second)}
+  first, second = np.asarray(first, float), np.asarray(second, float)
+  both = np.isfinite(first) & np.isfinite(second)
+  if not both.any():
+    return None, None, None
+  pair = {"fsam": first[both], "sam": second[both]}
   found = report.paired(pair)["fsam-sam"]
   return found["mean"], found["standard_error"], found["p_value"]
 
 
-def signed(values: tuple[float, Optional[float], Optional[float]]) -> str:
+def signed(values: tuple[Optional[float], ...]) -> str:
   """A paired difference as a table prints it."""
   mean, error, p_value = values
+  if mean is None:
+    return "-"
   text = report.with_error(mean, error, signed=True)
   return text if p_value is None else f"{text}, p {p_value:.1g}"
 
@@ -297,9 +305,11 @@ def mean_and_error(values: Any) -> tuple[Optional[float], Optional[float]]:
 
 
 def accuracy(values: Any) -> str:
-  """Mean ± standard error in percent, to two digits after the point."""
+  """Mean ± standard error in percent, and how many runs it leaves out."""
   mean, error = mean_and_error(values)
-  return "-" if mean is None else report.with_error(mean, error)
+  diverged = int(np.sum(~np.isfinite(np.asarray(values, np.float64))))
+  text = "-" if mean is None else report.with_error(mean, error)
+  return f"{text} ({diverged} diverged)" if diverged else text
 
 
 def number(values: Any, digits: int = 3) -> str:
@@ -312,7 +322,7 @@ def number(values: Any, digits: int = 3) -> str:
 
 
 def series(label: str, x: Sequence[Any], columns: Any) -> dict[str, Any]:
-  """A line of a figure, with a gap where nothing is finite.
+  """A line of a figure, with a gap where a value is not finite.
 
   Args:
     label: its name.
@@ -322,7 +332,10 @@ def series(label: str, x: Sequence[Any], columns: Any) -> dict[str, Any]:
   Returns:
     What a panel holds.
   """
-  pairs = [mean_and_error(values) for values in columns]
+  pairs = [
+    mean_and_error(values) if np.all(np.isfinite(values)) else (None, None)
+    for values in columns
+  ]
   return {
     "label": label,
     "x": list(x),
