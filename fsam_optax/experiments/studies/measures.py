@@ -24,7 +24,9 @@ ARMS = {
   "SGD": bench_lib.SGD,
   "SAM": bench_lib.SAM,
   "full gradient": bench_lib.Arm(
-    _along(directions.full_gradient), radii=(0.05, 0.1, 0.2, 0.4)
+    _along(directions.full_gradient),
+    radii=(0.25, 0.4, 0.6, 0.95),
+    rates=(0.00375, 0.0075, 0.015),
   ),
   "noise": bench_lib.Arm(
     _along(directions.gradient_noise), radii=bench_lib.FSAM.radii
@@ -32,9 +34,15 @@ ARMS = {
   "F-SAM": bench_lib.FSAM,
   "EMA": bench_lib.Arm(_along(directions.gradient_ema, lmbda=bench_lib.LMBDA)),
   "random": bench_lib.Arm(
-    _along(directions.random_direction), radii=(4.0, 7.0, 11.0, 17.0)
+    _along(directions.random_direction),
+    radii=(7.0, 11.0, 17.0, 26.0),
+    rates=(0.015, 0.03, 0.06),
   ),
-  "other batch": bench_lib.Arm(_along(directions.other_gradient)),
+  "other batch": bench_lib.Arm(
+    _along(directions.other_gradient),
+    radii=(0.4, 0.6, 0.95, 1.5),
+    rates=(0.00375, 0.0075, 0.015),
+  ),
 }
 
 
