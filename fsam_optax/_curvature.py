@@ -10,6 +10,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax import _over_data
+from fsam_optax._rows import name
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -76,8 +77,8 @@ def hessian_eigenvalues(
   Args:
     loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows, twice
       differentiable.
-    params: the parameters, a tree of floating arrays of ``D`` numbers, all of
-      one dtype.
+    params: the parameters, a tree of float32 or float64 arrays of ``D`` numbers
+      together.
     data: a tree of arrays of ``N`` rows.
     num: number of eigenvalues, positive, at most ``D``.
     key: a key of :func:`jax.random.key`, for the vector to start from.
@@ -90,7 +91,8 @@ def hessian_eigenvalues(
 
   Raises:
     ImportError: if matfree is not installed.
-    TypeError: if the loss is not a scalar.
+    TypeError: if the loss is not a scalar, or a parameter is of another dtype
+      than float32 and float64.
     ValueError: if a number is out of its range, or an eigenvalue not finite.
 
   References:
@@ -98,6 +100,7 @@ def hessian_eigenvalues(
     linear differential and integral operators, 1950
   """
   _require_matfree()
+  _check_dtype(params)
   total = sum(np.size(x) for x in jax.tree.leaves(params))
   _check_count("num", num, total)
   if num_matvecs is None:
@@ -140,7 +143,8 @@ def hessian_trace(
 
   Raises:
     ImportError: if matfree is not installed.
-    TypeError: if the loss is not a scalar.
+    TypeError: if the loss is not a scalar, or a parameter is of another dtype
+      than float32 and float64.
     ValueError: if ``samples`` is below 2, or the trace is not finite.
 
   References:
@@ -148,6 +152,7 @@ def hessian_trace(
     Laplacian smoothing splines, 1989
   """
   _require_matfree()
+  _check_dtype(params)
   _check_count("samples", samples, least=2)
   size = _size(batch_size, data)
   draws = [
@@ -189,7 +194,8 @@ def hessian_density(
 
   Raises:
     ImportError: if matfree is not installed.
-    TypeError: if the loss is not a scalar.
+    TypeError: if the loss is not a scalar, or a parameter is of another dtype
+      than float32 and float64.
     ValueError: if a number is out of its range, or an eigenvalue not finite.
 
   References:
@@ -197,6 +203,7 @@ def hessian_density(
     Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019
   """
   _require_matfree()
+  _check_dtype(params)
   total = sum(np.size(x) for x in jax.tree.leaves(params))
   _check_count("num_matvecs", num_matvecs, total)
   _check_count("samples", samples)
@@ -251,6 +258,16 @@ def _quadratic_form(loss_fn, batch_size, params, data, key):
     stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(flat, num=1)
   )
   return estimate(product, key)
+
+
+def _check_dtype(params) -> None:
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    dtype = jnp.result_type(x)
+    if dtype not in (jnp.float32, jnp.float64):
+      raise TypeError(
+        "`params` must be float32 or float64 for the Hessian, got "
+        f"{dtype} at {name(path)}. Cast them; the loss may cast them back."
+      )
 
 
 def _require_matfree() -> None:

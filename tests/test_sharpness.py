@@ -389,6 +389,15 @@ def test_bad_curvature_names_the_argument(data, name, change, error, match):
     getattr(sharpness, name)(quadratic, key=jax.random.key(0), **arguments)
 
 
+@pytest.mark.parametrize(
+  "name", ["hessian_eigenvalues", "hessian_trace", "hessian_density"]
+)
+def test_hessian_refuses_half_precision(data, name):
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree(np.ones(6)))
+  with pytest.raises(TypeError, match=r"float32 or float64 .* bfloat16 at"):
+    getattr(sharpness, name)(quadratic, half, data[0], key=jax.random.key(0))
+
+
 def test_noise_refuses_an_average_of_another_tree(data):
   with pytest.raises(ValueError, match="`ema` must have the structure"):
     sharpness.gradient_noise(

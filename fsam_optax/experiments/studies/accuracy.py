@@ -158,18 +158,19 @@ def batch_size(context: bench_lib.Context) -> dict[str, Any]:
 
 def metric(context: bench_lib.Context) -> dict[str, Any]:
   """F-SAM against SAM in the Euclidean metric and in ASAM's."""
-  adaptive = (0.5, 1.0, 2.0, 4.0)
+  # As many points as the others' grids.
+  adaptive = {"radii": (1.5, 3.0, 6.0), "rates": (0.004, 0.008, 0.016, 0.032)}
   arms = {
     "SAM": bench_lib.SAM,
     "F-SAM": bench_lib.FSAM,
     "ASAM": bench_lib.Arm(
-      functools.partial(fsam_optax.sam_perturbation, adaptive=True), adaptive
+      functools.partial(fsam_optax.sam_perturbation, adaptive=True), **adaptive
     ),
     "F-ASAM": bench_lib.Arm(
       functools.partial(
         fsam_optax.friendly_perturbation, lmbda=bench_lib.LMBDA, adaptive=True
       ),
-      adaptive,
+      **adaptive,
     ),
   }
   bench = bench_lib.Bench(context, arms)
