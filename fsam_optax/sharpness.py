@@ -4,9 +4,9 @@ They work on any loss ``loss_fn(params, batch)`` that returns the mean over the
 rows of a batch, and any tree of parameters. They are no part of a train step:
 each walks through a data set, compiled a batch at a time, and returns numbers
 of the host. Hand them the loss of a model in evaluation mode, with dropout off
-and BatchNorm's statistics fixed, and parameters in float32 at least: in bfloat16
-a small step along a direction is mostly rounding. In what follows ``N`` is the
-number of rows.
+and BatchNorm's statistics fixed, and parameters in float32 at least: in
+bfloat16 a small step along a direction is mostly rounding. In what follows
+``N`` is the number of rows.
 
 Three notions of sharpness at a radius are measured, because they disagree: the
 rise of the loss along the gradient, which is what SAM descends
