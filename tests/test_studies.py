@@ -168,6 +168,34 @@ def test_search_takes_the_best_of_the_grid(bench):
   assert "rho" in best.on_edge  # Of two values, each is at an end.
 
 
+def test_search_goes_beyond_its_values_until_the_best_lies_inside(
+  bench, context, monkeypatch
+):
+  monkeypatch.setattr(bench, "context", context._replace(is_quick=False))
+  asked = []
+
+  def run(name, points, seeds, noise=None):
+    del name, noise
+    asked.extend(points)
+    # The best is at the rate 0.06 and the radius 0.05, both beyond their ends.
+    score = [
+      -(math.log2(rate / 0.06) ** 2) - math.log2(rho / 0.05) ** 2
+      for rate, rho in points
+    ]
+    accuracy = np.repeat(score, len(seeds))
+    return bench_lib.Runs(accuracy, accuracy, accuracy > 0, None)
+
+  monkeypatch.setattr(bench, "run", run)
+  arm = bench_lib.FSAM._replace(rates=(0.0075, 0.015, 0.03), radii=(0.2, 0.4))
+  monkeypatch.setitem(bench.arms, "F-SAM", arm)
+  best = bench.search("F-SAM")
+  np.testing.assert_allclose((best.rate, best.rho), (0.06, 0.05))
+  assert best.on_edge == []
+  assert len(set(asked)) == len(asked) == len(best.grid)
+  monkeypatch.setattr(bench_lib, "_MOST_EXTENSIONS", 1)
+  assert bench.search("F-SAM").on_edge == ["learning rate", "rho"]
+
+
 def test_a_diverged_run_leaves_a_gap(bench, context):
   runs = bench.run("SGD", [(1e30, 0.0)], context.seeds)
   assert runs.diverged.all()

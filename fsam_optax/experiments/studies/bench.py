@@ -23,6 +23,7 @@ RADII = (0.15, 0.25, 0.4, 0.6)
 # Of SGD alone, as many as the points of the others' grids.
 SGD_RATES = tuple(0.0005 * 1.5**i for i in range(12))
 _RUNS_AT_ONCE = 32
+_MOST_EXTENSIONS = 4
 
 Progress = Callable[[str, int], Callable[[], None]]
 
@@ -194,6 +195,9 @@ class Bench:
   def search(self, name: str, noise: Optional[float] = None) -> Best:
     """Chooses learning rate and radius on validation rows.
 
+    Every arm starts from as many points. Where the best lies at an end of its
+    values, they are continued beyond it, at most a few times.
+
     Args:
       name: of the arm.
       noise: see :meth:`run`.
@@ -202,24 +206,29 @@ class Bench:
       The best point.
     """
     arm = self.arms[name]
-    rates, radii = arm.rates, arm.radii
+    rates, radii = list(arm.rates), list(arm.radii)
     if self.context.is_quick:
       rates, radii = rates[:1], radii[:2]
-    points = list(itertools.product(rates, radii))
-    runs = self.run(name, points, self.context.search_seeds, noise)
-    means = runs.validation_accuracy.reshape(len(points), -1).mean(axis=1)
-    rate, rho = points[int(np.argmax(means))]
-    on_edge = [
-      what
+    means: dict[tuple[float, float], float] = {}
+    for _ in range(1 if self.context.is_quick else _MOST_EXTENSIONS + 1):
+      points = [
+        point for point in itertools.product(rates, radii) if point not in means
+      ]
+      runs = self.run(name, points, self.context.search_seeds, noise)
+      found = runs.validation_accuracy.reshape(len(points), -1).mean(axis=1)
+      means |= zip(points, found.tolist(), strict=True)
+      rate, rho = max(means, key=lambda point: means[point])
+      on_edge = []
       for what, value, values in (
         ("learning rate", rate, rates),
         ("rho", rho, radii),
-      )
-      if len(values) > 1 and value in (values[0], values[-1])
-    ]
-    grid = [
-      [*point, mean] for point, mean in zip(points, means.tolist(), strict=True)
-    ]
+      ):
+        if len(values) > 1 and value in (values[0], values[-1]):
+          on_edge.append(what)
+          _continue_beyond(values, value)
+      if not on_edge:
+        break
+    grid = [[*point, mean] for point, mean in means.items()]
     return Best(rate, rho, grid, on_edge)
 
   def test(
@@ -264,6 +273,14 @@ class Bench:
   @functools.cached_property
   def _loss(self):
     return self.trainer.loss
+
+
+def _continue_beyond(values: list[float], end: float) -> None:
+  """Adds the next value of a geometric sequence at one of its ends."""
+  if end == values[0]:
+    values.insert(0, values[0] ** 2 / values[1])
+  else:
+    values.append(values[-1] ** 2 / values[-2])
 
 
 def difference(first: Any, second: Any) -> tuple[Optional[float], ...]:

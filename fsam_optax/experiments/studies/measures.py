@@ -39,9 +39,7 @@ ARMS = {
     rates=(0.015, 0.03, 0.06),
   ),
   "other batch": bench_lib.Arm(
-    _along(directions.other_gradient),
-    radii=(0.4, 0.6, 0.95, 1.5),
-    rates=(0.00375, 0.0075, 0.015),
+    _along(directions.other_gradient), radii=(0.4, 0.6, 0.95, 1.5)
   ),
 }
 
