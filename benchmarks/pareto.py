@@ -492,9 +492,19 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     axis.set_title(f"{dataset}, {model}, noise {noise:g}", fontsize=9)
     axis.set_xlabel("gradients a step")
     axis.set_ylabel("test accuracy (%)")
-  handles, labels = axes.flat[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=7)
-  figure.tight_layout(rect=(0, 0.12, 1, 1))
+  entries = {  # Not every form is in every panel.
+    label: handle
+    for axis in axes.flat
+    for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+  }
+  figure.legend(
+    entries.values(),
+    entries.keys(),
+    loc="lower center",
+    ncols=5,
+    fontsize=7,
+  )
+  figure.tight_layout(rect=(0, 0.25 / lines, 1, 1))
   figure.savefig(path, dpi=150)
 
 
