@@ -206,7 +206,7 @@ def ascent_sharpness(
   _check_radius(rho)
   options = (rows, batch_size, progress)
   if rows is not None:
-    one = functools.partial(_ascent_of_group, loss_fn, bool(adaptive))
+    one = (_ascent_of_group, loss_fn, bool(adaptive))
     keys = jax.random.key(0)
     return _over_groups("ascent", one, params, data, rho, keys, *options)
   size = _batch_size(batch_size, data)
@@ -267,7 +267,7 @@ def worst_sharpness(
   _check_positive("steps", steps)
   _check_positive("restarts", restarts)
   if rows is not None:
-    one = functools.partial(_worst_of_group, loss_fn, steps, restarts)
+    one = (_worst_of_group, loss_fn, steps, restarts)
     options = (rows, batch_size, progress)
     return _over_groups("worst", one, params, data, rho, key, *options)
   size = _batch_size(batch_size, data)
@@ -334,7 +334,7 @@ def average_sharpness(
   _check_radius(rho)
   _check_positive("samples", samples)
   if rows is not None:
-    one = functools.partial(_average_of_group, loss_fn, samples)
+    one = (_average_of_group, loss_fn, samples)
     options = (rows, batch_size, progress)
     return _over_groups("average", one, params, data, rho, key, *options)
   size = _batch_size(batch_size, data)
@@ -556,7 +556,11 @@ class _Passes:
 def _over_groups(
   title, one, params, data, rho, key, rows, batch_size, progress
 ):
-  """A measure of each group of rows, as many groups at once as fit."""
+  """A measure of each group of rows, as many groups at once as fit.
+
+  The measure comes as a function and its first arguments, which compare equal
+  at the next call, so that it is compiled once.
+  """
   number = _over_data.num_rows(data)
   rows = _over_data.batch_rows("rows", rows, number)
   size = _over_data.batch_rows("batch_size", batch_size, number)
@@ -583,8 +587,9 @@ def _over_groups(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _vmapped(one, params, groups, rho, keys):
-  one = functools.partial(one.func, *one.args)
-  return jax.vmap(lambda group, key: one(params, group, rho, key))(groups, keys)
+  fn, *first = one
+  of_group = lambda group, key: fn(*first, params, group, rho, key)
+  return jax.vmap(of_group)(groups, keys)
 
 
 def _ascent_of_group(loss_fn, adaptive, params, group, rho, key):

@@ -292,6 +292,24 @@ def test_filters_of_a_direction_are_as_long_as_those_of_the_weights():
   assert not np.allclose(direction["kernel"], other["kernel"])
 
 
+@pytest.mark.parametrize("rows", [None, 6])
+@pytest.mark.parametrize("name", ["ascent", "worst", "average"])
+def test_second_call_compiles_nothing(data, name, rows):
+  traces = []
+
+  def loss_fn(params, batch):
+    traces.append(name)
+    return quadratic(params, batch)
+
+  measure = getattr(sharpness, f"{name}_sharpness")
+  options = {} if name == "ascent" else {"key": jax.random.key(0)}
+  measure(loss_fn, tree(np.ones(6)), data[0], 0.1, rows=rows, **options)
+  first = len(traces)
+  assert first
+  measure(loss_fn, tree(np.zeros(6)), data[0], 0.2, rows=rows, **options)
+  assert len(traces) == first
+
+
 def test_zero_gradient_does_not_rise(data):
   data, _ = data
   rise = sharpness.ascent_sharpness(quadratic, tree(np.zeros(6)), data, RHO)

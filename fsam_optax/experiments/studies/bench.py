@@ -335,7 +335,9 @@ def number(values: Any, digits: int = 3) -> str:
   if mean is None:
     return "-"
   text = f"{mean:.{digits}g}"
-  return text if error is None else f"{text} ± {error:.1g}"
+  if error is None:
+    return text
+  return f"{text} ± " + (f"{error:.0f}" if error >= 10 else f"{error:.1g}")
 
 
 def series(label: str, x: Sequence[Any], columns: Any) -> dict[str, Any]:
