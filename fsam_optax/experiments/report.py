@@ -194,6 +194,12 @@ def figure(report: dict[str, Any], path: pathlib.Path) -> None:
   _write(path, lambda file: drawing.savefig(file, format="png", dpi=150))
 
 
+def noise_of(config: dict[str, Any]) -> str:
+  """The label noise of a study as prose writes it, empty where it varies."""
+  noise = config["label_noise"]
+  return f"label noise {noise:g}, " if isinstance(noise, float) else ""
+
+
 def study_figure(result: dict[str, Any], path: pathlib.Path) -> None:
   """Draws the panels of a study, a gap where a value is missing.
 
@@ -243,8 +249,8 @@ def study_figure(result: dict[str, Any], path: pathlib.Path) -> None:
   config = result["config"]
   drawing.suptitle(
     f"{result['study']}: {pathlib.Path(config['dataset']).name}, "
-    f"{config['model']}, label noise {config['label_noise']:g}, "
-    f"{len(config['seeds'])} seeds, mean ± standard error",
+    f"{config['model']}, {noise_of(config)}{len(config['seeds'])} seeds, mean "
+    "± standard error",
     fontsize="small",
   )
   FigureCanvasAgg(drawing)

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     {
       "study": args.study,
       "question": study.question,
-      "config": config(context),
+      "config": config(context) | found.pop("config", {}),
       **found,
     }
   )
@@ -113,9 +113,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
   report.write_json(result, json_path)
   report.study_figure(result, figure_path)
   print(
-    f"{args.study}: {study.question}\n{pool.name}, {args.model}, label noise "
-    f"{args.label_noise:g}, {number} seeds from {args.first_seed}, "
-    f"{context.epochs} epochs"
+    f"{args.study}: {study.question}\n{pool.name}, {args.model}, "
+    f"{report.noise_of(result['config'])}{number} seeds from "
+    f"{args.first_seed}, {context.epochs} epochs"
   )
   for table in result["tables"]:
     print(f"\n{report.table(table['header'], table['rows'])}")

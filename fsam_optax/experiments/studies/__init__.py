@@ -13,8 +13,8 @@ class Study(NamedTuple):
   """A study.
 
   Attributes:
-    run: from what it works on to what the JSON holds: ``results``, ``tables``
-      and the ``panels`` of the figure.
+    run: from what it works on to what the JSON holds: ``results``, ``tables``,
+      the ``panels`` of the figure, and what its ``config`` says otherwise.
     question: one line.
     seeds: to report by default.
   """

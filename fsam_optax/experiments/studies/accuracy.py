@@ -61,7 +61,8 @@ def label_noise(context: bench_lib.Context) -> dict[str, Any]:
     }
     for share in shares
   }
-  return _by_setting("label noise", shares, results, arms, ("F-SAM", "SAM"))
+  found = _by_setting("label noise", shares, results, arms, ("F-SAM", "SAM"))
+  return {**found, "config": {"label_noise": list(shares)}}
 
 
 def hyperparameters(context: bench_lib.Context) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def batch_size(context: bench_lib.Context) -> dict[str, Any]:
     }
   found = _by_setting("rows a batch", sizes, results, arms, ("F-SAM", "SAM"))
   found["panels"][0]["is_log"] = True
-  return found
+  return {**found, "config": {"batch_size": list(sizes)}}
 
 
 def metric(context: bench_lib.Context) -> dict[str, Any]:
