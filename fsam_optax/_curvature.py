@@ -11,6 +11,7 @@ import numpy as np
 
 from fsam_optax import _over_data
 from fsam_optax._rows import name
+from fsam_optax._two_passes import check_int
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -153,7 +154,7 @@ def hessian_trace(
   """
   _require_matfree()
   _check_dtype(params)
-  _check_count("samples", samples, least=2)
+  check_int("samples", samples, least=2)
   size = _size(batch_size, data)
   draws = [
     _quadratic_form(loss_fn, size, params, data, own)
@@ -206,7 +207,7 @@ def hessian_density(
   _check_dtype(params)
   total = sum(np.size(x) for x in jax.tree.leaves(params))
   _check_count("num_matvecs", num_matvecs, total)
-  _check_count("samples", samples)
+  check_int("samples", samples, least=1)
   size = _size(batch_size, data)
   nodes, weights = [], []
   with _over_data.progress_bar(progress, "Lanczos", samples) as tick:
@@ -284,12 +285,9 @@ def _size(batch_size, data) -> int:
   return _over_data.batch_rows("batch_size", batch_size, rows)
 
 
-def _check_count(name, value, most=None, least=1) -> None:
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise TypeError(f"`{name}` must be an int, got {value!r}.")
-  if value < least:
-    raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-  if most is not None and value > most:
+def _check_count(name, value, most) -> None:
+  check_int(name, value, least=1)
+  if value > most:
     raise ValueError(
       f"`{name}` must be at most the number of parameters, {most}, got {value}."
     )

@@ -408,17 +408,17 @@ def _check_options(ema_gradient, ascent_fraction, num_microbatches):
       f"`ascent_fraction` must be in (0, 1], got {ascent_fraction}. For no "
       "ascent at all, use rho=0 or the base optimizer alone."
     )
-  _check_int("num_microbatches", num_microbatches, least=1)
+  check_int("num_microbatches", num_microbatches, least=1)
 
 
 def _check_gates(every, start, stop):
-  _check_int("every", every, least=1)
-  _check_int("start", start, least=0)
+  check_int("every", every, least=1)
+  check_int("start", start, least=0)
   if stop is not None:
-    _check_int("stop", stop, least=start)
+    check_int("stop", stop, least=start)
 
 
-def _check_int(name, value, least):
+def check_int(name, value, least):
   if isinstance(value, bool) or not isinstance(value, int):
     raise TypeError(f"`{name}` must be an int, got {value!r}.")
   if value < least:

@@ -40,6 +40,7 @@ from fsam_optax._curvature import hessian_trace as hessian_trace
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import sam_perturbation
+from fsam_optax._two_passes import check_int
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -264,8 +265,8 @@ def worst_sharpness(
       ``restarts`` is not positive.
   """
   _check_radius(rho)
-  _check_positive("steps", steps)
-  _check_positive("restarts", restarts)
+  check_int("steps", steps, least=1)
+  check_int("restarts", restarts, least=1)
   if rows is not None:
     one = (_worst_of_group, loss_fn, steps, restarts)
     options = (rows, batch_size, progress)
@@ -332,7 +333,7 @@ def average_sharpness(
       positive.
   """
   _check_radius(rho)
-  _check_positive("samples", samples)
+  check_int("samples", samples, least=1)
   if rows is not None:
     one = (_average_of_group, loss_fn, samples)
     options = (rows, batch_size, progress)
@@ -382,7 +383,7 @@ def gradient_noise(
       is not that of ``params``, or the full gradient is not finite.
   """
   check_hyperparameter("sigma", sigma, can_vary=False)
-  _check_positive("rows", rows)
+  check_int("rows", rows, least=1)
   size = _over_data.batch_rows("rows", rows, _over_data.num_rows(data))
   if ema is not None and jax.tree.structure(ema) != jax.tree.structure(params):
     raise ValueError(
@@ -708,13 +709,6 @@ def _check_radius(rho) -> None:
     raise ValueError(
       "`rho` must be positive, got 0: nothing rises at a radius of 0."
     )
-
-
-def _check_positive(name, value) -> None:
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise TypeError(f"`{name}` must be an int, got {value!r}.")
-  if value < 1:
-    raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def _check_loss_is_finite(loss) -> None:

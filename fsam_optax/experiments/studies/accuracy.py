@@ -139,6 +139,8 @@ def batch_size(context: bench_lib.Context) -> dict[str, Any]:
     "F-SAM": bench_lib.FSAM,
   }
   sizes = (50, 250) if context.is_quick else (50, 100, 250, 500)
+  rows = context.pool.train_size
+  sizes = [size for size in sizes if size <= rows] or [rows]
   results = {}
   for size in sizes:
     # Larger batches take fewer steps, and larger ones: rates by the square

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import functools
 import itertools
 from typing import Any, NamedTuple, Optional
 
@@ -268,11 +267,7 @@ class Bench:
     """
     splits = self.splits([seeds[run]])
     params = jax.tree.map(lambda x: x[run], runs.params)
-    return self._loss, params, self.trainer.training_data(splits, 0)
-
-  @functools.cached_property
-  def _loss(self):
-    return self.trainer.loss
+    return self.trainer.loss, params, self.trainer.training_data(splits, 0)
 
 
 def _continue_beyond(values: list[float], end: float) -> None:

@@ -27,7 +27,7 @@ def ema(context: bench_lib.Context) -> dict[str, Any]:
   """
   rates = (0.01, 0.03) if context.is_quick else (0.003, 0.01, 0.03)
   lmbdas = _LMBDAS[::3] if context.is_quick else _LMBDAS
-  seeds = list(context.seeds)[:8]
+  seeds = list(context.seeds)
   results: dict[str, Any] = {}
   for sampling in ("epoch-wise", "i.i.d."):
     for rate in rates:
@@ -181,7 +181,7 @@ def convergence(context: bench_lib.Context) -> dict[str, Any]:
   :math:`O(\log T / \sqrt{T})`.
   """
   steps = 64 if context.is_quick else 4096
-  seeds = list(context.seeds)[:8]
+  seeds = list(context.seeds)
   problem = _Problem(context, seeds)
   every = 8
   arms = {

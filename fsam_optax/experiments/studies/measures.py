@@ -118,6 +118,7 @@ def decomposition(context: bench_lib.Context) -> dict[str, Any]:
         for column in columns[:3]
       ),
     ],
+    "config": {"measured_seeds": list(context.seeds)[:_MEASURED_SEEDS]},
   }
 
 
@@ -178,7 +179,7 @@ def curvature(context: bench_lib.Context) -> dict[str, Any]:
   """The Hessian's spectrum at the solutions of SGD, SAM and F-SAM."""
   arms = {name: ARMS[name] for name in ("SGD", "SAM", "F-SAM")}
   bench = bench_lib.Bench(context, arms)
-  number = min(2 if context.is_quick else _MEASURED_SEEDS, len(context.seeds))
+  number = min(_MEASURED_SEEDS, len(context.seeds))
   matvecs = 10 if context.is_quick else 60
   results, densities, panels = {}, {}, []
   for name in arms:
@@ -189,13 +190,11 @@ def curvature(context: bench_lib.Context) -> dict[str, Any]:
       loss_fn, params, rows = bench.loss_and_data(runs, run, context.seeds)
       key = jax.random.key(run)
       try:
-        top.append(
-          sharpness.hessian_eigenvalues(
-            loss_fn, params, rows, 5, key=key, num_matvecs=matvecs
-          )
+        eigenvalues = sharpness.hessian_eigenvalues(
+          loss_fn, params, rows, 5, key=key, num_matvecs=matvecs
         )
-        trace.append(
-          sharpness.hessian_trace(loss_fn, params, rows, key=key, samples=20)[0]
+        total, _ = sharpness.hessian_trace(
+          loss_fn, params, rows, key=key, samples=20
         )
         density.append(
           sharpness.hessian_density(
@@ -203,8 +202,9 @@ def curvature(context: bench_lib.Context) -> dict[str, Any]:
           )
         )
       except ValueError:  # Diverged.
-        top.append(np.full(5, np.nan))
-        trace.append(np.nan)
+        eigenvalues, total = np.full(5, np.nan), np.nan
+      top.append(eigenvalues)
+      trace.append(total)
       tick()
     densities[name] = density
     results[name] |= {"eigenvalues": np.array(top).tolist(), "trace": trace}
@@ -254,4 +254,5 @@ def curvature(context: bench_lib.Context) -> dict[str, Any]:
       }
     ],
     "panels": panels,
+    "config": {"measured_seeds": list(context.seeds)[:number]},
   }
