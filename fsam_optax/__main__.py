@@ -8,9 +8,10 @@ from typing import Optional
 from fsam_optax.experiments import compare
 from fsam_optax.experiments import extras
 from fsam_optax.experiments import study
+from fsam_optax.experiments import train
 from fsam_optax.experiments import tune
 
-_COMMANDS = (compare, tune, study)
+_COMMANDS = (compare, tune, study, train)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

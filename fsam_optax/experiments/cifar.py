@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their binary version.
 
 A record is one byte of label (CIFAR-100: a coarse and a fine one, of which the
-fine one is used) and 3,072 bytes of image: 32 rows of 32 red values, then
+fine one is the label and the coarse one its superclass) and 3,072 bytes of
+image: 32 rows of 32 red values, then
 green, then blue (`<https://www.cs.toronto.edu/~kriz/cifar.html>`_, as are the
 checksums of the archives below). The files are read from a folder or, without
 unpacking it, from the archive. The Python version is pickled and is refused: to
@@ -18,28 +19,11 @@ import zlib
 import numpy as np
 
 from fsam_optax.experiments import data
+from fsam_optax.experiments.images import Images
 
 _IMAGE = (3, 32, 32)
 _IMAGE_BYTES = 3072
 _RECORDS = 10_000
-
-
-class Images(NamedTuple):
-  """Images with their labels, split as they are published.
-
-  Attributes:
-    x_train: shape ``[N, 32, 32, 3]``, uint8.
-    y_train: shape ``[N]``, int32, in ``[0, classes)``.
-    x_test: shape ``[M, 32, 32, 3]``, uint8.
-    y_test: shape ``[M]``, int32.
-    classes: number of classes.
-  """
-
-  x_train: np.ndarray
-  y_train: np.ndarray
-  x_test: np.ndarray
-  y_test: np.ndarray
-  classes: int
 
 
 class _Format(NamedTuple):
@@ -115,7 +99,21 @@ def load(name: str, path: str, *, check_sum: bool = True) -> Images:
   split = lambda files: _join(
     [_parse(file, read(file), n, expected, remedy) for file, n in files.items()]
   )
-  return Images(*split(expected.train), *split(expected.test), expected.classes)
+  x_train, y_train, coarse = split(expected.train)
+  x_test, y_test, _ = split(expected.test)
+  return Images(
+    name=name,
+    x_train=x_train,
+    y_train=y_train,
+    x_test=x_test,
+    y_test=y_test,
+    classes=expected.classes,
+    noise_targets=(
+      _CIFAR10_TARGETS
+      if expected.label_bytes == 1
+      else _next_of_superclass(y_train, coarse)
+    ),
+  )
 
 
 def _folder_reader(
@@ -175,7 +173,7 @@ def _archive_reader(
 
 def _parse(
   name: str, content: bytes, records: int, expected: _Format, remedy: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   record = expected.label_bytes + _IMAGE_BYTES
   if len(content) != records * record:
     raise data.DataError(
@@ -193,14 +191,27 @@ def _parse(
       "again"
     )
   images = table[:, expected.label_bytes :].reshape(records, *_IMAGE)
-  return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
+  # The first byte: the coarse label, or the only one.
+  return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels, table[:, 0]
 
 
-def _join(
-  parts: list[tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray]:
-  images, labels = zip(*parts, strict=True)
-  return np.concatenate(images), np.concatenate(labels)
+def _join(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+  return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+
+# Truck to automobile, bird to aeroplane, deer to horse, cat and dog to each
+# other: the classes that Patrini et al. (https://arxiv.org/abs/1609.03683)
+# confuse, as the authors of F-SAM do.
+_CIFAR10_TARGETS = np.array([0, 1, 0, 5, 7, 3, 6, 7, 8, 1], np.int32)
+
+
+def _next_of_superclass(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+  """The next class of the same superclass, the last to the first (ibid.)."""
+  targets = np.arange(fine.max() + 1, dtype=np.int32)
+  for label in np.unique(coarse):
+    members = np.unique(fine[coarse == label])
+    targets[members] = np.roll(members, -1)
+  return targets
 
 
 def _check_md5(source: pathlib.Path, expected: _Format, remedy: str) -> None:

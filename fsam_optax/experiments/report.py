@@ -191,7 +191,7 @@ def figure(report: dict[str, Any], path: pathlib.Path) -> None:
   axes.grid(alpha=0.3)
   axes.legend(loc="best")
   FigureCanvasAgg(drawing)
-  _write(path, lambda file: drawing.savefig(file, format="png", dpi=150))
+  write_file(path, lambda file: drawing.savefig(file, format="png", dpi=150))
 
 
 def noise_of(config: dict[str, Any]) -> str:
@@ -254,16 +254,16 @@ def study_figure(result: dict[str, Any], path: pathlib.Path) -> None:
     fontsize="small",
   )
   FigureCanvasAgg(drawing)
-  _write(path, lambda file: drawing.savefig(file, format="png", dpi=120))
+  write_file(path, lambda file: drawing.savefig(file, format="png", dpi=120))
 
 
 def write_json(report: dict[str, Any], path: pathlib.Path) -> None:
   """Writes strict JSON, whole or not at all."""
   text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-  _write(path, lambda file: file.write(text.encode()))
+  write_file(path, lambda file: file.write(text.encode()))
 
 
-def _write(path: pathlib.Path, write: Callable[[Any], object]) -> None:
+def write_file(path: pathlib.Path, write: Callable[[Any], object]) -> None:
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
   try:
     with os.fdopen(handle, "wb") as file:

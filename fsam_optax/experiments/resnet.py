@@ -1,8 +1,8 @@
-"""ResNet-18 for images of 32 x 32 pixels, as the paper trains it on CIFAR."""
+"""ResNets for images of 32 x 32 pixels, as the paper trains them on CIFAR."""
 
 from collections.abc import Sequence
 import functools
-from typing import Any
+from typing import Any, Optional
 
 from flax import linen as nn
 import jax
@@ -20,6 +20,8 @@ class ResNet(nn.Module):
     width: channels of the first stage.
     blocks: number of blocks of each stage.
     dtype: of the computation; parameters and statistics are float32.
+    kernel_init: of the convolutions and the linear layer; the default for the
+      convolutions alone is He's, by the outputs.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition
@@ -30,6 +32,7 @@ class ResNet(nn.Module):
   width: int = 64
   blocks: Sequence[int] = (2, 2, 2, 2)
   dtype: Any = jnp.float32
+  kernel_init: Optional[nn.initializers.Initializer] = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -44,7 +47,10 @@ class ResNet(nn.Module):
       The logits.
     """
     conv = functools.partial(
-      nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_HE
+      nn.Conv,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init or _HE,
     )
     norm = functools.partial(
       nn.BatchNorm,
@@ -64,7 +70,9 @@ class ResNet(nn.Module):
           x = norm()(conv(channels, (1, 1), stride)(x))
         x = nn.relu(x + y)
     x = x.mean((1, 2)).astype(jnp.float32)
-    return nn.Dense(self.classes)(x)
+    if self.kernel_init is None:
+      return nn.Dense(self.classes)(x)
+    return nn.Dense(self.classes, kernel_init=self.kernel_init)(x)
 
 
 _HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -120,7 +120,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
   )
   add(
     "--label-noise",
-    type=_number(0, 1, below=True, remedy="0.4 moves 40 % of the labels"),
+    type=number(0, 1, below=True, remedy="0.4 moves 40 % of the labels"),
     default=recipes.LABEL_NOISE,
     metavar="SHARE",
     help="share of the training labels that move to another class, in [0, 1); "
@@ -162,14 +162,14 @@ def add_flags(parser: argparse.ArgumentParser, *, is_grid: bool) -> None:
   )
   add(
     "--sigma",
-    type=_number(0, math.inf, remedy="1 is F-SAM, 0 is SAM"),
+    type=number(0, math.inf, remedy="1 is F-SAM, 0 is SAM"),
     default=1.0,
     metavar="S",
     help="share of the gradient average that F-SAM subtracts; default 1",
   )
   add(
     "--lmbda",
-    type=_number(0, 1, remedy="the paper uses 0.6, 0.9 and 0.95"),
+    type=number(0, 1, remedy="the paper uses 0.6, 0.9 and 0.95"),
     default=0.9,
     metavar="L",
     help="decay of the gradient average of F-SAM, in [0, 1]; default 0.9",
@@ -371,7 +371,7 @@ def _unwritable(directory: pathlib.Path) -> Optional[str]:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _number(
+def number(
   lower: float, upper: float, *, below: bool = False, remedy: str
 ) -> Callable[[str], float]:
   """Parses a number in `[lower, upper]`, without `upper` if `below`."""
@@ -433,7 +433,7 @@ def _per_optimizer(
     example += f" or {known[0]}=0.1:0.2:0.4"
 
   def values(text: str) -> tuple[float, ...]:
-    parse = _number(0, math.inf, remedy=f"write {example}")
+    parse = number(0, math.inf, remedy=f"write {example}")
     parsed = tuple(parse(part) for part in text.split(":"))
     if name == "learning_rate" and 0 in parsed:
       raise argparse.ArgumentTypeError(
