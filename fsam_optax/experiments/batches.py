@@ -56,8 +56,8 @@ class _Source:
   def __len__(self):
     return self._batches
 
-  def __getitem__(self, number):
-    rows = self._plan.rows_of(int(number))
+  def __getitem__(self, index):
+    rows = self._plan.rows_of(int(index))
     mine = slice(
       jax.process_index() * len(rows) // jax.process_count(),
       (jax.process_index() + 1) * len(rows) // jax.process_count(),

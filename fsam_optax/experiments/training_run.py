@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from fsam_optax._parallel import host_metrics
 from fsam_optax.experiments import batches as batches_lib
