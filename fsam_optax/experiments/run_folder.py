@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import socket
 from typing import Any, Callable, Optional
 
@@ -23,6 +24,7 @@ from fsam_optax.experiments import report
 from fsam_optax.experiments.program import checksum
 
 _KEPT = 2  # The last one, and another for when that cannot be read.
+_DELETED = "deleted"
 
 
 class FolderError(RuntimeError):
@@ -141,6 +143,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder = folder.absolute()
+    self._delete()
     accuracy = lambda metrics: metrics["accuracy"]
     self._manager = ocp.CheckpointManager(
       self._folder,
@@ -153,6 +156,8 @@ class Checkpoints:
           ]
         ),
         cleanup_tmp_directories=True,
+        # By a renaming, for a kill to leave no half of a checkpoint behind.
+        todelete_subdir=_DELETED,
       ),
       item_handlers=ocp.StandardCheckpointHandler(),
     )
@@ -175,6 +180,7 @@ class Checkpoints:
     if batches == self.last:
       return
     tree = {"progress": progress, "checksum": checksum(progress)}
+    self._delete()
     with self._errors():
       self._manager.save(
         batches,
@@ -198,6 +204,7 @@ class Checkpoints:
     """Ends the threads. To be called after :meth:`wait`."""
     with contextlib.suppress(Exception):  # It was reported.
       self._manager.close()
+    self._delete()
 
   def restore(self, progress: Any, warn: Callable[[str], None]) -> Any:
     """Reads the last checkpoint that is whole.
@@ -270,6 +277,10 @@ class Checkpoints:
       (self._folder / str(batches)).rename(aside)
     self._manager.reload()
     return aside
+
+  def _delete(self) -> None:
+    if jax.process_index() == 0:
+      shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
   @contextlib.contextmanager
   def _errors(self) -> Iterator[None]:

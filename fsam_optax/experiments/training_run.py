@@ -111,7 +111,7 @@ class Runner:
     evaluation_rows: int,
     tensorboard: bool,
   ) -> None:
-    """Compiles the step.
+    """Nothing is compiled before a seed needs it.
 
     Args:
       program: the functions.
@@ -126,15 +126,7 @@ class Runner:
     self._tensorboard = tensorboard
     devices = program.mesh.size
     self._evaluate = program.evaluator(-(-evaluation_rows // devices) * devices)
-    sizes = {program.config.batch_size, program.shapes.last_size} - {0}
-    # On threads, so that a signal is heard meanwhile.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      compiled = {
-        rows: pool.submit(program.lower_step(rows).compile) for rows in sizes
-      }
-      while not all(future.done() for future in compiled.values()):
-        time.sleep(0.05)
-      self._steps = {rows: future.result() for rows, future in compiled.items()}
+    self._steps: dict[int, Any] = {}
 
   def __call__(
     self, dataset: Dataset, seed: int, folder: pathlib.Path
@@ -165,6 +157,7 @@ class Runner:
     if done == program.steps:
       checkpoints.close()
       return _epochs(journal)
+    self._compile()
     plan = batches_lib.Plan(
       len(dataset.y),
       config.batch_size,
@@ -243,6 +236,21 @@ class Runner:
           )
       checkpoints.wait()
     return _epochs(journal)
+
+  def _compile(self) -> None:
+    """Compiles the step for a whole batch and for the last of an epoch."""
+    if self._steps:
+      return
+    program = self._program
+    sizes = {program.config.batch_size, program.shapes.last_size} - {0}
+    # On threads, so that a signal is heard meanwhile.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      compiled = {
+        rows: pool.submit(program.lower_step(rows).compile) for rows in sizes
+      }
+      while not all(future.done() for future in compiled.values()):
+        time.sleep(0.05)
+      self._steps = {rows: future.result() for rows, future in compiled.items()}
 
   def _check(self, progress, checkpoints) -> None:
     checkpoints.check()

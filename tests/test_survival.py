@@ -1,0 +1,444 @@
+"""Real runs of ``train`` that something happens to, and how they go on."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 120
+# The digits of scikit-learn: 20 steps an epoch.
+FLAGS = (
+  "--data=digits",
+  "--depth=10",
+  "--width=4",
+  "--epochs=3",
+  "--batch-size=64",
+  "--drop-last",
+  "--save-every=3",
+  "--log-every=2",
+)
+STEPS = 60
+TIMES = ("seconds", "images_per_second", "waiting_share")
+
+
+@pytest.fixture(scope="module", name="environment")
+def fixture_environment(tmp_path_factory):
+  """Programs are compiled once, and read from there by the later processes."""
+  compiled = tmp_path_factory.getbasetemp().parent / "compiled"
+  return {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(compiled),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PLATFORMS": "cpu",
+  }
+
+
+def command(output, *flags):
+  return [
+    *(sys.executable, "-m", "fsam_optax", "train", f"--output={output}"),
+    *FLAGS,
+    *flags,
+  ]
+
+
+@pytest.fixture(scope="module", name="start")
+def fixture_start(environment):
+  def start(output, *flags, prefix=(), **kwargs):
+    return subprocess.Popen(
+      [*prefix, *command(output, *flags)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      env=environment,
+      **kwargs,
+    )
+
+  return start
+
+
+def finish(process, status=0):
+  """Waits for the end; what was printed."""
+  printed, _ = process.communicate(timeout=SECONDS)
+  assert process.returncode == status, printed
+  return printed
+
+
+def wait_for(path, process):
+  deadline = time.monotonic() + SECONDS
+  while not path.exists() and time.monotonic() < deadline:
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.01)
+
+
+def checkpoint(output, batches):
+  return output / "seed-1" / "checkpoints" / str(batches)
+
+
+def checkpoints(output):
+  folder = output / "seed-1" / "checkpoints"
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+
+
+def lines(output):
+  """The metrics but for the clock's."""
+  text = (output / "seed-1" / "metrics.jsonl").read_text()
+  parsed = [json.loads(line) for line in text.splitlines()]
+  return [{k: v for k, v in x.items() if k not in TIMES} for x in parsed]
+
+
+def arrays(output, batches=STEPS):
+  """The arrays of a checkpoint by name."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(
+      (checkpoint(output, batches) / "default").absolute()
+    )
+  is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return {
+    jax.tree_util.keystr(path): np.asarray(
+      jax.random.key_data(x) if is_key(x) else x
+    )
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def assert_same(output, unbroken):
+  assert lines(output) == lines(unbroken)
+  expected, found = arrays(unbroken), arrays(output)
+  assert len(expected) > 50
+  assert expected.keys() == found.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.fixture(scope="module", name="unbroken")
+def fixture_unbroken(tmp_path_factory, start):
+  output = tmp_path_factory.mktemp("unbroken") / "run"
+  printed = finish(start(output))
+  assert f"from batch 0 of {STEPS}" in printed
+  return output
+
+
+def test_an_unbroken_run_writes_what_it_promises(unbroken):
+  found = lines(unbroken)
+  epochs = [line for line in found if line["kind"] == "epoch"]
+  steps = [line for line in found if line["kind"] == "step"]
+  assert [line["epoch"] for line in epochs] == [1, 2, 3]
+  assert [line["batches"] for line in steps] == list(range(2, STEPS + 1, 2))
+  assert epochs[-1]["learning_rate"] == 0
+  # The last two, and the best.
+  accuracy = {line["batches"]: line["test_accuracy"] for line in epochs}
+  best = max(accuracy, key=lambda n: (accuracy[n], n))
+  assert checkpoints(unbroken) == sorted({57, STEPS, best})
+  summary = json.loads((unbroken / "summary.json").read_text())
+  assert summary["final_accuracy"] == [epochs[-1]["test_accuracy"]]
+  assert (unbroken / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_finished_run_is_not_run_again(unbroken, start):
+  before = (unbroken / "seed-1" / "metrics.jsonl").read_text()
+  printed = finish(start(unbroken))
+  assert "from batch" not in printed
+  assert "test accuracy %" in printed
+  assert (unbroken / "seed-1" / "metrics.jsonl").read_text() == before
+
+
+def test_ten_kills_at_random_moments_change_no_bit(unbroken, start, tmp_path):
+  rng = random.Random(0)
+  folder, kills = 0, 0
+  is_over = True
+  while kills < 10 or not is_over:
+    if is_over:
+      folder += 1
+    output = tmp_path / f"run-{folder}"
+    process = start(output)
+    begin = process.stdout.readline()
+    assert "from batch" in begin, begin + process.stdout.read()
+    # Within a step, a save or an evaluation.
+    if kills < 10:
+      time.sleep(rng.uniform(0, 0.5))
+      process.kill()
+    printed, _ = process.communicate(timeout=SECONDS)
+    assert "warning" not in printed
+    is_over = process.returncode == 0
+    kills += not is_over
+    assert is_over or process.returncode == -signal.SIGKILL, printed
+    if is_over:
+      assert_same(output, unbroken)
+      assert not list((output / "seed-1" / "checkpoints").glob("*tmp*"))
+
+
+def test_sigterm_saves_and_exits_with_0_within_seconds(
+  unbroken, start, tmp_path
+):
+  output = tmp_path / "run"
+  process = start(output, "--save-every=1000")
+  assert "from batch 0" in process.stdout.readline()
+  time.sleep(0.5)
+  process.terminate()
+  began = time.monotonic()
+  printed = finish(process)
+  assert time.monotonic() - began < 10
+  saved = int(re.search(r"saved after batch (\d+) of", printed)[1])
+  assert checkpoint(output, saved).is_dir()
+  printed = finish(start(output))
+  assert f"from batch {saved} of {STEPS}" in printed
+  assert_same(output, unbroken)
+
+
+def test_sigterm_before_the_first_step_ends_at_once(start, tmp_path):
+  output = tmp_path / "run"
+  # Of another width, so that it has to be compiled.
+  process = start(output, "--width=5")
+  wait_for(output / "config.json", process)
+  time.sleep(1)
+  process.terminate()
+  began = time.monotonic()
+  printed = finish(process)
+  assert time.monotonic() - began < 5
+  assert "no step was taken since" in printed
+
+
+def test_control_c_saves_and_says_so_by_its_status(start, tmp_path):
+  process = start(tmp_path / "run")
+  assert "from batch 0" in process.stdout.readline()
+  time.sleep(0.5)
+  process.send_signal(signal.SIGINT)
+  assert "saved after batch" in finish(process, status=130)
+
+
+def copy(unbroken, output):
+  shutil.copytree(unbroken, output)
+  (output / "summary.json").unlink()
+
+
+def largest(folder):
+  return max(folder.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+
+
+def cut(path):
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+  ("damage", "name"),
+  [
+    (cut, None),
+    (flip, None),
+    (lambda path: path.unlink(), None),
+    (cut, "_METADATA"),
+    (lambda path: path.unlink(), "manifest.ocdbt"),
+  ],
+  ids=["cut", "flipped", "lost", "metadata", "manifest"],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_read(
+  damage, name, unbroken, start, tmp_path
+):
+  output = tmp_path / "run"
+  copy(unbroken, output)
+  last = checkpoint(output, STEPS)
+  damage(last / "default" / name if name else largest(last))
+  printed = finish(start(output))
+  aside = output / "seed-1" / f"broken-checkpoint-{STEPS}"
+  assert f"checkpoint {STEPS} cannot be read and was moved to" in printed
+  assert aside.is_dir()
+  assert f"from batch 57 of {STEPS}" in printed
+  assert_same(output, unbroken)
+
+
+def test_only_damaged_checkpoints_are_an_error(unbroken, start, tmp_path):
+  output = tmp_path / "run"
+  copy(unbroken, output)
+  for number in checkpoints(output):
+    cut(largest(checkpoint(output, number)))
+  printed = finish(start(output), status=1)
+  assert "checkpoints in" in printed
+  assert "can be read. To begin anew, choose another --output" in printed
+
+
+def test_lines_cut_short_are_written_again(unbroken, start, tmp_path):
+  output = tmp_path / "run"
+  copy(unbroken, output)
+  shutil.rmtree(checkpoint(output, STEPS))
+  metrics = output / "seed-1" / "metrics.jsonl"
+  metrics.write_text(metrics.read_text()[:-40])
+  finish(start(output))
+  assert_same(output, unbroken)
+
+
+def test_two_runs_do_not_share_a_folder(start, tmp_path):
+  output = tmp_path / "run"
+  first = start(output)
+  assert "from batch 0" in first.stdout.readline()
+  first.send_signal(signal.SIGSTOP)
+  printed = finish(start(output), status=1)
+  assert f"process {first.pid} on {socket.gethostname()} is running" in printed
+  first.kill()
+  first.communicate()
+  # The lock ends with its process.
+  other = start(output)
+  assert "from batch" in other.stdout.readline()
+  other.kill()
+  other.communicate()
+
+
+def test_a_changed_flag_is_refused_by_name(unbroken, start):
+  printed = finish(start(unbroken, "--rho=0.1", "--epochs=4"), status=1)
+  assert "begun with --rho 0.2, got 0.1; --epochs 3, got 4" in printed
+  assert "or another --output" in printed
+  printed = finish(start(unbroken, "--data=mnist"), status=1)
+  assert "--data (SHA-256)" in printed
+
+
+def images_file(path, value=None):
+  """Two classes of noise as floating images, one pixel of one row replaced."""
+  rng = np.random.default_rng(0)
+  draw = lambda rows: rng.normal(size=(rows, 8, 8)).astype(np.float32)
+  x, x_test = draw(256), draw(32)
+  if value is not None:
+    x[100, 3, 3] = value
+  labels = lambda rows: np.arange(rows) % 2
+  np.savez(
+    path, x_train=x, y_train=labels(256), x_test=x_test, y_test=labels(32)
+  )
+
+
+def test_a_batch_that_overflows_is_skipped_and_counted(start, tmp_path):
+  images_file(tmp_path / "images.npz", 3e38)
+  output = tmp_path / "run"
+  flags = (f"--data={tmp_path / 'images.npz'}", "--mean=0", "--deviation=0.1")
+  printed = finish(
+    start(output, *flags, "--batch-size=32", "--crop-padding=0", "--cutout=0")
+  )
+  found = [line for line in lines(output) if line["kind"] == "epoch"]
+  # The row is in one batch of each epoch.
+  assert [line["skipped"] for line in found] == [1, 1, 1]
+  assert all(np.isfinite(line["loss"]) for line in found)
+  assert "skipped 1 steps that were not finite" in printed
+  final = arrays(output, 24)
+  assert all(
+    np.isfinite(x).all() for x in final.values() if x.dtype == np.float32
+  )
+  assert final["['progress']['state']['step']"] == 24 - 3
+
+
+def test_a_run_that_diverges_ends_with_the_remedy(start, tmp_path):
+  output = tmp_path / "run"
+  printed = finish(
+    start(output, "--learning-rate=1e38", "--epochs=20"), status=1
+  )
+  assert "steps were skipped" in printed
+  assert "Choose a smaller --learning-rate or --rho" in printed
+  final = arrays(output, max(checkpoints(output)))
+  assert all(
+    np.isfinite(x).all() for x in final.values() if x.dtype == np.float32
+  )
+
+
+def test_a_file_that_cannot_be_written_loses_nothing(unbroken, start, tmp_path):
+  output = tmp_path / "run"
+  # No file may grow beyond 64 KiB, which a checkpoint's do.
+  limit = ("sh", "-c", 'ulimit -f 128; exec "$@"', "sh")
+  printed = finish(start(output, prefix=limit), status=1)
+  assert "a checkpoint cannot be written to" in printed
+  assert "there is none. Make room and give the same command" in printed
+  finish(start(output))
+  assert_same(output, unbroken)
+
+
+def test_a_full_disk_loses_nothing_and_the_run_goes_on_when_there_is_room(
+  unbroken, environment, tmp_path
+):
+  disk, saved = tmp_path / "disk", tmp_path / "saved"
+  disk.mkdir()
+  output = disk / "run"
+  train = " ".join(map(str, command(output)))
+  # Full from the first checkpoint on, for the first of the two runs.
+  (tmp_path / "script").write_text(f"""
+    mount -t tmpfs -o size=8m tmpfs {disk} || exit 77
+    {train} & job=$!
+    until test -d {checkpoint(output, 3)}; do
+      kill -0 $job || exit 1
+      sleep 0.01
+    done
+    dd if=/dev/zero of={disk}/filler bs=4k 2>/dev/null
+    wait $job
+    echo "first: $?"
+    rm {disk}/filler
+    {train}
+    echo "second: $?"
+    cp -r {output} {saved}
+  """)
+  done = subprocess.run(
+    ["unshare", "--map-root-user", "--mount", "sh", tmp_path / "script"],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=environment,
+    timeout=SECONDS,
+  )
+  if done.returncode == 77 or "unshare failed" in done.stdout:
+    pytest.skip("this system lets nobody mount a small file system")
+  first, second = done.stdout.split("first: ")
+  assert second.startswith("1\n"), done.stdout
+  assert "cannot be written to" in first
+  assert "Make room and give the same command again" in first
+  assert "second: 0" in second, second
+  assert int(re.search(r"from batch (\d+) of", second)[1]) >= 3
+  assert_same(saved, unbroken)
+
+
+def free_address():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def start_job(start, output):
+  address = free_address()
+  return [
+    start(
+      output,
+      f"--coordinator-address={address}",
+      "--num-processes=2",
+      f"--process-id={i}",
+    )
+    for i in range(2)
+  ]
+
+
+def test_a_job_of_which_one_is_told_to_end_saves_and_goes_on(
+  unbroken, start, tmp_path
+):
+  output = tmp_path / "run"
+  job = start_job(start, output)
+  wait_for(checkpoint(output, 3), job[0])
+  job[1].terminate()
+  printed = [finish(process) for process in job]
+  saved = {re.search(r"saved after batch (\d+)", text)[1] for text in printed}
+  assert len(saved) == 1
+  begun, _ = (finish(process) for process in start_job(start, output))
+  assert f"from batch {min(saved)} of {STEPS}, on 2 devices" in begun
+  # The same rows and draws as in one process, of which sums round differently.
+  for found, expected in zip(lines(output), lines(unbroken), strict=True):
+    assert found["batches"] == expected["batches"]
+    if found["batches"] <= 4:
+      assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
