@@ -22,10 +22,9 @@ def write_files(name, folder, seed=0):
   tables = {}
   for file, records in {**expected.train, **expected.test}.items():
     table = rng.integers(0, 256, (records, record_bytes(name)), np.uint8)
-    table[:, : expected.label_bytes] %= 10  # Coarse labels are below 20.
-    table[:, expected.label_bytes - 1] = rng.integers(
-      0, expected.classes, records
-    )
+    labels = rng.integers(0, expected.classes, records)
+    table[:, 0] = labels % 20  # The coarse one, where there are two.
+    table[:, expected.label_bytes - 1] = labels
     (folder / file).write_bytes(table.tobytes())
     tables[file] = table
   return tables
@@ -78,6 +77,16 @@ def test_folder_and_archive_hold_the_same_images(files):
   for one, two, three in zip(images, above, packed, strict=True):
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, three)
+
+
+def test_asymmetric_noise_stays_within_a_superclass(files):
+  name, folder, _, _ = files
+  targets = cifar.load(name, str(folder)).noise_targets
+  if name == "cifar10":  # Truck, bird, deer, cat and dog.
+    np.testing.assert_array_equal(targets, [0, 1, 0, 5, 7, 3, 6, 7, 8, 1])
+    return
+  # Here the five classes of a superclass are 20 apart.
+  np.testing.assert_array_equal(targets, (np.arange(100) + 20) % 100)
 
 
 def test_archive_must_have_the_published_checksum(files):

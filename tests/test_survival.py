@@ -155,6 +155,20 @@ def test_a_finished_run_is_not_run_again(unbroken, start):
   assert (unbroken / "seed-1" / "metrics.jsonl").read_text() == before
 
 
+def test_a_seed_more_is_trained_besides(unbroken, start, tmp_path):
+  output = tmp_path / "run"
+  shutil.copytree(unbroken, output)
+  printed = finish(start(output, "--seeds=2"))
+  assert "seed 1: from" not in printed
+  assert f"seed 2: from batch 0 of {STEPS}" in printed
+  first = json.loads((unbroken / "summary.json").read_text())
+  both = json.loads((output / "summary.json").read_text())
+  assert both["final_accuracy"][:1] == first["final_accuracy"]
+  assert both["seeds"] == [1, 2]
+  assert both["standard_error"] is not None
+  assert lines(output) == lines(unbroken)
+
+
 def test_ten_kills_at_random_moments_change_no_bit(unbroken, start, tmp_path):
   rng = random.Random(0)
   folder, kills = 0, 0
@@ -361,8 +375,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(unbroken, start, tmp_path):
   printed = finish(start(output, prefix=limit), status=1)
   assert "a checkpoint cannot be written to" in printed
   assert "there is none. Make room and give the same command" in printed
-  finish(start(output))
-  assert_same(output, unbroken)
+  assert not checkpoints(output)
 
 
 def test_a_full_disk_loses_nothing_and_the_run_goes_on_when_there_is_room(

@@ -64,10 +64,6 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         _processes.initialize_processes(
           args.coordinator_address, args.num_processes, args.process_id
         )
-      if jax.process_index() == 0:
-        run_folder.check_config(
-          args.output, _described(args, config, images.fingerprint())
-        )
       _train(args, config, images, parser)
   except (run_folder.FolderError, training_run.DivergedError) as error:
     _end(f"{parser.prog}: error: {error}", 1)
@@ -93,9 +89,11 @@ def _described(
 
 
 def _end(message: str, status: int) -> NoReturn:
-  """Ends the process without a wait for threads or for other processes."""
+  """Ends the process, without a wait for other ones."""
   if message:
     print(message, file=sys.stderr)
+  if jax.process_count() == 1:
+    sys.exit(status)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
@@ -108,6 +106,7 @@ def _train(
   parser: argparse.ArgumentParser,
 ) -> None:
   """Trains every seed, or what is left of it, and reports."""
+  from fsam_optax.experiments import run_folder
   from fsam_optax.experiments import training_run
 
   mesh = train_settings.mesh_of(args, parser)
@@ -116,9 +115,13 @@ def _train(
     config, images.x_train.shape[1:], images.x_train.dtype, images.classes,
     rows, mesh, parser,
   )  # fmt: skip
-  _check_disk(args, program, parser)
-  seeds = range(args.first_seed, args.first_seed + args.seeds)
   is_first = jax.process_index() == 0
+  if is_first:
+    _check_disk(args, program, parser)
+    run_folder.check_config(
+      args.output, _described(args, config, images.fingerprint())
+    )
+  seeds = range(args.first_seed, args.first_seed + args.seeds)
   results = {}
   with training_run.Interruption() as interruption:
     runner = training_run.Runner(
@@ -147,8 +150,6 @@ def _check_disk(
   parser: argparse.ArgumentParser,
 ) -> None:
   """Refuses to begin where not even two checkpoints would fit."""
-  if jax.process_index():
-    return
   needed = 2 * _bytes(program.abstract())
   free = shutil.disk_usage(args.output).free
   if free < needed:

@@ -1,0 +1,151 @@
+"""The readers of image folders and .npz files, and the digits in packages."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from fsam_optax.experiments import data
+from fsam_optax.experiments import images as images_lib
+
+
+def write(path, seed=0, size=(12, 10), mode="RGB"):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  shape = (*size, 3) if mode == "RGB" else size
+  pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+  Image.fromarray(pixels).save(path)
+  return pixels
+
+
+@pytest.fixture(name="folder")
+def fixture_folder(tmp_path):
+  """Three classes, of which the test rows have two."""
+  for i, name in enumerate(("cat", "dog", "owl")):
+    for j in range(3):
+      write(tmp_path / "train" / name / f"{j}.png", seed=10 * i + j)
+  write(tmp_path / "test" / "cat" / "a.png", seed=100)
+  write(tmp_path / "test" / "owl" / "b.png", seed=101)
+  (tmp_path / "train" / ".hidden").mkdir()
+  (tmp_path / "train" / "cat" / ".DS_Store").write_bytes(b"no image")
+  return tmp_path
+
+
+def expect(message, folder, size=None):
+  with pytest.raises(data.DataError, match=message):
+    images_lib.load_folder(str(folder), size)
+
+
+def test_folder_holds_its_pixels_in_the_order_of_names(folder):
+  images = images_lib.load_folder(str(folder))
+  assert images.classes == 3
+  assert images.x_train.shape == (9, 12, 10, 3)
+  assert images.x_train.dtype == np.uint8
+  np.testing.assert_array_equal(images.y_train, np.repeat([0, 1, 2], 3))
+  np.testing.assert_array_equal(images.y_test, [0, 2])
+  expected = np.random.default_rng(11).integers(0, 256, (12, 10, 3), np.uint8)
+  np.testing.assert_array_equal(images.x_train[4], expected)
+
+
+def test_folder_is_scaled_to_a_size(folder):
+  write(folder / "train" / "dog" / "wide.jpg", size=(40, 90))
+  write(folder / "train" / "dog" / "grey.png", size=(30, 30), mode="L")
+  images = images_lib.load_folder(str(folder), 8)
+  assert images.x_train.shape == (11, 8, 8, 3)
+  # Of the dogs 0, 1, 2, grey and wide, after three cats.
+  is_grey = (images.x_train[3:8] == images.x_train[3:8, ..., :1]).all((1, 2, 3))
+  np.testing.assert_array_equal(is_grey, [False, False, False, True, False])
+
+
+def test_files_that_do_not_belong_are_named(folder):
+  write(folder / "train" / "dog" / "wide.png", size=(40, 90))
+  expect(r"dog/wide\.png' of 40 x 90 pixels.*--image-size 10", folder)
+
+
+def test_damaged_images_are_named(folder):
+  path = folder / "train" / "dog" / "1.png"
+  path.write_bytes(path.read_bytes()[:200])
+  expect(r"dog/1\.png', which cannot be read", folder)
+  path.write_bytes(b"text")
+  expect(r"dog/1\.png', which cannot be read", folder)
+  expect(r"dog/1\.png', which cannot be read", folder, 8)
+
+
+def test_folders_without_what_they_must_hold_are_named(folder, tmp_path):
+  (folder / "test" / "cow").mkdir()
+  expect("got cow, which train does not have", folder)
+  (folder / "test" / "cow").rmdir()
+  (folder / "test" / "dog").mkdir()
+  expect("images of every class, got none in .*test/dog", folder)
+  (folder / "test" / "dog").rmdir()
+  (folder / "test").rename(folder / "val")
+  assert len(images_lib.load_folder(str(folder)).y_test) == 2
+  (folder / "val").rename(folder / "else")
+  expect("a folder test beside train", folder)
+  (tmp_path / "other" / "train" / "one").mkdir(parents=True)
+  (tmp_path / "other" / "test").mkdir()
+  expect("a subfolder for each class in train, two at least, got 1",
+         tmp_path / "other")  # fmt: skip
+  assert images_lib.is_image_folder(str(folder))
+  assert not images_lib.is_image_folder(str(folder / "train" / "cat"))
+
+
+@pytest.mark.parametrize(
+  ("load", "train", "test", "size"),
+  [
+    (images_lib.load_digits, 1297, 500, 8),
+    (images_lib.load_mnist, 4000, 1000, 28),
+  ],
+)
+def test_digits_of_packages(load, train, test, size):
+  images = load()
+  assert images.x_train.shape == (train, size, size, 1)
+  assert images.x_test.shape == (test, size, size, 1)
+  assert images.x_train.dtype == np.uint8
+  assert images.x_train.max() == 255
+  assert set(images.y_test) == set(range(10))
+  assert images.fingerprint() == load().fingerprint()
+  changed = images.y_test.copy()
+  changed[0] += 1
+  assert images._replace(y_test=changed).fingerprint() != load().fingerprint()
+
+
+def save(path, **changes):
+  rng = np.random.default_rng(0)
+  arrays = {
+    "x_train": rng.integers(0, 256, (10, 8, 8), np.uint8),
+    "y_train": np.arange(10) % 2,
+    "x_test": rng.integers(0, 256, (4, 8, 8), np.uint8),
+    "y_test": np.arange(4) % 2,
+    **changes,
+  }
+  np.savez(path, **arrays)
+  return arrays
+
+
+def test_npz_keeps_its_pixels_and_their_dtype(tmp_path):
+  path = tmp_path / "images.npz"
+  arrays = save(path)
+  images = images_lib.load_npz(str(path))
+  assert images.x_train.dtype == np.uint8
+  np.testing.assert_array_equal(images.x_train[..., 0], arrays["x_train"])
+  np.testing.assert_array_equal(images.x_test[..., 0], arrays["x_test"])
+  rng = np.random.default_rng(0)
+  colour = lambda rows: rng.normal(size=(rows, 8, 8, 3))
+  arrays = save(path, x_train=colour(10), x_test=colour(4))
+  images = images_lib.load_npz(str(path))
+  assert images.x_train.dtype == np.float32
+  np.testing.assert_allclose(images.x_train, arrays["x_train"], rtol=1e-6)
+
+
+def test_npz_of_something_else_is_named(tmp_path):
+  path = tmp_path / "images.npz"
+  for changes, message in (
+    ({"x_train": np.zeros((10, 8)) + np.arange(8), "x_test": np.zeros((4, 8))},
+     "`x_train` must hold images"),
+    ({"x_test": np.zeros((4, 8, 8), np.float32)}, "the dtype of `x_train`"),
+    ({"x_train": np.arange(640).reshape(10, 8, 8),
+      "x_test": np.zeros((4, 8, 8), int)}, "must be uint8 up to 255 or float"),
+    ({"x_train": np.array([{}] * 10)}, "without unpickling"),
+  ):  # fmt: skip
+    save(path, **changes)
+    with pytest.raises(data.DataError, match=message):
+      images_lib.load_npz(str(path))
