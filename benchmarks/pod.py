@@ -8,12 +8,18 @@ stay the same. Needs the package libtpu, and no TPU:
   python3 -m venv .pod && .pod/bin/pip install -q -e ".[pod]"
   .pod/bin/python benchmarks/pod.py [--model resnet18] [--topologies v5e:16x16]
                                    [--modes ...] [--output pod.jsonl]
+
+With the flags of ``python -m fsam_optax train`` it compiles the step of that
+command, augmentation included, for so many chips as share the batch:
+
+  .pod/bin/python benchmarks/pod.py --train "--optimizer fsam" --chips 1
 """
 
 import argparse
 import json
 import math
 import os
+import shlex
 import time
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -38,7 +44,9 @@ import numpy as np
 import optax
 
 import fsam_optax
+from fsam_optax.experiments import paper_recipes
 from fsam_optax.experiments import resnet
+from fsam_optax.experiments import train_settings
 from fsam_optax.experiments import transformer
 
 LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
@@ -196,6 +204,47 @@ def row_of(
     mesh = Mesh(devices.reshape(rows, -1), ("batch", "more"))
   model = model_of(model_name)
   compiled, state = compile_step(model, MODES[mode_name], mesh)
+  names = {"model": model_name, "mode": mode_name, "topology": topology}
+  row = counts_of(compiled, state, devices, text_file)
+  return {**names, **row, "seconds": time.perf_counter() - start}
+
+
+def train_row(
+  flags: str, topology: str, chips: Optional[int], text_file: Optional[str]
+) -> dict[str, Any]:
+  """Compiles the step of ``train`` for the first chips of a topology."""
+  start = time.perf_counter()
+  parser = argparse.ArgumentParser("--train")
+  train_settings.add_flags(parser)
+  args = parser.parse_args(shlex.split(flags))
+  config = train_settings.config_of(args, parser)
+  dataset = paper_recipes.RECIPES[args.recipe].dataset
+  devices = np.array(
+    topologies.get_topology_desc(topology, platform="tpu").devices
+  )[:chips]
+  built = train_settings.program_of(
+    config,
+    (32, 32, 3),
+    np.dtype(np.uint8),
+    int(dataset.removeprefix("cifar")),
+    50_000,
+    Mesh(devices, ("batch",)),
+    parser,
+  )
+  compiled = built.lower_step(config.batch_size).compile()
+  names = {
+    "model": f"{args.recipe}, {config.dtype}",
+    "mode": config.optimizer,
+    "topology": f"{devices.size} of {topology}",
+  }
+  row = counts_of(compiled, built.abstract().state, devices, text_file)
+  return {**names, **row, "seconds": time.perf_counter() - start}
+
+
+def counts_of(
+  compiled: Any, state: Any, devices: np.ndarray, text_file: Optional[str]
+) -> dict[str, Any]:
+  """What the compiler counts in a step."""
   text = compiled.as_text()
   if text_file:
     with open(text_file, "w") as file:
@@ -207,13 +256,10 @@ def row_of(
   moved = {c.kind for c in found}
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
   return {
-    "model": model_name,
     "parameters": sum(sizes),
     "parameter_shapes": sorted(
       {x.shape for x in jax.tree.leaves(state.params)}
     ),
-    "mode": mode_name,
-    "topology": topology,
     "chips": devices.size,
     "chip": devices[0].device_kind,
     "words": {
@@ -234,7 +280,6 @@ def row_of(
       math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
       for x in jax.tree.leaves(state)
     ),
-    "seconds": time.perf_counter() - start,
     "versions": {"jax": jax.__version__},
   }
 
@@ -306,12 +351,25 @@ def main():
     "--output", help="append each row to this JSON Lines file"
   )
   parser.add_argument("--text", help="also write the last program to this file")
+  parser.add_argument(
+    "--train",
+    metavar="FLAGS",
+    nargs="+",
+    help="instead: the step of `python -m fsam_optax train FLAGS`, a row for "
+    "each argument",
+  )
+  parser.add_argument(
+    "--chips", type=int, help="use the first so many for --train"
+  )
   args = parser.parse_args()
   print("| " + " | ".join(COLUMNS) + " |")
   print("|" + "---|" * len(COLUMNS), flush=True)
   for topology in args.topologies:
-    for mode in args.modes:
-      row = row_of(args.model, mode, topology, args.text)
+    for what in args.train or args.modes:
+      if args.train:
+        row = train_row(what, topology, args.chips, args.text)
+      else:
+        row = row_of(args.model, what, topology, args.text)
       print(line_of(row), flush=True)
       if args.output:
         with open(args.output, "a") as file:

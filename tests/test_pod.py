@@ -122,6 +122,24 @@ def test_fsdp_keeps_one_part_of_the_state_on_each_chip(rows):
   assert few["argument_bytes"] > 3.5 * many["argument_bytes"]
 
 
+def test_the_step_of_the_train_command_compiles_for_a_chip(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  subprocess.run(
+    [
+      *(sys.executable, str(SCRIPT), f"--output={path}", "--chips=1"),
+      *("--topologies", SMALL, "--train"),
+      "--model wide_resnet --depth 10 --width 1 --dtype bfloat16",
+    ],
+    check=True,
+  )
+  row = json.loads(path.read_text())
+  assert (row["chips"], row["mode"]) == (1, "fsam")
+  assert row["words"] == {}
+  assert row["temporary_bytes"] > 0
+  # Parameters, momentum, average, and what is small besides.
+  assert row["state_bytes"] > 3 * 4 * row["parameters"]
+
+
 @pytest.mark.parametrize("topology", [SMALL, "v5e:4x4"])
 def test_fsdp_gathers_parameters_and_no_activations(topology, rows):
   row = rows[topology, "fsdp"]

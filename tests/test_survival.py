@@ -1,7 +1,9 @@
 """Real runs of ``train`` that something happens to, and how they go on."""
 
+import contextlib
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -153,6 +155,33 @@ def test_a_finished_run_is_not_run_again(unbroken, start):
   assert "from batch" not in printed
   assert "test accuracy %" in printed
   assert (unbroken / "seed-1" / "metrics.jsonl").read_text() == before
+
+
+def test_a_terminal_gets_a_bar(unbroken, environment, tmp_path):
+  output = tmp_path / "run"
+  shutil.copytree(unbroken, output)
+  shutil.rmtree(checkpoint(output, STEPS))
+  shutil.rmtree(checkpoint(output, 57))
+  terminal, stdout = pty.openpty()
+  with subprocess.Popen(
+    command(output),
+    stdout=stdout,
+    stderr=subprocess.STDOUT,
+    env={**environment, "TERM": "xterm", "COLUMNS": "200"},
+  ) as process:
+    os.close(stdout)
+    shown = b""
+    with contextlib.suppress(OSError):  # Its end, for Linux.
+      while part := os.read(terminal, 2**16):
+        shown += part
+    os.close(terminal)
+  assert process.returncode == 0
+  text = shown.decode()
+  assert f"{STEPS}/{STEPS}" in text
+  assert re.search(
+    r"loss [\d.]+  accuracy [\d.]+ %  sharpness [-\d.]+ +[\d,]+ images/s", text
+  )
+  assert_same(output, unbroken)
 
 
 def test_a_seed_more_is_trained_besides(unbroken, start, tmp_path):

@@ -15,6 +15,7 @@ import socket
 from typing import Any, Callable, Optional
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -273,8 +274,11 @@ class Checkpoints:
     aside = self._folder.parent / f"broken-checkpoint-{batches}"
     while aside.exists():
       aside = aside.with_name(f"{aside.name}-again")
+    meet = multihost_utils.sync_global_devices
+    meet(f"all looked at {batches}")
     if jax.process_index() == 0:
       (self._folder / str(batches)).rename(aside)
+    meet(f"moved {batches}")
     self._manager.reload()
     return aside
 

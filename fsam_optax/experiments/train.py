@@ -57,13 +57,19 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
   try:
     with contextlib.ExitStack() as stack:
-      if not args.process_id:  # Before the others come: they hear of its end.
+
+      def hold():
         settings.check_output(args, parser)
         stack.enter_context(run_folder.lock(args.output))
+
+      if not args.distributed and not args.process_id:
+        hold()  # Before the others come: they hear of its end.
       if train_settings.is_job(args):
         _processes.initialize_processes(
           args.coordinator_address, args.num_processes, args.process_id
         )
+      if args.distributed and jax.process_index() == 0:
+        hold()
       _train(args, config, images, parser)
   except (run_folder.FolderError, training_run.DivergedError) as error:
     _end(f"{parser.prog}: error: {error}", 1)

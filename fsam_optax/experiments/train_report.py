@@ -26,6 +26,7 @@ class Writer:
     *,
     total: int,
     done: int,
+    rows: int,
   ) -> None:
     """Opens what is written to.
 
@@ -35,8 +36,9 @@ class Writer:
       tensorboard: whether to write for TensorBoard.
       total: number of batches of the whole run.
       done: number of batches that were taken before.
+      rows: of a batch.
     """
-    self._journal = journal
+    self._journal, self._rows = journal, rows
     self._board = self._bar = None
     if journal is None:
       return
@@ -66,10 +68,7 @@ class Writer:
       return
     self._journal.append(line)
     self._scalars("step", line)
-    if self._bar is not None:
-      self._bar.update(
-        self._task, completed=line["batches"], shown=_shown(line)
-      )
+    self._move(line)
 
   def epoch(self, line: dict[str, Any]) -> None:
     """The means of an epoch, and its evaluation."""
@@ -77,13 +76,21 @@ class Writer:
       return
     self._journal.append(line)
     self._scalars("epoch", line)
+    self._move(line)
     if self._bar is not None:
-      self._bar.update(
-        self._task, completed=line["batches"], shown=_shown(line)
-      )
       self._bar.print(epoch_line(line))
     else:
       print(epoch_line(line), flush=True)
+
+  def _move(self, line: dict[str, Any]) -> None:
+    if self._bar is None:
+      return
+    # Of the last steps, as the time that is left is.
+    speed = self._bar.tasks[self._task].speed
+    rate = "" if speed is None else f"{speed * self._rows:,.0f} images/s"
+    self._bar.update(
+      self._task, completed=line["batches"], shown=_shown(line), rate=rate
+    )
 
   def _scalars(self, kind: str, line: dict[str, Any]) -> None:
     if self._board is None:
@@ -100,9 +107,10 @@ def _bar(total: int, done: int) -> tuple[Any, Any]:
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
     progress.TextColumn("{task.fields[shown]}"),
+    progress.TextColumn("{task.fields[rate]}"),
     progress.TimeRemainingColumn(),
   )
-  return bar, bar.add_task("", total=total, completed=done, shown="compiling")
+  return bar, bar.add_task("", total=total, completed=done, shown="", rate="")
 
 
 def _shown(line: dict[str, Any]) -> str:

@@ -169,7 +169,12 @@ class Runner:
     )
     steps_an_epoch = plan.steps_an_epoch
     writer = train_report.Writer(
-      folder, journal, self._tensorboard, total=program.steps, done=done
+      folder,
+      journal,
+      self._tensorboard,
+      total=program.steps,
+      done=done,
+      rows=config.batch_size,
     )
     if is_first:
       print(
