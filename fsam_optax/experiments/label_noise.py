@@ -21,8 +21,8 @@ def corrupt(
     >>> import numpy as np
     >>> labels = np.arange(10) % 5
     >>> noisy = corrupt(labels, 5, 0.4, "asymmetric", seed=0)
-    >>> print((noisy != labels).sum(), set((noisy - labels) % 5))
-    4 {0, 1}
+    >>> print((noisy != labels).sum(), ((noisy - labels) % 5).max())
+    4 1
 
   Args:
     labels: shape ``[N]``, integers in ``[0, classes)``.
