@@ -18,14 +18,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from fsam_optax.experiments import images
+
 pytestmark = pytest.mark.slow
 
 SECONDS = 120
-# The digits of scikit-learn: 20 steps an epoch.
+# The network with the fewest layers; 20 steps an epoch.
 FLAGS = (
-  "--data=digits",
+  "--model=wide_resnet",
   "--depth=10",
-  "--width=4",
+  "--width=1",
   "--epochs=3",
   "--batch-size=64",
   "--drop-last",
@@ -48,27 +50,45 @@ def fixture_environment(tmp_path_factory):
   }
 
 
-def command(output, *flags):
-  return [
-    *(sys.executable, "-m", "fsam_optax", "train", f"--output={output}"),
-    *FLAGS,
-    *flags,
-  ]
+@pytest.fixture(scope="module", name="command")
+def fixture_command(tmp_path_factory):
+  """On the digits of scikit-learn, which takes long to import, as arrays."""
+  digits = images.load_digits()
+  path = tmp_path_factory.mktemp("data") / "digits.npz"
+  np.savez(
+    path,
+    **{name: getattr(digits, name) for name in digits._fields[1:5]},
+  )
+
+  def command(output, *flags):
+    return [
+      *(sys.executable, "-m", "fsam_optax", "train", f"--output={output}"),
+      *(f"--data={path}", *FLAGS, *flags),
+    ]
+
+  return command
 
 
 @pytest.fixture(scope="module", name="start")
-def fixture_start(environment):
-  def start(output, *flags, prefix=(), **kwargs):
-    return subprocess.Popen(
+def fixture_start(environment, command):
+  started = []
+
+  def start(output, *flags, prefix=()):
+    process = subprocess.Popen(
       [*prefix, *command(output, *flags)],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
       env=environment,
-      **kwargs,
     )
+    started.append(process)
+    return process
 
-  return start
+  yield start
+  for process in started:  # Of tests that failed.
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
 def finish(process, status=0):
@@ -157,7 +177,7 @@ def test_a_finished_run_is_not_run_again(unbroken, start):
   assert (unbroken / "seed-1" / "metrics.jsonl").read_text() == before
 
 
-def test_a_terminal_gets_a_bar(unbroken, environment, tmp_path):
+def test_a_terminal_gets_a_bar(unbroken, environment, command, tmp_path):
   output = tmp_path / "run"
   shutil.copytree(unbroken, output)
   shutil.rmtree(checkpoint(output, STEPS))
@@ -244,7 +264,7 @@ def test_sigterm_saves_and_exits_with_0_within_seconds(
 def test_sigterm_before_the_first_step_ends_at_once(start, tmp_path):
   output = tmp_path / "run"
   # Of another width, so that it has to be compiled.
-  process = start(output, "--width=5")
+  process = start(output, "--width=2")
   wait_for(output / "config.json", process)
   time.sleep(1)
   process.terminate()
@@ -288,10 +308,9 @@ def flip(path):
     (cut, None),
     (flip, None),
     (lambda path: path.unlink(), None),
-    (cut, "_METADATA"),
     (lambda path: path.unlink(), "manifest.ocdbt"),
   ],
-  ids=["cut", "flipped", "lost", "metadata", "manifest"],
+  ids=["cut", "flipped", "lost", "manifest"],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_read(
   damage, name, unbroken, start, tmp_path
@@ -397,7 +416,7 @@ def test_a_run_that_diverges_ends_with_the_remedy(start, tmp_path):
   )
 
 
-def test_a_file_that_cannot_be_written_loses_nothing(unbroken, start, tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(unbroken, start, tmp_path):
   output = tmp_path / "run"
   # No file may grow beyond 64 KiB, which a checkpoint's do.
   limit = ("sh", "-c", 'ulimit -f 128; exec "$@"', "sh")
@@ -408,7 +427,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(unbroken, start, tmp_path):
 
 
 def test_a_full_disk_loses_nothing_and_the_run_goes_on_when_there_is_room(
-  unbroken, environment, tmp_path
+  unbroken, environment, command, tmp_path
 ):
   disk, saved = tmp_path / "disk", tmp_path / "saved"
   disk.mkdir()
@@ -477,10 +496,16 @@ def test_a_job_of_which_one_is_told_to_end_saves_and_goes_on(
   printed = [finish(process) for process in job]
   saved = {re.search(r"saved after batch (\d+)", text)[1] for text in printed}
   assert len(saved) == 1
-  begun, _ = (finish(process) for process in start_job(start, output))
-  assert f"from batch {min(saved)} of {STEPS}, on 2 devices" in begun
+  # Once more, until they are at work again.
+  job = start_job(start, output)
+  wait_for(checkpoint(output, 3 * (int(min(saved)) // 3 + 1)), job[0])
+  for process in job:
+    process.kill()
+  begun = [process.communicate()[0] for process in job]
+  assert f"from batch {min(saved)} of {STEPS}, on 2 devices" in begun[0]
   # The same rows and draws as in one process, of which sums round differently.
-  for found, expected in zip(lines(output), lines(unbroken), strict=True):
-    assert found["batches"] == expected["batches"]
-    if found["batches"] <= 4:
-      assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+  found = lines(output)
+  assert len(found) >= 2
+  for mine, expected in zip(found[:2], lines(unbroken)[:2], strict=True):
+    assert mine["batches"] == expected["batches"]
+    assert mine["loss"] == pytest.approx(expected["loss"], rel=1e-4)

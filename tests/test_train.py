@@ -409,6 +409,14 @@ def test_bad_flags_are_named_with_the_remedy(capsys, tmp_path):
     ((*digits, "--validation=1297"), "--validation: must be below the 1297"),
     ((*digits, "--batch-size=1298"), "--batch-size: must be at most the 1297"),
     ((*digits, "--batch-size=20"), "--batch-size: must split evenly over 8"),
+    (
+      (*digits, "--devices=1", "--microbatches=3"),
+      "--microbatches must divide the number of rows of the batch, got 3",
+    ),
+    (
+      (*digits, "--devices=1", "--ascent-fraction=0.125"),
+      "--drop-last leaves out the last rows of an epoch",
+    ),
     (digits, "--drop-last: must be given where the last 17 rows"),
     ((*digits, "--devices=9"), "--devices: must be at most 8, got 9"),
   ):

@@ -117,10 +117,10 @@ def _train(
 
   mesh = train_settings.mesh_of(args, parser)
   rows = len(images.y_train) - config.validation
+  image, dtype = images.x_train.shape[1:], images.x_train.dtype
   program = train_settings.program_of(
-    config, images.x_train.shape[1:], images.x_train.dtype, images.classes,
-    rows, mesh, parser,
-  )  # fmt: skip
+    config, image, dtype, images.classes, rows, mesh, parser
+  )
   is_first = jax.process_index() == 0
   if is_first:
     _check_disk(args, program, parser)

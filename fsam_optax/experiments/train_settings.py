@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fsam_optax import _parallel
+from fsam_optax._rows import check_batch
 from fsam_optax.experiments import batches as batches_lib
 from fsam_optax.experiments import cifar
 from fsam_optax.experiments import data
@@ -210,6 +211,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   job.add_argument("--process-id", type=natural, metavar="I")
 
 
+_OF_CIFAR = ("--mean", "--deviation")  # Other images have their own.
+
+
 def _add(add, flag: str, default: Config, help: str = "", **kwargs) -> None:
   """A flag for a field of the configuration, None where it is not given."""
   value = getattr(default, flag[2:].replace("-", "_"))
@@ -229,9 +233,6 @@ def _add(add, flag: str, default: Config, help: str = "", **kwargs) -> None:
     help="; ".join(part for part in (help, shown) if part),
     **kwargs,
   )
-
-
-_OF_CIFAR = ("--mean", "--deviation")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -297,8 +298,10 @@ class Dataset(NamedTuple):
   """What is trained and evaluated on.
 
   Attributes:
-    x, y: training images and labels, after the noise.
-    x_evaluated, y_evaluated: what every epoch ends with.
+    x: training images, shape ``[N, H, W, C]``.
+    y: their labels, after the noise, shape ``[N]``, int32.
+    x_evaluated: what every epoch ends with, shape ``[M, H, W, C]``.
+    y_evaluated: their labels, shape ``[M]``, int32.
     evaluated: ``"test"`` or ``"validation"``.
   """
 
@@ -331,11 +334,10 @@ def load(
     )
   is_cifar = False
   try:
-    if args.data in ("mnist", "digits"):
-      load_digits = images_lib.load_digits
-      images = (
-        load_digits() if args.data == "digits" else images_lib.load_mnist()
-      )
+    if args.data == "digits":
+      images = images_lib.load_digits()
+    elif args.data == "mnist":
+      images = images_lib.load_mnist()
     elif args.data.endswith(".npz"):
       images = images_lib.load_npz(args.data)
     elif images_lib.is_image_folder(args.data):
@@ -431,6 +433,18 @@ def program_of(
       f"argument --drop-last: must be given where the last {plan.last_size} "
       f"rows of an epoch do not split evenly over {mesh.size} devices"
     )
+  for size in (config.batch_size, plan.last_size):
+    try:
+      check_batch(
+        np.broadcast_to(0, size or config.batch_size),
+        config.microbatches,
+        1.0 if config.optimizer == "sgd" else config.ascent_fraction,
+      )
+    except ValueError as error:
+      message = str(error).replace("`num_microbatches`", "--microbatches")
+      message = message.replace("`ascent_fraction`", "--ascent-fraction")
+      remedy = " --drop-last leaves out the last rows of an epoch."
+      parser.error(message + remedy * (size == plan.last_size))
   assert config.mean is not None
   assert config.deviation is not None
   return program_lib.Program(
