@@ -181,8 +181,11 @@ class Checkpoints:
     if batches == self.last:
       return
     tree = {"progress": progress, "checksum": checksum(progress)}
-    self._delete()
     with self._errors():
+      # As saving does anyhow; and what it moves aside is not to be taken away
+      # while it is at it.
+      self._manager.wait_until_finished()
+      self._delete()
       self._manager.save(
         batches,
         args=ocp.args.StandardSave(tree),
