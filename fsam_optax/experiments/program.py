@@ -23,6 +23,7 @@ from fsam_optax._perturbation import sam_perturbation
 from fsam_optax._train_step import TrainState
 from fsam_optax._train_step import make_train_step
 from fsam_optax.experiments import augmentation
+from fsam_optax.experiments import layers
 from fsam_optax.experiments import resnet
 from fsam_optax.experiments import vgg
 from fsam_optax.experiments import wide_resnet
@@ -84,7 +85,7 @@ def network_of(config: Config, classes: int) -> Any:
       width=config.width,
       blocks=((config.depth - 2) // 8,) * 4,
       dtype=dtype,
-      kernel_init=vgg.TORCH,
+      kernel_init=layers.TORCH,
     )
   if config.model == "vgg":
     return vgg.VGG(classes, config.depth, config.width, config.dropout, dtype)

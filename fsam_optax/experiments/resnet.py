@@ -8,6 +8,9 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
+from fsam_optax.experiments.layers import HE_FAN_OUT
+from fsam_optax.experiments.layers import batch_norm
+
 
 class ResNet(nn.Module):
   """Residual blocks of two 3 x 3 convolutions, without a pooling stem.
@@ -50,15 +53,9 @@ class ResNet(nn.Module):
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      kernel_init=self.kernel_init or _HE,
+      kernel_init=self.kernel_init or HE_FAN_OUT,
     )
-    norm = functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      dtype=self.dtype,
-    )
+    norm = batch_norm(train, self.dtype)
     x = nn.relu(norm()(conv(self.width, (3, 3))(x)))
     for stage, blocks in enumerate(self.blocks):
       channels = self.width * 2**stage
@@ -73,6 +70,3 @@ class ResNet(nn.Module):
     if self.kernel_init is None:
       return nn.Dense(self.classes)(x)
     return nn.Dense(self.classes, kernel_init=self.kernel_init)(x)
-
-
-_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

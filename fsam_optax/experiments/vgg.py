@@ -7,6 +7,10 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
+from fsam_optax.experiments.layers import HE_FAN_OUT
+from fsam_optax.experiments.layers import TORCH
+from fsam_optax.experiments.layers import batch_norm
+
 # Convolutions of each stage, by depth.
 STAGES = {
   11: (1, 1, 2, 2, 2),
@@ -56,18 +60,14 @@ class VGG(nn.Module):
     Returns:
       The logits.
     """
-    norm = functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      dtype=self.dtype,
-    )
+    norm = batch_norm(train, self.dtype)
     channels = self.width
     for stage, convolutions in enumerate(STAGES[self.depth]):
       channels = self.width * min(2**stage, 8)
       for _ in range(convolutions):
-        x = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=_HE)(x)
+        x = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=HE_FAN_OUT)(
+          x
+        )
         x = nn.relu(norm()(x))
       x = nn.max_pool(x, (2, 2), (2, 2))
     x = x.mean((1, 2)).astype(jnp.float32)  # One pixel, of 32 x 32.
@@ -78,8 +78,3 @@ class VGG(nn.Module):
       x = nn.Dropout(self.dropout, deterministic=not train)(x)
       x = nn.relu(dense(channels)(x))
     return dense(self.classes)(x)
-
-
-_HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# PyTorch's own: uniform between plus and minus one over the root of the inputs.
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

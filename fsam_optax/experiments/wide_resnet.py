@@ -7,6 +7,8 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
+from fsam_optax.experiments.layers import batch_norm
+
 
 class WideResNet(nn.Module):
   """Residual units of normalisation, ReLU and convolution, twice, in 3 stages.
@@ -51,13 +53,7 @@ class WideResNet(nn.Module):
       dtype=self.dtype,
       kernel_init=nn.initializers.he_normal(),
     )
-    norm = functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      dtype=self.dtype,
-    )
+    norm = batch_norm(train, self.dtype)
     x = conv(16, (3, 3))(x)
     for stage in range(3):
       channels = 16 * self.width * 2**stage
