@@ -1,4 +1,4 @@
-"""One epoch of the scaled-down recipe on files of CIFAR's real size."""
+"""Whole runs on files: of CIFAR's real size, and on a folder of images."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from fsam_optax.experiments import cifar
@@ -33,27 +34,48 @@ def write_colours(folder):
     (folder / file).write_bytes(table.tobytes())
 
 
-def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
-  write_colours(tmp_path / "cifar-100-binary")
-  output = tmp_path / "run"
+def train(output, *flags):
+  """The metrics of a run, a dict a line."""
   done = subprocess.run(
-    [
-      *(sys.executable, "-m", "fsam_optax", "train"),
-      *("--recipe=cifar100-resnet18", f"--data={tmp_path}", "--epochs=1"),
-      *(f"--output={output}", "--depth=10", "--width=4"),
-    ],
+    [sys.executable, "-m", "fsam_optax", "train", f"--output={output}", *flags],
     capture_output=True,
     text=True,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
     timeout=500,
   )
   assert done.returncode == 0, done.stderr
-  lines = [
-    json.loads(line)
-    for line in (output / "seed-1" / "metrics.jsonl").read_text().splitlines()
-  ]
+  text = (output / "seed-1" / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
+  write_colours(tmp_path / "cifar-100-binary")
+  lines = train(
+    tmp_path / "run",
+    *("--recipe=cifar100-resnet18", f"--data={tmp_path}", "--epochs=1"),
+    *("--depth=10", "--width=4"),
+  )
   epoch = lines[-1]
   assert epoch["batches"] == 391
   assert epoch["test_accuracy"] > 4  # Of a hundred classes.
   assert epoch["waiting_share"] < 0.25
   assert epoch["skipped"] == 0
+
+
+def test_a_network_with_dropout_learns_from_a_folder_of_images(tmp_path):
+  rng = np.random.default_rng(0)
+  for part, rows in (("train", 32), ("test", 8)):
+    for name, light in (("dark", 0), ("light", 128)):
+      folder = tmp_path / "images" / part / name
+      folder.mkdir(parents=True)
+      for i in range(rows):
+        pixels = rng.integers(light, light + 128, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+  lines = train(
+    tmp_path / "run",
+    *("--recipe=cifar100-vgg16bn", f"--data={tmp_path / 'images'}"),
+    *("--image-size=32", "--depth=11", "--width=4", "--batch-size=16"),
+    *("--epochs=8", "--seeds=1", "--label-noise=0.1", "--rho=0.05"),
+  )
+  assert lines[-1]["epoch"] == 8
+  assert lines[-1]["test_accuracy"] > 80

@@ -16,7 +16,6 @@ import optax
 from fsam_optax._parallel import BatchFeeder
 from fsam_optax._parallel import host_metrics
 from fsam_optax._parallel import jit_step
-from fsam_optax._parallel import place_state
 from fsam_optax._parallel import state_shardings
 from fsam_optax._perturbation import friendly_perturbation
 from fsam_optax._perturbation import sam_perturbation
@@ -345,11 +344,6 @@ class Program:
       "loss": jnp.sum(jnp.where(is_row, losses, 0)),
       "hits": jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & is_row),
     }
-
-
-def place(progress: Progress, mesh: Mesh) -> Progress:
-  """Puts a progress on all devices of a mesh."""
-  return place_state(progress, mesh)
 
 
 def means(progress: Progress) -> dict[str, Optional[float]]:

@@ -60,6 +60,23 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Makes a FolderError of what goes wrong while a file is written."""
+  try:
+    yield
+  except OSError as error:
+    raise FolderError(
+      f"{str(path)!r} cannot be written ({error.strerror}). {_REMEDY}"
+    ) from error
+
+
+_REMEDY = (
+  "Remove the cause, such as a full disk, and give the same command again: it "
+  "goes on from the last whole checkpoint"
+)
+
+
 def check_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
   """Compares with what the folder was begun with, or begins it.
 
@@ -73,7 +90,8 @@ def check_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
   path = folder / "config.json"
   config = json.loads(json.dumps(config))
   if not path.exists():
-    report.write_json(config, path)
+    with writing(path):
+      report.write_json(config, path)
     return
   try:
     begun = json.loads(path.read_text())
@@ -125,11 +143,12 @@ class Journal:
           self.lines.append(parsed)
     kept = "".join(map(_as_line, self.lines))
     if kept != text:
-      report.write_file(path, lambda file: file.write(kept.encode()))
+      with writing(path):
+        report.write_file(path, lambda file: file.write(kept.encode()))
 
   def append(self, line: dict[str, Any]) -> None:
     """Writes one more line, at once."""
-    with self._path.open("a") as file:
+    with writing(self._path), self._path.open("a") as file:
       file.write(_as_line(line))
     self.lines.append(line)
 
@@ -214,7 +233,7 @@ class Checkpoints:
     """Reads the last checkpoint that is whole.
 
     One that is not, because a file in it was cut, lost or changed, is moved
-    aside and the one before is read.
+    aside once the one before has been read. Where there is none, all stay.
 
     Args:
       progress: shapes, dtypes and shardings of the tree.
@@ -226,52 +245,56 @@ class Checkpoints:
     Raises:
       FolderError: if none of them can be read, or they hold other arrays.
     """
-    number = len(jax.tree.leaves(progress))
     found = sorted(self._manager.all_steps(), reverse=True)
     tree = {
       "progress": progress,
       "checksum": jax.ShapeDtypeStruct(
-        (number,), np.uint32, sharding=progress.batches.sharding
+        (len(jax.tree.leaves(progress)),),
+        np.uint32,
+        sharding=progress.batches.sharding,
       ),
     }
+    broken: dict[int, Exception] = {}
     for batches in found:
-      problem = None
       try:
-        metadata = self._manager.item_metadata(batches)
-        if getattr(metadata, "tree", metadata) is None:
-          raise ValueError("it has no metadata")
-      except Exception as error:
-        problem = error
-      else:
-        try:
-          check_checkpoint(metadata, tree)
-        except ValueError as error:
-          raise FolderError(
-            f"checkpoint {batches} in {str(self._folder)!r} is of another "
-            f"version of this program: {error}"
-          ) from error
-        try:
-          read = self._manager.restore(
-            batches, args=ocp.args.StandardRestore(tree)
-          )
-          sums = np.asarray(checksum(read["progress"]))
-          if (sums != np.asarray(read["checksum"])).any():
-            raise ValueError("its checksum is wrong: a part of it is lost")
-          self.last = batches
-          return read["progress"]
-        except Exception as error:  # Of many kinds, by what was damaged.
-          problem = error
-      aside = self._set_aside(batches)
-      warn(
-        f"checkpoint {batches} cannot be read and was moved to {aside} "
-        f"({_first_line(problem)}); going on from the one before"
-      )
+        read = self._read(batches, tree)
+      except FolderError:
+        raise
+      except Exception as error:  # Of many kinds, by what was damaged.
+        broken[batches] = error
+        continue
+      for number, reason in broken.items():
+        warn(
+          f"checkpoint {number} cannot be read and was moved to "
+          f"{self._set_aside(number)} ({_first_line(reason)}); going on from "
+          f"checkpoint {batches}"
+        )
+      self.last = batches
+      return read
     if found:
       raise FolderError(
         f"none of the {len(found)} checkpoints in {str(self._folder)!r} can be "
         "read. To begin anew, choose another --output"
       )
     return None
+
+  def _read(self, batches: int, tree: dict[str, Any]) -> Any:
+    """The progress in a checkpoint, or some error if it is not whole."""
+    metadata = self._manager.item_metadata(batches)
+    if getattr(metadata, "tree", metadata) is None:
+      raise ValueError("it has no metadata")
+    try:
+      check_checkpoint(metadata, tree)
+    except ValueError as error:
+      raise FolderError(
+        f"checkpoint {batches} in {str(self._folder)!r} is of another version "
+        f"of this program: {error}"
+      ) from error
+    read = self._manager.restore(batches, args=ocp.args.StandardRestore(tree))
+    sums = np.asarray(checksum(read["progress"]))
+    if (sums != np.asarray(read["checksum"])).any():
+      raise ValueError("its checksum is wrong: a part of it is lost")
+    return read["progress"]
 
   def _set_aside(self, batches: int) -> pathlib.Path:
     aside = self._folder.parent / f"broken-checkpoint-{batches}"
@@ -302,11 +325,10 @@ class Checkpoints:
       last = f"the last whole one is {whole[-1]}" if whole else "there is none"
       raise FolderError(
         f"a checkpoint cannot be written to {str(self._folder)!r} "
-        f"({_first_line(error)}); {last}. Make room and give the same command "
-        "again: it goes on from there"
+        f"({_first_line(error)}); {last}. {_REMEDY}"
       ) from error
 
 
-def _first_line(error: Optional[BaseException]) -> str:
+def _first_line(error: BaseException) -> str:
   lines = str(error).strip().splitlines()
   return (lines[0] if lines else type(error).__name__)[:300]

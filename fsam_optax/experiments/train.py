@@ -145,7 +145,8 @@ def _train(
   if not is_first:
     return
   summary = train_report.summary(args.recipe, config, results)
-  train_report.write(summary, results, args.output)
+  with run_folder.writing(args.output / "summary.json"):
+    train_report.write(summary, results, args.output)
   print(train_report.table(summary))
   print(f"\nwrote {args.output / 'summary.json'} and curves.png")
 

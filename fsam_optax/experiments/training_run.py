@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from fsam_optax._parallel import host_metrics
+from fsam_optax._parallel import place_state
 from fsam_optax.experiments import batches as batches_lib
 from fsam_optax.experiments import program as program_lib
 from fsam_optax.experiments import run_folder
@@ -87,12 +88,16 @@ class Interruption:
 
   def _note(self, number, frame) -> None:
     del frame
-    if self._is_saved or self._signal is not None:
-      # Nothing to lose, or nobody who wants to wait. Not by an exception: the
-      # compiler may be at work on another thread.
-      print("told to end; no step was taken since", file=sys.stderr, flush=True)
+    message = None
+    if self._is_saved:
+      message = "told to end; no step was taken since"
+    elif self._signal == number == signal.SIGINT:
+      message = "told to end twice; what was not saved is lost"
+    if message:
+      # Not by an exception: the compiler may be at work on another thread.
+      print(message, file=sys.stderr, flush=True)
       os._exit(_STATUS[number])
-    self._signal = number
+    self._signal = self._signal or number
 
 
 _STATUS: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
@@ -151,7 +156,7 @@ class Runner:
     checkpoints = run_folder.Checkpoints(folder / "checkpoints")
     progress = checkpoints.restore(program.abstract(), _warn)
     if progress is None:
-      progress = program_lib.place(program.create(seed), program.mesh)
+      progress = place_state(program.create(seed), program.mesh)
     done = host_metrics({"batches": progress.batches})["batches"]
     journal = _open_journal(folder, done) if is_first else None
     if done == program.steps:
@@ -205,29 +210,10 @@ class Runner:
         accuracy = None
         if position == 0:
           self._check(progress, checkpoints)
-          found = program_lib.means(progress)
-          evaluated = self._evaluate(
-            progress.state, dataset.x_evaluated, dataset.y_evaluated
-          )
-          accuracy = evaluated["accuracy"]
-          counts = host_metrics(
-            {"skipped": progress.skipped, "step": progress.state.step}
-          )
-          rate = program_lib.learning_rate_of(config, program.steps)
-          writer.epoch(
-            {
-              "kind": "epoch",
-              **line,
-              "epoch": epoch,
-              "learning_rate": np.asarray(rate(counts["step"])).item(),
-              **_finite(found),
-              "skipped": counts["skipped"],
-              **_finite(
-                {f"{dataset.evaluated}_{k}": v for k, v in evaluated.items()}
-              ),
-              **clock.lap(),
-            }
-          )
+          line = {"kind": "epoch", **line, "epoch": epoch}
+          line |= self._measure(progress, dataset)
+          accuracy = line[f"{dataset.evaluated}_accuracy"]
+          writer.epoch({**line, **clock.lap()})
         is_due = self._save_every and batches % self._save_every == 0
         if position == 0 or is_due:
           checkpoints.save(batches, progress, accuracy)
@@ -256,6 +242,23 @@ class Runner:
       while not all(future.done() for future in compiled.values()):
         time.sleep(0.05)
       self._steps = {rows: future.result() for rows, future in compiled.items()}
+
+  def _measure(self, progress, dataset: Dataset) -> dict[str, Any]:
+    """The means of an epoch, the next learning rate, and the evaluation."""
+    program = self._program
+    counts = host_metrics(
+      {"skipped": progress.skipped, "step": progress.state.step}
+    )
+    rate = program_lib.learning_rate_of(program.config, program.steps)
+    evaluated = self._evaluate(
+      progress.state, dataset.x_evaluated, dataset.y_evaluated
+    )
+    return {
+      "learning_rate": np.asarray(rate(counts["step"])).item(),
+      **_finite(program_lib.means(progress)),
+      "skipped": counts["skipped"],
+      **_finite({f"{dataset.evaluated}_{k}": v for k, v in evaluated.items()}),
+    }
 
   def _check(self, progress, checkpoints) -> None:
     checkpoints.check()
