@@ -1,6 +1,7 @@
 """``train``: augmentation, order, noise, models and numbers, without a run."""
 
 import json
+import pathlib
 
 import jax
 from jax import numpy as jnp
@@ -17,6 +18,7 @@ from fsam_optax.experiments import label_noise
 from fsam_optax.experiments import paper_recipes
 from fsam_optax.experiments import program
 from fsam_optax.experiments import resnet
+from fsam_optax.experiments import run_folder
 
 MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
 DEVIATION = np.array([0.2023, 0.1994, 0.2010], np.float32)
@@ -377,6 +379,14 @@ def test_checksum_sees_a_bit_a_swap_and_a_loss_but_no_sharding():
     tree["w"], NamedSharding(mesh, PartitionSpec("batch"))
   )
   np.testing.assert_array_equal(program.checksum({**tree, "w": sharded}), found)
+
+
+def test_a_line_that_a_full_disk_refuses_is_an_error(tmp_path):
+  journal = run_folder.Journal(tmp_path / "metrics.jsonl", 0)
+  journal._path = pathlib.Path("/dev/full")
+  with pytest.raises(run_folder.FolderError, match="No space left.*full disk"):
+    journal.append({"batches": 1})
+  assert not journal.lines
 
 
 def error_of(capsys, *flags):
