@@ -384,7 +384,7 @@ def test_checksum_sees_a_bit_a_swap_and_a_loss_but_no_sharding():
 def test_a_line_that_a_full_disk_refuses_is_an_error(tmp_path):
   journal = run_folder.Journal(tmp_path / "metrics.jsonl", 0)
   journal._path = pathlib.Path("/dev/full")
-  with pytest.raises(run_folder.FolderError, match="No space left.*full disk"):
+  with pytest.raises(run_folder.FolderError, match=r"No space left.*full disk"):
     journal.append({"batches": 1})
   assert not journal.lines
 
