@@ -18,25 +18,16 @@ command, augmentation included, for so many chips as share the batch:
 import argparse
 import json
 import math
-import os
 import shlex
 import time
 from typing import Any, Callable, NamedTuple, Optional
 
-# Before JAX looks for a TPU: the compiler alone, for a pod that is described.
-os.environ.update(
-  JAX_PLATFORMS="cpu",
-  TPU_SKIP_MDS_QUERY="1",
-  TPU_ACCELERATOR_TYPE="v5litepod-256",
-  TPU_WORKER_HOSTNAMES="localhost",
-  TPU_WORKER_ID="0",
-  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # No chip is held: several may compile.
-)
+import tpu  # Before JAX, which it keeps from looking for a chip.
 
+# isort: split
 import hlo
 import jax
 from jax import numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -162,12 +153,7 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
   rule = None
   if mode.how == "fsdp":
     rule = fsam_optax.fsdp_rule(mesh, mesh.axis_names)
-  place = lambda x, sharding: jax.ShapeDtypeStruct(
-    x.shape, x.dtype, sharding=sharding
-  )
-  state = jax.tree.map(
-    place, state, fsam_optax.state_shardings(state, mesh, rule)
-  )
+  state = tpu.place(state, fsam_optax.state_shardings(state, mesh, rule))
   rows = model.rows_a_chip * mesh.size
   batch = {
     name: jax.ShapeDtypeStruct(
@@ -195,9 +181,7 @@ def row_of(
 ) -> dict[str, Any]:
   """Compiles one mode for one topology and counts."""
   start = time.perf_counter()
-  devices = np.array(
-    topologies.get_topology_desc(topology, platform="tpu").devices
-  )
+  devices = tpu.devices(topology)
   mesh = Mesh(devices, ("batch",))
   if MODES[mode_name].how == "fsdp":  # Two axes, to split two dimensions.
     rows = 2 ** (devices.size.bit_length() // 2)
@@ -219,9 +203,7 @@ def train_row(
   args = parser.parse_args(shlex.split(flags))
   config = train_settings.config_of(args, parser)
   dataset = paper_recipes.RECIPES[args.recipe].dataset
-  devices = np.array(
-    topologies.get_topology_desc(topology, platform="tpu").devices
-  )[:chips]
+  devices = tpu.devices(topology)[:chips]
   built = train_settings.program_of(
     config,
     (32, 32, 3),

@@ -5,17 +5,31 @@ and one optimizer update, with no norm and no moving average. XLA counts the
 bytes that the compiled step reads and writes and the temporary memory it
 allocates; both are printed in words (4 bytes) a parameter. Times are medians of
 interleaved runs, given as ratios to the floor's and to plain SGD's of the same
-round. With ``--peers``, the same models in PyTorch by pytorch_optimizer run in
-the same rounds, as ratios to PyTorch's SGD:
+round.
+
+  python benchmarks/step_cost.py [--models mlp] [--batch-sizes 8 256]
+                                 [--steps floor "train step (default)"]
+                                 [--rounds 40] [--output step_cost.json]
+
+With ``--peers``, the same models in PyTorch by pytorch_optimizer run in the
+same rounds, as ratios to PyTorch's SGD:
 
   pip install torch pytorch_optimizer
   python benchmarks/step_cost.py --peers --peak --models mlp cnn transformer
 
-  python benchmarks/step_cost.py [--models mlp] [--batch-sizes 8 256]
-                                 [--rounds 40] [--output step_cost.json]
+With ``--tpu``, the counts alone, of the program for one chip of a TPU, which
+need not be there, and the words moved to and from its main memory: XLA's count
+takes what is copied into the fast memory beforehand three times. Seconds a row,
+but for ResNet-18 minutes:
+
+  pip install "jax[tpu]"
+  python benchmarks/step_cost.py --tpu [--models perceptron decoder resnet18]
 """
 
 import argparse
+from collections.abc import Collection
+from collections.abc import Iterable
+import importlib.util
 import json
 import os
 import platform
@@ -24,136 +38,16 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
+if "--tpu" in sys.argv and importlib.util.find_spec("libtpu"):
+  import tpu  # Before JAX, which it keeps from looking for a chip.
+
+import hlo
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import steps as steps_lib
 import workloads
-
-import fsam_optax
-
-RHO = 0.05
-
-
-class Step(NamedTuple):
-  """A step to measure: its initial state from parameters, and its function."""
-
-  init: Callable[[Any], Any]
-  update: Callable[[Any, Any], Any]
-
-
-def steps(loss_fn: Callable[[Any, Any], jax.Array]) -> dict[str, Step]:
-  """The steps by name, each over the same SGD with momentum."""
-  base = optax.sgd(0.01, momentum=0.9)
-
-  def sgd(state, batch):
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    updates, opt_state = base.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-  def floor(state, batch):
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    perturbed = jax.tree.map(lambda w, g: w + RHO * g, params, grads)
-    perturbed_loss, grads = jax.value_and_grad(loss_fn)(perturbed, batch)
-    updates, opt_state = base.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    return (params, opt_state), (loss, perturbed_loss)
-
-  optax_sam = optax.contrib.sam(
-    base,
-    optax.chain(optax.contrib.normalize(), optax.sgd(RHO)),
-    opaque_mode=True,
-  )
-
-  def contrib_sam(state, batch):
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    updates, opt_state = optax_sam.update(
-      grads,
-      opt_state,
-      params,
-      grad_fn=jax.grad(lambda p, _: loss_fn(p, batch)),
-    )
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-  transparent_sam = optax.contrib.sam(
-    base, optax.chain(optax.contrib.normalize(), optax.sgd(RHO)), sync_period=2
-  )
-
-  def contrib_sam_transparent(state, batch):
-    # One call for each of the two gradients.
-    for _ in range(2):
-      params, opt_state = state
-      loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-      updates, opt_state = transparent_sam.update(grads, opt_state, params)
-      state = (optax.apply_updates(params, updates), opt_state)
-    return state, loss
-
-  chain = optax.chain(fsam_optax.fsam(RHO), base)
-
-  def fsam_chain(state, batch):
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    updates, opt_state = chain.update(
-      grads,
-      opt_state,
-      params,
-      grad_fn=lambda p: jax.grad(loss_fn)(p, batch),
-    )
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-  def train_step(perturbation=None, **options):
-    def create(params):
-      return fsam_optax.TrainState.create(
-        apply_fn=None,
-        params=params,
-        tx=base,
-        perturbation=perturbation or fsam_optax.friendly_perturbation(RHO),
-      )
-
-    step = fsam_optax.make_train_step(
-      lambda params, model_state, batch, rng: (
-        loss_fn(params, batch),
-        (model_state, {}),
-      ),
-      jit=False,
-      **options,
-    )
-    return Step(create, step)
-
-  with_opt_state = lambda tx: lambda params: (params, tx.init(params))
-  return {
-    "SGD": Step(with_opt_state(base), sgd),
-    "floor": Step(with_opt_state(base), floor),
-    "optax.contrib.sam": Step(with_opt_state(optax_sam), contrib_sam),
-    "optax.contrib.sam, transparent": Step(
-      with_opt_state(transparent_sam), contrib_sam_transparent
-    ),
-    "fsam in a chain": Step(with_opt_state(chain), fsam_chain),
-    "train step, metrics=(), no skip": train_step(
-      metrics=(), skip_nonfinite=False
-    ),
-    "train step, no skip": train_step(skip_nonfinite=False),
-    "train step, metrics=()": train_step(metrics=()),
-    "train step (default)": train_step(),
-    "train step, 1/8": train_step(ascent_fraction=1 / 8),
-    "train step, 1/8, no skip, metrics=()": train_step(
-      ascent_fraction=1 / 8, skip_nonfinite=False, metrics=()
-    ),
-    "train step, SAM": train_step(fsam_optax.sam_perturbation(RHO)),
-    "train step, bfloat16 average": train_step(
-      fsam_optax.friendly_perturbation(RHO, accumulator_dtype=jnp.bfloat16)
-    ),
-    "train step, 4 micro-batches": train_step(num_microbatches=4),
-    "train step, 4 local": train_step(
-      num_microbatches=4, sync_perturbation=False
-    ),
-    "train step, every 2nd": train_step(every=2),
-    "train step, gate shut": train_step(stop=0),
-  }
-
 
 PEERED = (  # What is compared with PyTorch.
   "SGD",
@@ -164,13 +58,107 @@ PEERED = (  # What is compared with PyTorch.
   "train step (default)",
   "train step, 1/8",
 )
+DEFAULTS = {  # Models and batch sizes, on this machine and for a TPU.
+  False: (["mlp"], [8, 256]),
+  True: (["perceptron", "decoder", "resnet18"], [128]),
+}
+TOPOLOGY = "v5e:2x2"
+
+
+def chosen_steps(
+  workload: workloads.Workload, batch_size: int, names: Collection[str]
+) -> dict[str, steps_lib.Step]:
+  """The steps of these names, or all, that fit the rows of the batch."""
+  return {
+    name: step
+    for name, step in steps_lib.steps(workload.loss_fn).items()
+    if (not names or name in names)
+    and not ("1/8" in name and batch_size % 8)
+    and not ("4 " in name and batch_size % 4)
+  }
+
+
+def compile_step(
+  step: steps_lib.Step, state: Any, batch: Any
+) -> jax.stages.Compiled:
+  """Compiles a step that is given its state to overwrite."""
+  update = jax.jit(step.update, donate_argnums=0)
+  return update.lower(state, batch).compile()
+
+
+def counted(
+  step: steps_lib.Step, state: Any, batch: Any, num_params: int
+) -> tuple[dict[str, Any], jax.stages.Compiled]:
+  """A row of what the compiler says of a step, and the compiled step."""
+  start = time.perf_counter()
+  compiled = compile_step(step, state, batch)
+  seconds = time.perf_counter() - start
+  row = {"parameters": num_params, **counts(compiled, num_params)}
+  return {**row, "compile_seconds": seconds}, compiled
+
+
+def counts(compiled: jax.stages.Compiled, num_params: int) -> dict[str, Any]:
+  """What the compiler says of a step, None where it does not."""
+  cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+  words = lambda size: None if size is None else size / (4 * num_params)
+  return {
+    "words": words(cost.get("bytes accessed")),
+    "main_memory_words": words(hlo.main_memory_bytes(compiled.as_text())),
+    "temporary_words": words(getattr(memory, "temp_size_in_bytes", None)),
+    "flops": cost.get("flops"),
+  }
+
+
+def above_floor(rows: list[dict[str, Any]]) -> None:
+  """Adds to each row by how much its counts exceed those of the floor."""
+  floor = next((row for row in rows if row["step"] == "floor"), {})
+  for row in rows:
+    for name, above in (
+      ("words", "words_above_floor"),
+      ("main_memory_words", "main_memory_above_floor"),
+      ("temporary_words", "temporary_above_floor"),
+    ):
+      if row.get(name) is not None and floor.get(name) is not None:
+        row[above] = row[name] - floor[name]
+
+
+def shapes_of(workload: workloads.Workload) -> tuple[Any, Any, int]:
+  """Shapes of the parameters and of the model state; number of parameters."""
+  params, model_state = jax.eval_shape(workload.init, jax.random.key(0))
+  return params, model_state, sum(x.size for x in jax.tree.leaves(params))
+
+
+def first_state(workload: workloads.Workload, step: steps_lib.Step) -> Any:
+  """A step's first state, in buffers of its own, to be overwritten."""
+  state = step.init(*jax.jit(workload.init)(jax.random.key(0)))
+  # optax.contrib.sam's holds the parameters twice.
+  return jax.tree.map(jnp.copy, state)
+
+
+def count_for_tpu(
+  workload: workloads.Workload, batch_size: int, names: Collection[str]
+):
+  """Yields a row of counts for each step, compiled for one chip."""
+  chip = tpu.devices(TOPOLOGY)[0]
+  sharding = jax.sharding.SingleDeviceSharding(chip)
+  params, model_state, num_params = shapes_of(workload)
+  batch = workload.make_batch(np.random.default_rng(0), batch_size)
+  rows = []
+  for name, step in chosen_steps(workload, batch_size, names).items():
+    state = jax.eval_shape(step.init, params, model_state)
+    shapes = tpu.place((state, batch), sharding)
+    row, _ = counted(step, *shapes, num_params)
+    row |= {"step": name, "batch_size": batch_size, "chip": chip.device_kind}
+    rows.append(row)
+    above_floor(rows)
+    yield row
 
 
 def measure(
   workload: workloads.Workload,
   batch_size: int,
   rounds: int,
-  names: tuple[str, ...] = (),
+  names: Collection[str] = (),
   others: dict[str, Callable[[], Any]] | None = None,
 ) -> list[dict[str, Any]]:
   """Compiles steps and times them in turn, a row a step.
@@ -179,60 +167,55 @@ def measure(
     workload: the model.
     batch_size: rows.
     rounds: interleaved timings of each step.
-    names: of :func:`steps`; all where empty.
+    names: of the steps; all where empty.
     others: further steps to time in the same rounds, by name.
 
   Returns:
     The rows; those of others hold times alone.
   """
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
-  make_params = jax.jit(workload.init)
-  params = jax.eval_shape(make_params, jax.random.key(0))
-  num_params = sum(x.size for x in jax.tree.leaves(params))
-  word = 4 * num_params
-  compiled, states, rows = {}, {}, []
-  for name, step in steps(workload.loss_fn).items():
-    if names and name not in names:
-      continue
-    if "1/8" in name and batch_size % 8:
-      continue
-    # optax.contrib.sam's state holds the parameters, which are donated, too.
-    states[name] = jax.tree.map(
-      jnp.copy, step.init(make_params(jax.random.key(0)))
-    )
-    start = time.perf_counter()
-    compiled[name] = (
-      jax.jit(step.update, donate_argnums=0)
-      .lower(states[name], batch)
-      .compile()
-    )
-    cost = compiled[name].cost_analysis()
-    memory = compiled[name].memory_analysis()
-    rows.append(
-      {
-        "step": name,
-        "parameters": num_params,
-        "batch_size": batch_size,
-        "words": cost["bytes accessed"] / word,
-        "temporary_words": memory.temp_size_in_bytes / word,
-        "flops": cost["flops"],
-        "compile_seconds": time.perf_counter() - start,
-      }
-    )
-  calls = {}
-  for name, step in compiled.items():
+  num_params = shapes_of(workload)[-1]
+  calls, rows = {}, []
+  for name, step in chosen_steps(workload, batch_size, names).items():
+    state = first_state(workload, step)
+    row, compiled = counted(step, state, batch, num_params)
+    rows.append({"step": name, "batch_size": batch_size, **row})
+    calls[name] = Repeated(compiled, state, batch)
+  above_floor(rows)
+  others = others or {}
+  rows += [{"step": name, "batch_size": batch_size} for name in others]
+  times = time_calls({**calls, **others}, rounds)
+  for row in rows:
+    if row["step"] in others:
+      among = {name: times[name] for name in others}
+      row |= times_of(row["step"], among, "torch SGD")
+    else:
+      row |= times_of(row["step"], times)
+  return rows
 
-    def call(name=name, step=step):
-      states[name], reported = step(states[name], batch)
-      jax.block_until_ready((states[name], reported))
 
-    calls[name] = call
-  for name, call in (others or {}).items():
-    calls[name] = call
-    rows.append({"step": name, "batch_size": batch_size})
-  calls["SGD"]()
+class Repeated:
+  """A compiled step that goes on from its own last state, to its end."""
+
+  def __init__(self, compiled: jax.stages.Compiled, state: Any, batch: Any):
+    """Takes the state over: its buffers are overwritten."""
+    self._compiled, self._state, self._batch = compiled, state, batch
+
+  def __call__(self, steps: int = 1) -> None:
+    """Takes so many steps, and waits for the last."""
+    for _ in range(steps):
+      self._state, reported = self._compiled(self._state, self._batch)
+    jax.block_until_ready((self._state, reported))
+
+
+def time_calls(
+  calls: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, np.ndarray]:
+  """Seconds of each call in each round, all of them in turn every round."""
+  first = next(iter(calls.values()))
+  first()
   start = time.perf_counter()
-  calls["SGD"]()
+  first()
   # About as long for every model, and no longer than the clock needs.
   repeats = int(np.clip(0.02 / (time.perf_counter() - start), 1, 20))
   seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -243,18 +226,19 @@ def measure(
         call()
       seconds[name].append((time.perf_counter() - start) / repeats)
   # The first round warms up.
-  times = {name: np.array(x[1:]) for name, x in seconds.items()}
-  floor = next((row for row in rows if row["step"] == "floor"), None)
-  for row in rows:
-    name = row["step"]
-    sgd = "torch SGD" if name in (others or {}) else "SGD"
-    row["milliseconds"] = float(np.median(times[name])) * 1e3
-    row["ratio_to_sgd"] = float(np.median(times[name] / times[sgd]))
-    if floor is not None and sgd == "SGD":
-      ratio = times[name] / times["floor"]
-      row["ratio_to_floor"] = float(np.median(ratio))
-      row["words_above_floor"] = row["words"] - floor["words"]
-  return rows
+  return {name: np.array(x[1:]) for name, x in seconds.items()}
+
+
+def times_of(
+  name: str, times: dict[str, np.ndarray], sgd: str = "SGD"
+) -> dict[str, float]:
+  """The median time of a step, and the medians of its ratios to others'."""
+  own = times[name]
+  found = {"milliseconds": float(np.median(own)) * 1e3}
+  for ratio, other in (("ratio_to_sgd", sgd), ("ratio_to_floor", "floor")):
+    if other in times:
+      found[ratio] = float(np.median(own / times[other]))
+  return found
 
 
 def peak_megabytes(model: str, batch_size: int, name: str) -> float:
@@ -278,19 +262,12 @@ def print_peak(model: str, batch_size: int, name: str) -> None:
   """Prints by how many MB three steps, once compiled, exceed the imports."""
   workload = workloads.WORKLOADS[model]()
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
-  if name in steps(workload.loss_fn):
+  found = steps_lib.steps(workload.loss_fn)
+  if name in found:
     jax.block_until_ready(jnp.ones(8) + 1)
     before = memory_megabytes("VmRSS")
-    step = steps(workload.loss_fn)[name]
-    state = step.init(jax.jit(workload.init)(jax.random.key(0)))
-    state = jax.tree.map(jnp.copy, state)
-    update = jax.jit(step.update, donate_argnums=0)
-    update = update.lower(state, batch).compile()
-
-    def call():
-      nonlocal state
-      state, reported = update(state, batch)
-      jax.block_until_ready((state, reported))
+    state = first_state(workload, found[name])
+    call = Repeated(compile_step(found[name], state, batch), state, batch)
   else:
     import torch_peers
 
@@ -310,100 +287,147 @@ def memory_megabytes(field: str) -> float:
   return int(line.split()[1]) / 1024
 
 
-def main():
-  """Measures and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__.split("\n", 1)[0],
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+class Column(NamedTuple):
+  """A column of the table: its heading, width, field of a row and format."""
+
+  heading: str
+  width: int
+  field: str
+  form: str
+
+
+COUNTED = (
+  Column("words", 7, "words", ".2f"),
+  Column("above", 7, "words_above_floor", ".2f"),
+  Column("trees", 6, "temporary_words", ".2f"),
+  Column("above", 6, "temporary_above_floor", ".2f"),
+)
+TIMED = (
+  Column("ms", 8, "milliseconds", ".2f"),
+  Column("/floor", 6, "ratio_to_floor", ".3f"),
+  Column("/SGD", 6, "ratio_to_sgd", ".3f"),
+)
+COMPILED = (
+  Column("main", 6, "main_memory_words", ".2f"),
+  Column("above", 6, "main_memory_above_floor", ".2f"),
+  Column("compile s", 9, "compile_seconds", ".1f"),
+)
+PEAK = (Column("peak MB", 8, "peak_megabytes", ".0f"),)
+
+
+def line_of(row: dict[str, Any], columns: Iterable[Column]) -> str:
+  """A row of the table, blank where it has no such number."""
+  line = f"{row['model']:11} {row['batch_size']:5} {row['step']:38}"
+  for _, width, field, form in columns:
+    value = row.get(field)
+    line += f" {'' if value is None else format(value, form):>{width}}"
+  return line.rstrip()
+
+
+def heading(columns: Iterable[Column]) -> str:
+  """The first line of the table."""
+  line = f"{'model':11} {'batch':>5} {'step':38}"
+  return line + "".join(f" {x.heading:>{x.width}}" for x in columns)
+
+
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+  """The command line, with what depends on ``--tpu`` filled in."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+  add = parser.add_argument
+  add("--models", nargs="+", choices=workloads.WORKLOADS, metavar="MODEL")
+  add("--batch-sizes", type=int, nargs="+", metavar="ROWS")
+  add("--steps", nargs="+", default=[], metavar="NAME", help="default all")
+  add("--rounds", type=int, default=40, help="interleaved timings of each step")
+  add(
+    "--tpu", action="store_true", help="count for a chip that need not be there"
   )
-  parser.add_argument(
-    "--models", nargs="+", choices=workloads.WORKLOADS, default=["mlp"]
-  )
-  parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 256])
-  parser.add_argument(
-    "--rounds", type=int, default=40, help="interleaved timings of each step"
-  )
-  parser.add_argument(
+  add(
     "--peers",
     action="store_true",
     help="the steps that have a like in PyTorch, and those",
   )
-  parser.add_argument(
+  add(
     "--peak",
     action="store_true",
     help="also the peak memory of each step, in a process of its own",
   )
-  parser.add_argument("--output", help="also write the rows to this JSON file")
-  parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+  add("--output", help="also write the rows to this JSON file")
+  add("--peak-of", help=argparse.SUPPRESS)
   args = parser.parse_args()
+  models, batch_sizes = DEFAULTS[args.tpu]
+  args.models = args.models or models
+  args.batch_sizes = args.batch_sizes or batch_sizes
   if min(args.batch_sizes) < 1 or args.rounds < 1:
     parser.error("--batch-sizes and --rounds must be positive")
+  known = steps_lib.steps(lambda *args: None)
+  if unknown := [name for name in args.steps if name not in known]:
+    parser.error(f"--steps must be out of {list(known)}, got {unknown}")
+  if args.tpu and (args.peers or args.peak):
+    parser.error("--tpu counts alone: leave out --peers and --peak")
+  if args.tpu and importlib.util.find_spec("libtpu") is None:
+    parser.error('--tpu needs libtpu. Run: pip install "jax[tpu]"')
+  if args.peers:
+    args.steps = PEERED
+  return parser, args
+
+
+def peers_of(
+  parser: argparse.ArgumentParser,
+) -> tuple[str, Callable[..., dict[str, Callable[[], Any]]]]:
+  """PyTorch's version, and what makes its steps for a model and a batch."""
+  try:
+    import torch
+    import torch_peers
+  except ImportError as error:
+    parser.error(
+      f"--peers needs {error.name}. Run: pip install torch pytorch_optimizer"
+    )
+  return torch.__version__, lambda model, batch: {
+    name: torch_peers.make_step(model, name, batch)
+    for name in torch_peers.OPTIMIZERS
+  }
+
+
+def rows_of(args, model, batch_size, make_others):
+  """Yields the rows of a model at a batch size."""
+  workload = workloads.WORKLOADS[model]()
+  if args.tpu:
+    yield from count_for_tpu(workload, batch_size, args.steps)
+    return
+  batch = workload.make_batch(np.random.default_rng(0), batch_size)
+  others = make_others(model, batch)
+  for row in measure(workload, batch_size, args.rounds, args.steps, others):
+    if args.peak:
+      row["peak_megabytes"] = peak_megabytes(model, batch_size, row["step"])
+    yield row
+
+
+def main():
+  """Measures and prints the table."""
+  parser, args = parse()
   if args.peak_of:
     print_peak(args.models[0], args.batch_sizes[0], args.peak_of)
     return
   versions = {"jax": jax.__version__, "optax": optax.__version__}
-  make_others = lambda model, batch_size: {}
+  make_others = lambda model, batch: {}
   if args.peers:
-    try:
-      import torch
-      import torch_peers
-    except ImportError as error:
-      parser.error(
-        f"--peers needs {error.name}. Run: pip install torch pytorch_optimizer"
-      )
-    versions["torch"] = torch.__version__
-
-    def make_others(model, batch_size):
-      batch = workloads.WORKLOADS[model]().make_batch(
-        np.random.default_rng(0), batch_size
-      )
-      return {
-        name: torch_peers.make_step(model, name, batch)
-        for name in torch_peers.OPTIMIZERS
-      }
-
+    versions["torch"], make_others = peers_of(parser)
   device = jax.devices()[0].device_kind
+  if args.tpu:
+    device = f"compiled for {tpu.devices(TOPOLOGY)[0].device_kind}"
   print(
     f"{device}, {os.cpu_count()} cores, {platform.machine()}, "
     + ", ".join(f"{name} {version}" for name, version in versions.items())
   )
-  print(
-    f"{'model':11} {'batch':>5} {'step':38} {'words':>6} {'above':>6} "
-    f"{'temp':>5} {'ms':>8} {'/floor':>6} {'/SGD':>6}"
-    + ("  peak MB" if args.peak else "")
-  )
+  columns = COUNTED + (COMPILED if args.tpu else TIMED)
+  columns += PEAK if args.peak else ()
+  print(heading(columns))
   rows = []
   for model in args.models:
     for batch_size in args.batch_sizes:
-      found = measure(
-        workloads.WORKLOADS[model](),
-        batch_size,
-        args.rounds,
-        PEERED if args.peers else (),
-        make_others(model, batch_size),
-      )
-      for row in found:
-        row["model"] = model
-        line = f"{model:11} {batch_size:5} {row['step']:38}"
-        if "words" in row:
-          line += (
-            f" {row['words']:6.2f} {row['words_above_floor']:6.2f} "
-            f"{row['temporary_words']:5.2f}"
-          )
-        else:
-          line += " " * 20
-        line += f" {row['milliseconds']:8.2f}"
-        line += (
-          f" {row['ratio_to_floor']:6.3f}"
-          if "ratio_to_floor" in row
-          else " " * 7
-        )
-        line += f" {row['ratio_to_sgd']:6.3f}"
-        if args.peak:
-          row["peak_megabytes"] = peak_megabytes(model, batch_size, row["step"])
-          line += f" {row['peak_megabytes']:8.0f}"
-        print(line, flush=True)
-      rows += found
+      for row in rows_of(args, model, batch_size, make_others):
+        rows.append({"model": model, **row})
+        print(line_of(rows[-1], columns), flush=True)
   if args.output:
     with open(args.output, "w") as file:
       json.dump(

@@ -1,6 +1,7 @@
-"""The models whose steps are timed: what to initialise, and a loss."""
+"""The models whose steps are timed: what to initialize, and a loss."""
 
 from collections.abc import Sequence
+import functools
 import itertools
 import math
 from typing import Any, Callable, NamedTuple
@@ -10,24 +11,32 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
+from fsam_optax.experiments import resnet
+from fsam_optax.experiments import transformer as experiments_transformer
+
+Loss = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+
 
 class Workload(NamedTuple):
   """A model with data of its shapes.
 
   Attributes:
-    init: ``init(key)`` returns the parameters.
-    loss_fn: ``loss_fn(params, batch)`` returns a scalar.
+    init: ``init(key)`` returns the parameters and the model state, such as
+      BatchNorm's statistics, or None where the model has none.
+    loss_fn: ``loss_fn(params, model_state, batch)`` returns a scalar and the
+      new model state.
     make_batch: ``make_batch(rng, rows)`` returns NumPy arrays, inputs and
       labels.
   """
 
-  init: Callable[[jax.Array], Any]
-  loss_fn: Callable[[Any, Any], jax.Array]
+  init: Callable[[jax.Array], tuple[Any, Any]]
+  loss_fn: Loss
   make_batch: Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]
 
 
 CLASSES = 10
 MLP_LAYERS = (784, 1408, 1264, CLASSES)  # 2.9 million parameters.
+WIDE_LAYERS = (784, 8192, 8192, 8192, CLASSES)  # 141 million parameters.
 CNN_CHANNELS = (3, 32, 64, 64)
 CNN_STRIDES = (1, 2, 2)
 IMAGE = (32, 32, 3)
@@ -40,6 +49,15 @@ def _normal(key, *shape, fan_in):
 
 def _cross_entropy(logits, labels):
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _stateless(init, loss_fn, make_batch) -> Workload:
+  """Of a model that is its parameters alone."""
+  return Workload(
+    lambda key: (init(key), None),
+    lambda params, model_state, batch: (loss_fn(params, batch), model_state),
+    make_batch,
+  )
 
 
 def mlp(layers: Sequence[int] = MLP_LAYERS) -> Workload:
@@ -66,7 +84,7 @@ def mlp(layers: Sequence[int] = MLP_LAYERS) -> Workload:
     x = rng.normal(size=(rows, layers[0])).astype(np.float32)
     return x, rng.integers(0, layers[-1], rows).astype(np.int32)
 
-  return Workload(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, make_batch)
 
 
 def cnn() -> Workload:
@@ -106,7 +124,7 @@ def cnn() -> Workload:
     x = rng.normal(size=(rows, *IMAGE)).astype(np.float32)
     return x, rng.integers(0, CLASSES, rows).astype(np.int32)
 
-  return Workload(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, make_batch)
 
 
 def transformer() -> Workload:
@@ -149,7 +167,7 @@ def transformer() -> Workload:
     tokens = rng.integers(0, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32)
     return tokens[:, :-1], tokens[:, 1:]
 
-  return Workload(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, make_batch)
 
 
 def many_leaves(leaves: int, parameters: int = 2**18) -> Workload:
@@ -173,7 +191,78 @@ def many_leaves(leaves: int, parameters: int = 2**18) -> Workload:
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return draw(rows, size), draw(rows)
 
+  return _stateless(init, loss_fn, make_batch)
+
+
+def decoder(**sizes: Any) -> Workload:
+  """The Transformer of the experiments, by default of 4.2 million parameters.
+
+  Args:
+    **sizes: fields of the network that are not its defaults.
+
+  Returns:
+    The model, with the next token for a label.
+  """
+  network = experiments_transformer.Transformer(**sizes)
+
+  def init(key):
+    tokens = jnp.zeros((1, network.length), jnp.int32)
+    return network.init(key, tokens)["params"]
+
+  def loss_fn(params, batch):
+    tokens, targets = batch
+    return _cross_entropy(network.apply({"params": params}, tokens), targets)
+
+  def make_batch(rng, rows):
+    shape = (rows, network.length + 1)
+    tokens = rng.integers(0, network.vocabulary, shape).astype(np.int32)
+    return tokens[:, :-1], tokens[:, 1:]
+
+  return _stateless(init, loss_fn, make_batch)
+
+
+def residual(**sizes: Any) -> Workload:
+  """A ResNet with BatchNorm on images of 32 x 32, by default ResNet-18.
+
+  Args:
+    **sizes: fields of the network that are not its defaults.
+
+  Returns:
+    The model, whose state are BatchNorm's statistics.
+  """
+  network = resnet.ResNet(CLASSES, **sizes)
+
+  def init(key):
+    variables = network.init(key, jnp.zeros((1, *IMAGE)), train=False)
+    model_state = dict(variables)
+    return model_state.pop("params"), model_state
+
+  def loss_fn(params, model_state, batch):
+    images, labels = batch
+    logits, model_state = network.apply(
+      {"params": params, **model_state},
+      images,
+      train=True,
+      mutable=["batch_stats"],
+    )
+    return _cross_entropy(logits, labels), model_state
+
+  def make_batch(rng, rows):
+    x = rng.normal(size=(rows, *IMAGE)).astype(np.float32)
+    return x, rng.integers(0, CLASSES, rows).astype(np.int32)
+
   return Workload(init, loss_fn, make_batch)
 
 
-WORKLOADS = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+  "mlp": mlp,  # The first three have their like in torch_peers.py.
+  "cnn": cnn,
+  "transformer": transformer,
+  "perceptron": functools.partial(mlp, WIDE_LAYERS),
+  "decoder": decoder,
+  "resnet18": residual,
+  "resnet18-bfloat16": functools.partial(residual, dtype=jnp.bfloat16),
+  # To see that a command runs, in seconds.
+  "mlp-tiny": functools.partial(mlp, (784, 32, CLASSES)),
+  "resnet-tiny": functools.partial(residual, width=8, blocks=(1,)),
+}

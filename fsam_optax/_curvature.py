@@ -10,8 +10,8 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax import _over_data
-from fsam_optax._rows import name
-from fsam_optax._two_passes import check_int
+from fsam_optax._batch import path_name
+from fsam_optax._options import check_int
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -267,7 +267,7 @@ def _check_dtype(params) -> None:
     if dtype not in (jnp.float32, jnp.float64):
       raise TypeError(
         "`params` must be float32 or float64 for the Hessian, got "
-        f"{dtype} at {name(path)}. Cast them; the loss may cast them back."
+        f"{dtype} at {path_name(path)}. Cast them; the loss may cast them back."
       )
 
 

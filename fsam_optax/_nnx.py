@@ -7,9 +7,9 @@ import jax
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._loss import check_loss
 from fsam_optax._perturbation import global_norm
 from fsam_optax._two_passes import SharpnessInfo
-from fsam_optax._two_passes import check_loss
 from fsam_optax._value_and_grad import value_and_grad
 
 

@@ -11,8 +11,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax._rows import name
-from fsam_optax._two_passes import check_loss
+from fsam_optax._batch import path_name
+from fsam_optax._loss import check_loss
 
 Tick = Callable[[], object]
 
@@ -30,7 +30,7 @@ def num_rows(data: Any) -> int:
     ValueError: if there are no rows, or the arrays differ.
   """
   lengths = {
-    name(path): np.shape(x)[0] if np.ndim(x) else None
+    path_name(path): np.shape(x)[0] if np.ndim(x) else None
     for path, x in jax.tree_util.tree_leaves_with_path(data)
   }
   found = set(lengths.values())

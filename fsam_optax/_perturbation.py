@@ -15,7 +15,6 @@ import optax
 import optax.tree
 
 Order = Literal["official", "paper"]
-_LARGE_LEAF = 2**16
 Mask = Optional[Union[Any, Callable[[optax.Params], Any]]]
 
 
@@ -135,35 +134,49 @@ def subtract_gradient_ema(
   def init_fn(params):
     return SubtractGradientEmaState(
       count=jnp.zeros([], jnp.int32),
-      ema=optax.tree.zeros_like(params, dtype=accumulator_dtype),
+      # Of a dtype that is said, so that no later step is compiled anew for
+      # parameters of a weak type.
+      ema=jax.tree.map(
+        lambda x: jnp.zeros_like(
+          x, dtype=accumulator_dtype or jnp.result_type(x)
+        ),
+        params,
+      ),
     )
 
-  def update_fn(updates, state, params=None):
-    del params
+  def update_fn(updates, state, params=None, *, is_finite=None, **extra_args):
+    del params, extra_args
     decay = _value_at(lmbda, state.count)
-    share = _value_at(sigma, state.count)
+    fraction = _value_at(sigma, state.count)
+    # Both orders average by m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}). They
+    # are written so that, compiled, one tree beside the average is kept: d_t or
+    # g_t - m_{t-1}, from which the other follows, and g_t no longer.
     if order == "official":
       # The average starts at g_0. It is zero until then, so that the
       # subtraction needs no first step of its own.
       decay = jnp.where(state.count == 0, 0.0, decay)
-      direction = _tree_map_wide(lambda g, m: g - share * m, updates, state.ema)
-      # m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}), with g_t taken from
-      # d_t = g_t - sigma m_{t-1}: compiled, d_t may then take the place of g_t
-      # in memory, and at sigma = 1 the rounding is that of g_t - m_{t-1}.
-      ema = _tree_map_wide(
-        lambda d, m: m + (1 - decay) * (d + (share - 1) * m),
-        direction,
-        state.ema,
+      direction = _tree_map_wide(
+        lambda g, m: g - fraction * m, updates, state.ema
+      )
+      # Of d_t = g_t - sigma m_{t-1}; at sigma = 1 rounded as g_t - m_{t-1}.
+      difference = _tree_map_wide(
+        lambda d, m: d + (fraction - 1) * m, direction, state.ema
       )
     else:
-      ema = _tree_map_wide(
-        lambda g, m: m + (1 - decay) * (g - m), updates, state.ema
-      )
-      direction = _tree_map_wide(lambda g, m: g - share * m, updates, ema)
+      difference = _tree_map_wide(lambda g, m: g - m, updates, state.ema)
+    ema = _tree_map_wide(
+      lambda x, m: m + (1 - decay) * x, difference, state.ema
+    )
+    if order == "paper" and isinstance(sigma, (int, float)) and sigma == 1:
+      # g_t - m_t = lambda (g_t - m_{t-1}).
+      direction = jax.tree.map(lambda x: decay * x, difference)
+    elif order == "paper":
+      direction = _tree_map_wide(lambda g, m: g - fraction * m, updates, ema)
     direction = optax.tree.cast_like(direction, updates)
     # The average is finite, so the direction is finite where g is. Its norm is
     # the one that `scale_to_radius` needs: compiled, both are one computation.
-    is_finite = jnp.isfinite(global_norm(direction))
+    if is_finite is None:
+      is_finite = jnp.isfinite(global_norm(direction))
     return direction, SubtractGradientEmaState(
       count=jnp.where(
         is_finite, optax.safe_increment(state.count), state.count
@@ -175,7 +188,7 @@ def subtract_gradient_ema(
       ),
     )
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def scale_to_radius(
@@ -252,13 +265,10 @@ def scale_to_radius(
           "`params` must be given when `adaptive=True`, got None. Call "
           "`update(updates, state, params)`."
         )
-      scaled = _tree_map_wide(
-        lambda d, w: (jnp.abs(w) + eta) * d, updates, params
-      )
+      metric = lambda d, w: (jnp.abs(w) + eta) * d
+      scaled = _tree_map_wide(metric, updates, params)
       norm = global_norm(scaled)
-      updates = _tree_map_wide(
-        lambda d, w: (jnp.abs(w) + eta) * d, scaled, params
-      )
+      updates = _tree_map_wide(metric, scaled, params)
     else:
       norm = global_norm(updates)
     radius = _value_at(rho, state.count)
@@ -271,10 +281,9 @@ def scale_to_radius(
       updates,
       updates if params is None else params,
     )
-    if adaptive:
-      perturbation_norm = global_norm(perturbation)
-    else:  # ||scale * d|| = scale * ||d||: no pass over the tree.
-      perturbation_norm = jnp.where(jnp.isfinite(norm), scale * norm, 0.0)
+    # ||scale * d|| = scale * ||d||: no pass over the perturbation.
+    length = global_norm(updates) if adaptive else norm
+    perturbation_norm = jnp.where(jnp.isfinite(norm), scale * length, 0.0)
     return perturbation, ScaleToRadiusState(
       count=optax.safe_increment(state.count),
       direction_norm=norm.astype(state.direction_norm.dtype),
@@ -511,16 +520,10 @@ def _tree_map_wide(fn: Callable[..., jax.Array], *trees: Any) -> Any:
 
 
 def global_norm(tree: Any) -> jax.Array:
-  """The Euclidean norm over all leaves, in float32 at least."""
-  squares = [_sum_of_squares(widen(x)) for x in jax.tree.leaves(tree)]
-  return jnp.sqrt(sum(squares, start=jnp.zeros([], jnp.float32)))
+  """The Euclidean norm over all leaves, in float32 at least.
 
-
-def _sum_of_squares(x: jax.Array) -> jax.Array:
-  squares = jnp.square(jnp.abs(x)) if jnp.iscomplexobj(x) else jnp.square(x)
-  if x.ndim > 1 and x.size >= _LARGE_LEAF:
-    # In two stages that XLA must not merge: more accurate in float32, and on
-    # the CPU faster, where one big reduction runs at a fraction of the memory's
-    # speed and holds up the matrix products beside it.
-    squares = jax.lax.optimization_barrier(jnp.sum(squares, axis=-1))
-  return jnp.sum(squares)
+  One plain reduction a leaf: a compiler may fuse it with what makes the leaf.
+  """
+  square = lambda x: jnp.square(jnp.abs(x) if jnp.iscomplexobj(x) else x)
+  sums = [jnp.sum(square(widen(x))) for x in jax.tree.leaves(tree)]
+  return jnp.sqrt(sum(sums, start=jnp.zeros([], jnp.float32)))

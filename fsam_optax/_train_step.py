@@ -1,22 +1,23 @@
 """The Flax face: a train state and the two-pass train step."""
 
-from typing import Any, Callable, Collection, Optional, Union
+from typing import Any, Callable, Collection, Optional
 
 from flax import struct
 from flax.training import dynamic_scale as dynamic_scale_lib
 from flax.training import train_state
 import jax
+from jax import core
 from jax import numpy as jnp
 import optax
 
-from fsam_optax._axes import AxisName
-from fsam_optax._axes import axes_of
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import replica_index
+from fsam_optax._loss import check_loss_fn
+from fsam_optax._options import Options
 from fsam_optax._perturbation import global_norm
-from fsam_optax._two_passes import EmaGradient
+from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
-from fsam_optax._value_and_grad import check_loss_fn
+from fsam_optax._two_passes import with_radius_states
 
 
 class TrainState(train_state.TrainState):
@@ -165,17 +166,10 @@ class TrainState(train_state.TrainState):
 def make_train_step(
   loss_fn: Callable[..., Any],
   *,
-  axis_name: Optional[AxisName] = None,
-  sync_perturbation: Union[bool, AxisName] = True,
-  ema_gradient: EmaGradient = "ascent",
-  num_microbatches: int = 1,
-  ascent_fraction: float = 1.0,
-  every: int = 1,
-  start: int = 0,
-  stop: Optional[int] = None,
-  skip_nonfinite: bool = True,
-  metrics: Collection[str] = ("gradient_norm",),
+  metrics: Collection[str] = (),
   jit: bool = True,
+  skip_nonfinite: bool = True,
+  **options: Any,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
   """Builds the two-pass train step of a Flax loop.
 
@@ -198,39 +192,48 @@ def make_train_step(
     >>> step = fsam_optax.make_train_step(loss_fn)
     >>> batch = {"x": jnp.eye(2), "y": jnp.ones(2)}
     >>> state, metrics = step(state, batch)
-    >>> print(f"{metrics['loss']:.2f}", sorted(metrics))  # doctest: +ELLIPSIS
-    1.00 ['gradient_norm', 'loss', 'perturbation_norm', 'perturbed_loss', ...]
+    >>> print(f"{metrics['loss']:.2f}", sorted(metrics))
+    1.00 ['loss', 'perturbation_norm', 'perturbed_loss', 'sharpness', 'skipped']
 
   Args:
     loss_fn: ``loss_fn(params, model_state, batch, rng)`` returns ``(loss,
       (model_state, metrics))``: a real scalar, the updated model state in the
       structure, shapes and dtypes of the one given, and a dict of whatever the
       loss wants to report.
-    axis_name: see :func:`value_and_grad`, for the other options too. Every
-      replica gets a key of its own, folded from the step's key and its index.
-      The model state becomes the mean over the replicas; integers in it must
-      agree on all of them.
-    sync_perturbation: as there.
-    ema_gradient: as there.
-    num_microbatches: the micro-batches of a step get a key each, folded from
-      the step's key and their index; the model state passes from one to the
-      next, and the metrics are means over them.
-    ascent_fraction: as there. The loss, the metrics and the model state come
-      from the first pass still, so from that share of the rows: BatchNorm's
-      statistics of the parameters that are trained, not of perturbed ones.
-    every: with ``start`` and ``stop``, which steps ascend. The step is
-      ``state.step``.
-    start: as there.
-    stop: as there.
-    skip_nonfinite: whether a step whose loss or gradient, of either pass, is
-      not finite leaves the whole state as it was, ``step`` included. Costs
-      one pass over the gradient, and memory for one copy of the average.
     metrics: the fields of :class:`SharpnessInfo` to report besides, out of
       ``"gradient_norm"``, ``"direction_norm"`` and ``"gradient_ema_cosine"``.
       What is not asked for costs nothing.
+    skip_nonfinite: whether a step whose loss or gradient, of either pass, is
+      not finite leaves parameters, optimizer state, model state and ``step``
+      bit for bit as they were. The average keeps a first gradient that was
+      finite: to undo that would cost a copy of the average. The check is one
+      pass over the second gradient.
     jit: whether to compile the step and donate the state to it: the arrays of
       the state given, those of the parameters it was created from included,
-      cannot be used afterwards. False gives the pure function.
+      cannot be used afterwards. With a gate (``every``, ``start`` or ``stop``)
+      there are two compiled steps, one with the second pass and one without,
+      and the host picks one at each call: no step pays for the other's memory.
+      It reads ``state.step`` when a state comes that is not the one returned
+      last, as at a resume, and counts calls from there, so that no step waits
+      for the one before; a skipped step is a call, too. Inside a program that
+      is being traced, as in :func:`jax.lax.scan`, and with ``jit=False``, the
+      gate is a conditional on ``state.step`` in the pure function, which keeps
+      the memory of both branches.
+    **options: those of :func:`value_and_grad`, to which the model state adds:
+
+      ``axis_name``: every replica gets a key of its own, folded from the step's
+      key and its index. The model state becomes the mean over the replicas;
+      integers in it must agree on all of them.
+
+      ``num_microbatches``: each micro-batch gets a key of its own, folded from
+      the step's key and its index; the model state passes from one to the
+      next, and the metrics are means over them.
+
+      ``ascent_fraction``: the loss, the metrics and the model state come from
+      the first pass still, so from that fraction of the rows: BatchNorm's
+      statistics of the parameters that are trained, not of perturbed ones.
+
+      ``every``, ``start``, ``stop``: the step is ``state.step``.
 
   Returns:
     A function ``step(state, batch)`` that returns ``(state, metrics)``, where
@@ -241,8 +244,8 @@ def make_train_step(
     is None there is one pass, and the sharpness is 0.
 
   Raises:
-    TypeError: if an argument is of a wrong type; at call, if ``loss_fn`` does
-      not return what it must.
+    TypeError: if an argument is of a wrong type, or no option; at call, if
+      ``loss_fn`` does not return what it must.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
       state changes its structure, a shape or a dtype, or if a metric of the
       loss has a name that the step uses.
@@ -270,99 +273,166 @@ def make_train_step(
       f"`metrics` must be a collection of names out of "
       f"{sorted(_OPTIONAL_METRICS)}, got {metrics!r}."
     )
+  chosen = Options.of(options)
 
-  options = {
-    "axis_name": axis_name,
-    "sync_perturbation": sync_perturbation,
-    "ema_gradient": ema_gradient,
-    "num_microbatches": num_microbatches,
-    "ascent_fraction": ascent_fraction,
-    "every": every,
-    "start": start,
-    "stop": stop,
-  }
-  two_passes(optax.identity(), **options)  # Checks them now.
-  axes = axes_of("axis_name", axis_name)
+  def step_with(options):
+    def step(state: TrainState, batch: Any):
+      return _step(loss_fn, metrics, skip_nonfinite, options, state, batch)
 
-  def step(state: TrainState, batch: Any):
-    check_bound(axes)
-    rng = (
-      None if state.rng is None else jax.random.fold_in(state.rng, state.step)
+    return step
+
+  if not jit:
+    return step_with(chosen)
+  if chosen.is_gated:
+    return _HostGatedStep(step_with, chosen)
+  return jax.jit(step_with(chosen), donate_argnums=0)
+
+
+class _HostGatedStep:
+  """Picks on the host between two compiled steps, of which one ascends.
+
+  A conditional in one compiled step keeps the memory of both branches, and on
+  the CPU its matrix products run slowly. Two compiled steps cost neither.
+  """
+
+  def __init__(self, step_with, options):
+    self._options = options
+    self._traced = step_with(options)
+    self._compiled = {
+      ascends: jax.jit(step_with(options.always(ascends)), donate_argnums=0)
+      for ascends in (True, False)
+    }
+    self._count = 0
+    self._step_array = None
+
+  def __call__(self, state, batch):
+    if isinstance(state.step, core.Tracer):
+      return self._traced(state, batch)
+    if state.step is not self._step_array:
+      # Not the state that came out of the last call: begun, restored, another
+      # run's. Only here the host waits for the device.
+      self._count = int(state.step)
+    compiled = self._compiled[self._options.gate(self._count)]
+    state, metrics = compiled(state, batch)
+    self._count += 1
+    self._step_array = state.step
+    return state, metrics
+
+
+def _step(loss_fn, names, skip_nonfinite, options, state, batch):
+  """One step: the two passes, the update where they are finite, the metrics."""
+  check_bound(options.axes)
+  if state.dynamic_scale is not None and not skip_nonfinite:
+    raise ValueError(
+      "`skip_nonfinite` must be True when the state has a `dynamic_scale`, "
+      "got False: a step that overflows must be skipped."
     )
-    if rng is not None and axes:
-      rng = jax.random.fold_in(rng, replica_index(axes))
+  found = _passes(_loss_of_part(loss_fn, state, options), options, state, batch)
+  new_state, is_finite = _updated(state, found, options, skip_nonfinite)
+  info = found.info
+  reported = {
+    "loss": found.loss,
+    "perturbed_loss": info.perturbed_value,
+    "sharpness": info.perturbed_value - found.loss,
+    "perturbation_norm": info.perturbation_norm,
+    "skipped": 1 - jnp.asarray(is_finite, jnp.int32),
+    **{name: getattr(info, name) for name in names},
+  }
+  if taken := sorted(reported.keys() & found.aux.keys()):
+    raise ValueError(
+      f"`loss_fn` must not report metrics under the names {taken}, which the "
+      "step uses. Rename them."
+    )
+  return new_state, {**reported, **found.aux}
 
-    def loss_of_part(params, part, index, model_state):
-      key = rng
-      if rng is not None and num_microbatches > 1:
-        key = jax.random.fold_in(rng, index)
-      output = loss_fn(params, model_state, part, key)
-      _check_output(output, model_state)
-      return output
 
-    scale = state.dynamic_scale
-    if scale is not None and not skip_nonfinite:
-      raise ValueError(
-        "`skip_nonfinite` must be True when the state has a `dynamic_scale`, "
-        "got False: a step that overflows must be skipped."
-      )
-    if state.perturbation is None:  # One pass: a gate that never opens.
-      passes = two_passes(
-        optax.set_to_zero(),
-        axis_name=axis_name,
-        num_microbatches=num_microbatches,
-        stop=0,
-      )
-      state_before = optax.EmptyState()
-    else:
-      passes = two_passes(state.perturbation, **options)
-      state_before = state.perturbation_state
-    loss, model_state, own, grads, perturbation_state, info = passes(
+def _loss_of_part(loss_fn, state, options):
+  """The loss as the engine calls it, with a key for each part and replica."""
+  rng = state.rng
+  if rng is not None:
+    rng = jax.random.fold_in(rng, state.step)
+    if options.axes:
+      rng = jax.random.fold_in(rng, replica_index(options.axes))
+
+  def loss_of_part(params, part, index, model_state):
+    key = rng
+    if rng is not None and options.num_microbatches > 1:
+      key = jax.random.fold_in(rng, index)
+    output = loss_fn(params, model_state, part, key)
+    _check_output(output, model_state)
+    return output
+
+  return loss_of_part
+
+
+def _passes(loss_of_part, options, state, batch):
+  """The two passes, or one where the state has no perturbation."""
+  scale = None if state.dynamic_scale is None else state.dynamic_scale.scale
+  if state.perturbation is None:
+    found = one_pass(
+      options,
       loss_of_part,
       state.params,
-      state_before,
       batch,
       state.model_state,
-      step=state.step,
-      loss_scale=None if scale is None else scale.scale,
+      loss_scale=scale,
     )
-    if state.perturbation is None:
-      perturbation_state = state.perturbation_state
-    updated = lambda: state.apply_gradients(
-      grads=grads,
-      perturbation_state=perturbation_state,
-      model_state=model_state,
+    return found._replace(
+      advance=lambda is_finite=None: state.perturbation_state
     )
-    if skip_nonfinite:
-      is_finite = (
-        jnp.isfinite(loss)
-        & jnp.isfinite(info.perturbed_value)
-        & jnp.isfinite(info.direction_norm)
-        & jnp.isfinite(global_norm(grads))
-      )
-      # Not jnp.where: over the donated state it makes XLA keep the old arrays
-      # beside the new ones.
-      new_state = jax.lax.cond(is_finite, updated, lambda: state)
-    else:
-      is_finite, new_state = True, updated()
-    if scale is not None:
-      new_state = new_state.replace(dynamic_scale=_advance(scale, is_finite))
-    reported = {
-      "loss": loss,
-      "perturbed_loss": info.perturbed_value,
-      "sharpness": info.perturbed_value - loss,
-      "perturbation_norm": info.perturbation_norm,
-      "skipped": 1 - jnp.asarray(is_finite, jnp.int32),
-      **{name: getattr(info, name) for name in metrics},
-    }
-    if taken := sorted(reported.keys() & own.keys()):
-      raise ValueError(
-        f"`loss_fn` must not report metrics under the names {taken}, which the "
-        "step uses. Rename them."
-      )
-    return new_state, {**reported, **own}
+  return two_passes(
+    state.perturbation,
+    options,
+    loss_of_part,
+    state.params,
+    state.perturbation_state,
+    batch,
+    state.model_state,
+    step=state.step,
+    loss_scale=scale,
+  )
 
-  return jax.jit(step, donate_argnums=0) if jit else step
+
+def _updated(state, found, options, skip_nonfinite):
+  """The next state, and whether what it was made from was finite."""
+  # A first gradient that was finite stays in the average even if the step is
+  # skipped: to undo that costs a copy of the average. The second gradient is
+  # taken in beside the optimizer, in the same pass over it.
+  is_apart = options.ema_gradient == "ascent"
+  advanced = found.advance() if is_apart else None
+  before = state.replace(perturbation_state=None) if is_apart else state
+
+  def update():
+    return before.apply_gradients(
+      grads=found.grads,
+      model_state=found.carry,
+      perturbation_state=(
+        None if is_apart else found.advance(skip_nonfinite or None)
+      ),
+    )
+
+  if skip_nonfinite:
+    is_finite = (
+      jnp.isfinite(found.loss)
+      & jnp.isfinite(found.info.perturbed_value)
+      & jnp.isfinite(found.info.direction_norm)
+      & jnp.isfinite(global_norm(found.grads))
+    )
+    # Not jnp.where: over the donated state it makes XLA keep the old arrays
+    # beside the new ones.
+    after = jax.lax.cond(is_finite, update, lambda: before)
+  else:
+    is_finite, after = True, update()
+  if (scale := state.dynamic_scale) is not None:
+    after = after.replace(dynamic_scale=_advance(scale, is_finite))
+  if is_apart:
+    # Its schedule of rho counts the steps taken, as the optimizer's own do.
+    after = after.replace(
+      perturbation_state=with_radius_states(
+        is_finite, advanced, state.perturbation_state
+      )
+    )
+  return after, is_finite
 
 
 _OPTIONAL_METRICS = frozenset(

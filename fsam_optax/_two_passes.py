@@ -1,29 +1,29 @@
 """The engine of both passes, over parts of the batch and named axes."""
 
-from typing import Any, Callable, Literal, NamedTuple, Optional, Union
+import dataclasses
+from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
-import numpy as np
 import optax
 import optax.tree
 
-from fsam_optax._axes import AxisName
-from fsam_optax._axes import axes_of
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
+from fsam_optax._batch import check_batch
+from fsam_optax._batch import fraction_of_rows
+from fsam_optax._batch import mean_over_parts
+from fsam_optax._batch import path_name
+from fsam_optax._loss import check_averaged
+from fsam_optax._loss import check_loss
+from fsam_optax._loss import check_same_aux
+from fsam_optax._options import Options
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import widen
-from fsam_optax._rows import check_batch
-from fsam_optax._rows import mean_over_parts
-from fsam_optax._rows import name
-from fsam_optax._rows import strided_share
-
-EmaGradient = Literal["ascent", "descent"]
 
 
 class SharpnessInfo(NamedTuple):
@@ -58,220 +58,367 @@ class SharpnessInfo(NamedTuple):
   gradient_ema_cosine: jax.Array
 
 
+class Outcome(NamedTuple):
+  """What a step's passes found.
+
+  Attributes:
+    loss: of the first pass, shape ``[]``.
+    carry: of the first pass over the last part of the batch.
+    aux: of the first pass.
+    grads: at the perturbed parameters, tree, shapes and dtypes of these.
+    advance: ``advance(is_finite=None)`` returns the perturbation's state after
+      the step. With ``ema_gradient="descent"`` a caller that updates the
+      parameters in a branch calls it there, and where the branch is taken for
+      finite gradients alone, says so: then no norm is taken for that.
+    info: what is worth looking at.
+  """
+
+  loss: jax.Array
+  carry: Any
+  aux: Any
+  grads: optax.Updates
+  advance: Callable[..., optax.OptState]
+  info: SharpnessInfo
+
+
 def two_passes(
   perturbation: optax.GradientTransformation,
+  options: Options,
+  loss_fn: Callable[..., Any],
+  params: optax.Params,
+  perturbation_state: optax.OptState,
+  batch: Any,
+  carry: Any = None,
   *,
-  axis_name: Optional[AxisName] = None,
-  sync_perturbation: Union[bool, AxisName] = True,
-  ema_gradient: EmaGradient = "ascent",
-  num_microbatches: int = 1,
-  ascent_fraction: float = 1.0,
-  every: int = 1,
-  start: int = 0,
-  stop: Optional[int] = None,
-) -> Callable[..., tuple[Any, ...]]:
-  """The two passes over a loss that carries state from part to part.
+  step: Any = None,
+  loss_scale: Any = None,
+) -> Outcome:
+  """Both passes of one step.
 
   Args:
-    perturbation: see :func:`value_and_grad`, as are the other options.
-    axis_name: as there.
-    sync_perturbation: as there.
-    ema_gradient: as there.
-    num_microbatches: as there.
-    ascent_fraction: as there.
-    every: as there.
-    start: as there.
-    stop: as there.
+    perturbation: from gradients to perturbations.
+    options: which rows, replicas and steps ascend, and along what.
+    loss_fn: ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry,
+      aux))`` for the part of the batch at ``index``.
+    params: the clean parameters.
+    perturbation_state: of the perturbation.
+    batch: a tree of arrays with the rows in front.
+    carry: what the first part gets; passes from part to part.
+    step: the number that the gates go by, None where it is not known.
+    loss_scale: what the loss is multiplied by before it is differentiated; the
+      gradients are divided by it again, in float32 at least.
 
   Returns:
-    A function ``passes(loss_fn, params, perturbation_state, batch, carry=None,
-    *, step=None, loss_scale=None)`` that returns ``(loss, carry, aux, grads,
-    perturbation_state, info)``. ``loss_fn(params, part, index, carry)`` returns
-    ``(loss, (carry, aux))`` for the part of the batch at ``index``; the carry
-    returned is that of the first pass. The gradients are those of the loss
-    times ``loss_scale``, divided by it again in float32 at least.
+    The outcome.
   """
   check_perturbation(perturbation)
-  axes = axes_of("axis_name", axis_name)
-  ascent_axes = _ascent_axes(sync_perturbation, axes)
-  _check_options(ema_gradient, ascent_fraction, num_microbatches)
-  _check_gates(every, start, stop)
-  is_gated = every > 1 or start > 0 or stop is not None
-  is_shut = stop is not None and stop <= start
-  # Whether every part of the batch ascends by itself.
-  is_split = num_microbatches > 1 and sync_perturbation is False
-  # Whether some replicas or parts ascend along other gradients than others.
-  is_local = is_split or ascent_axes != axes
+  _check_params(params)
+  _check_state(perturbation, perturbation_state, params)
+  gradients = _Gradients(loss_fn, options, batch, carry, loss_scale)
+  ascent = _Ascent(perturbation, perturbation_state, params, options.gate(step))
+  schedule = _part_by_part if options.is_part_by_part else _together
+  return _concluded(ascent, options, schedule(gradients, ascent))
 
-  def passes(
-    loss_fn,
-    params,
-    perturbation_state,
-    batch,
-    carry=None,
-    *,
-    step=None,
-    loss_scale=None,
-  ):
-    _check_params(params)
-    check_bound(axes)
-    check_batch(batch, num_microbatches, ascent_fraction)
-    _check_state(perturbation, perturbation_state, params)
-    is_active = None
-    if is_shut:
-      is_active = False
-    elif is_gated:
-      is_active = _is_active(step, every, start, stop)
-    own = lambda tree: varying(tree, axes)
-    mean_over_axes = lambda tree: mean(tree, axes)
-    own_params = own(params)
-    ema_state = find(SubtractGradientEmaState, perturbation_state)
-    # Whether the mean of the first gradients is wanted for more than the
-    # ascent: it costs an all-reduce, or a tree to sum the parts in.
-    keeps_first_gradient = not is_local or (
-      ema_gradient == "ascent" and not _is_memoryless(perturbation_state)
+
+def one_pass(
+  options: Options,
+  loss_fn: Callable[..., Any],
+  params: optax.Params,
+  batch: Any,
+  carry: Any = None,
+  *,
+  loss_scale: Any = None,
+) -> Outcome:
+  """A step without a perturbation: the gradient at the clean parameters.
+
+  Args:
+    options: of which the axes and the number of micro-batches count.
+    loss_fn: see :func:`two_passes`, as are the other arguments.
+    params: the parameters.
+    batch: the batch.
+    carry: what the first part gets.
+    loss_scale: what the loss is multiplied by.
+
+  Returns:
+    The outcome, whose perturbation has no state and no length.
+  """
+  _check_params(params)
+  options = dataclasses.replace(options, ascent_fraction=1.0)
+  gradients = _Gradients(loss_fn, options, batch, carry, loss_scale)
+  own_params = varying(params, options.axes)
+  outputs = gradients.over_parts(lambda *part: gradients.at(own_params, *part))
+  (loss, aux, grads), carry = mean(outputs, options.axes)
+  zero = jnp.zeros([], jnp.float32)
+  info = SharpnessInfo(loss, global_norm(grads), zero, zero, zero)
+  return Outcome(
+    loss, carry, aux, grads, lambda is_finite=None: optax.EmptyState(), info
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradients:
+  """The loss and its gradient on the parts of one batch."""
+
+  loss_fn: Callable[..., Any]
+  options: Options
+  batch: Any
+  carry: Any
+  loss_scale: Any
+
+  def __post_init__(self):
+    check_bound(self.options.axes)
+    check_batch(
+      self.batch, self.options.num_microbatches, self.options.ascent_fraction
     )
 
-    def value_grad(params, part, index, carry):
-      def scaled(params):
-        loss, (new_carry, aux) = loss_fn(params, part, index, carry)
-        check_loss(loss)
-        if axes or num_microbatches > 1:
-          _check_aux(aux)
-        scaled = loss if loss_scale is None else loss * loss_scale
-        return scaled, (loss, new_carry, aux)
+  def over_parts(self, fn: Callable[..., Any]) -> tuple[Any, Any]:
+    """Means over the parts of what `fn` returns, and the last carry.
 
-      grads, (loss, new_carry, aux) = jax.grad(scaled, has_aux=True)(params)
-      if loss_scale is not None:
-        scale = loss_scale
-        grads = jax.tree.map(lambda g: widen(g) / scale, grads)
-      return (loss, aux, grads), new_carry
+    Both passes start from the same carry: BatchNorm sees each part once, at
+    the clean parameters, and what the second pass makes of the statistics is
+    dropped by the caller.
+    """
+    options = self.options
+    return mean_over_parts(
+      fn, self.batch, options.num_microbatches, self.carry, self.mark
+    )
 
-    def first_pass(part, index, carry):
-      """At the clean parameters, on the ascent's rows or, gated, on all."""
-      on = lambda rows: value_grad(own_params, rows, index, carry)
-      whole = lambda: on(part)
-      share = lambda: on(strided_share(part, ascent_fraction))
-      with jax.named_scope("ascent"):
-        if is_shut or ascent_fraction == 1:
-          return whole()
-        if is_active is None:
-          return share()
-        _check_same_shapes(share, whole)
-        return jax.lax.cond(
-          is_active, lambda: own(share()), lambda: own(whole())
-        )
+  def mark(self, tree: Any) -> Any:
+    """Marks arrays as this replica's own."""
+    return varying(tree, self.options.axes)
 
-    def second_pass(perturbed, part, index, carry):
-      with jax.named_scope("descent"):
-        (loss, _, grads), carry = value_grad(perturbed, part, index, carry)
-      return (loss, grads), carry
+  def at(self, params: Any, part: Any, index: Any, carry: Any):
+    """Returns `((loss, aux, gradient), carry)` on one part."""
+    options, scale = self.options, self.loss_scale
 
-    def perturb(gradient):
-      # For complex parameters JAX's gradient is the conjugate of the ascent.
-      epsilon, state = perturbation.update(
-        jax.tree.map(jnp.conj, gradient), perturbation_state, params
+    def scaled_loss(params):
+      loss, (new_carry, aux) = self.loss_fn(params, part, index, carry)
+      check_loss(loss)
+      if options.axes or options.num_microbatches > 1:
+        check_averaged(aux)
+      scaled = loss if scale is None else loss * scale
+      return scaled, (loss, new_carry, aux)
+
+    grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
+    if scale is not None:
+      grads = jax.tree.map(lambda g: widen(g) / scale, grads)
+    return (loss, aux, grads), carry
+
+  def first(self, params: Any, gate: Any, part: Any, index: Any, carry: Any):
+    """The pass at the clean parameters: all rows where nothing ascends."""
+    options = self.options
+    whole = lambda: self.at(params, part, index, carry)
+    fewer = lambda: self.at(
+      params, fraction_of_rows(part, options.ascent_fraction), index, carry
+    )
+    with jax.named_scope("ascent"):
+      if gate is False or options.ascent_fraction == 1:
+        return whole()
+      if gate is True:
+        return fewer()
+      check_same_aux(fewer, whole)
+      return jax.lax.cond(
+        gate, lambda: self.mark(fewer()), lambda: self.mark(whole())
       )
-      norms = _norms(state)
-      if not norms:  # Not one of ours: measure.
-        norms = [(global_norm(gradient), global_norm(epsilon))]
-      return epsilon, state, norms
 
-    def measures(gradient):
-      """The scalars of the first gradient that no state holds."""
-      norm = global_norm(gradient)
-      if ema_state is None:
-        return norm, jnp.zeros_like(norm)
-      return norm, _cosine(ema_state.ema, gradient)
+  def second(self, params: Any, part: Any, index: Any, carry: Any):
+    """The pass at the perturbed parameters: `((loss, gradient), carry)`."""
+    with jax.named_scope("descent"):
+      (loss, _, grads), carry = self.at(params, part, index, carry)
+    return (loss, grads), carry
 
-    def at_perturbed(epsilon, ascend, otherwise):
-      """What `ascend(perturbed)` returns, or `otherwise()` if gated."""
-      if is_shut:
-        return otherwise()
-      # Outside the branch, or it would hold the perturbation besides.
-      perturbed = own(optax.apply_updates(params, epsilon))
-      if is_active is None:
-        return ascend(perturbed)
-      return jax.lax.cond(is_active, lambda: ascend(perturbed), otherwise)
 
-    over_parts = lambda fn, carry: mean_over_parts(
-      fn, batch, num_microbatches, carry, own
+@dataclasses.dataclass(frozen=True)
+class _Ascent:
+  """The perturbation of one step, and whether the step takes it."""
+
+  perturbation: optax.GradientTransformation
+  state: optax.OptState
+  params: optax.Params
+  gate: Any  # True, False or a traced bool.
+
+  def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, list[Any]]:
+    """The perturbation, the next state, and the norms of both steps to it."""
+    # For complex parameters JAX's gradient is the conjugate of the ascent.
+    update = optax.with_extra_args_support(self.perturbation).update
+    epsilon, state = update(
+      jax.tree.map(jnp.conj, gradient), self.state, self.params, **extra
     )
-    if is_split:
+    norms = _norms(state)
+    if not norms:  # Not one of ours: measure.
+      norms = [(global_norm(gradient), global_norm(epsilon))]
+    return epsilon, state, norms
 
-      def both_passes(part, index, carry):
-        (loss, aux, gradient), new_carry = first_pass(part, index, carry)
-        epsilon, _, norms = perturb(gradient)
-        descent = at_perturbed(
-          epsilon,
-          lambda perturbed: own(second_pass(perturbed, part, index, carry)[0]),
-          lambda: own((loss, gradient)),
-        )
-        scalars = norms, measures(gradient)
-        kept = gradient if keeps_first_gradient else None
-        return (loss, aux, descent, scalars, kept), new_carry
+  def advance(
+    self, gradient: Any, norms: list[Any], is_finite: Optional[bool]
+  ) -> optax.OptState:
+    """The next state where another gradient feeds the average than ascends.
 
-      outputs, new_carry = over_parts(both_passes, carry)
-      loss, aux, descent, scalars, gradient = outputs
-      perturbed_loss, grads = mean_over_axes(descent)
-      gradient = mean_over_axes(gradient)
-      norms, measured = mean_over_axes(scalars)
-      new_state = perturbation_state
-    else:
-      (loss, aux, gradient), new_carry = over_parts(first_pass, carry)
-      gradient = mean(gradient, ascent_axes)
-      epsilon, new_state, norms = perturb(gradient)
-      measured = measures(gradient)
-      # What is averaged over the ascent's axes is left to average over these.
-      rest = tuple(axis for axis in axes if axis not in ascent_axes)
-      norms, measured = mean((norms, measured), rest)
-      if keeps_first_gradient:
-        gradient = mean(gradient, rest)
+    The state is updated twice, and of either update only one half is read: the
+    perturbation of the first, the average of the second. XLA drops the others.
+    """
+    _, state, _ = self.perturb(gradient, is_finite=is_finite)
+    return _with_norms(state, norms)
 
-      def ascend(perturbed):
-        fn = lambda *part: second_pass(perturbed, *part)
-        return mean_over_axes(over_parts(fn, carry)[0])
+  def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
+    """The gradient's norm, and its cosine with the average before the step."""
+    norm = global_norm(gradient)
+    found = find_state(SubtractGradientEmaState, self.state)
+    if found is None:
+      return norm, jnp.zeros_like(norm)
+    return norm, _cosine(found.ema, gradient)
 
-      def otherwise():
-        grads = gradient if keeps_first_gradient else mean(gradient, rest)
-        return mean_over_axes(loss), grads
+  def descend(
+    self,
+    epsilon: Any,
+    descend: Callable[[Any], Any],
+    stay: Callable[[], Any],
+    mark: Callable[[Any], Any],
+  ) -> Any:
+    """What `descend(perturbed)` returns, or `stay()` where the gate is shut."""
+    if self.gate is False:
+      return stay()
+    # Outside the branch, or it would hold the perturbation besides.
+    perturbed = mark(optax.apply_updates(self.params, epsilon))
+    if self.gate is True:
+      return descend(perturbed)
+    return jax.lax.cond(self.gate, lambda: descend(perturbed), stay)
 
-      perturbed_loss, grads = at_perturbed(epsilon, ascend, otherwise)
-    loss, aux, new_carry = mean_over_axes((loss, aux, new_carry))
 
-    if ema_gradient == "descent":
-      new_state = perturb(grads)[1]
-    elif is_local:
+class _Ran(NamedTuple):
+  """What a schedule leaves for the conclusion, alike on all replicas."""
+
+  loss: Any
+  carry: Any
+  aux: Any
+  perturbed_loss: Any
+  grads: Any
+  first_gradient: Any  # The mean over all replicas and parts, or None.
+  state: Any  # Of the perturbation, after the ascent's gradient.
+  norms: Any
+  measured: Any
+
+
+def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
+  """Whether the mean of the first gradients is wanted for the average.
+
+  It is there where all ascend along it. Else it costs an all-reduce, or a tree
+  to sum the parts in, and is formed only for an average that takes it in.
+  """
+  if not options.is_local:
+    return True
+  return options.ema_gradient == "ascent" and not _is_memoryless(state)
+
+
+def _together(gradients: _Gradients, ascent: _Ascent) -> _Ran:
+  """All parts take the first pass, then, perturbed alike, all the second."""
+  options, mark = gradients.options, gradients.mark
+  keeps = _keeps_first_gradient(options, ascent.state)
+  params = mark(ascent.params)
+  (loss, aux, gradient), carry = gradients.over_parts(
+    lambda *part: gradients.first(params, ascent.gate, *part)
+  )
+  gradient = mean(gradient, options.ascent_axes)
+  epsilon, state, norms = ascent.perturb(gradient)
+  measured = ascent.measure(gradient)
+  # The replicas along these axes have perturbations of their own.
+  norms, measured = mean((norms, measured), options.other_axes)
+  if keeps:
+    gradient = mean(gradient, options.other_axes)
+
+  def descend(perturbed):
+    outputs, _ = gradients.over_parts(
+      lambda *part: gradients.second(perturbed, *part)
+    )
+    return mean(outputs, options.axes)
+
+  def stay():
+    grads = gradient if keeps else mean(gradient, options.other_axes)
+    return mean(loss, options.axes), grads
+
+  perturbed_loss, grads = ascent.descend(epsilon, descend, stay, mark)
+  loss, aux, carry = mean((loss, aux, carry), options.axes)
+  return _Ran(
+    loss,
+    carry,
+    aux,
+    perturbed_loss,
+    grads,
+    gradient if keeps else None,
+    state,
+    norms,
+    measured,
+  )
+
+
+def _part_by_part(gradients: _Gradients, ascent: _Ascent) -> _Ran:
+  """Each part takes both passes, along a perturbation of its own."""
+  options, mark = gradients.options, gradients.mark
+  keeps = _keeps_first_gradient(options, ascent.state)
+  params = mark(ascent.params)
+
+  def both(part, index, carry):
+    (loss, aux, gradient), new_carry = gradients.first(
+      params, ascent.gate, part, index, carry
+    )
+    epsilon, _, norms = ascent.perturb(gradient)
+    perturbed_loss, grads = ascent.descend(
+      epsilon,
+      lambda perturbed: mark(
+        gradients.second(perturbed, part, index, carry)[0]
+      ),
+      lambda: mark((loss, gradient)),
+      mark,
+    )
+    measured = ascent.measure(gradient)
+    kept = gradient if keeps else None
+    outputs = (loss, aux, perturbed_loss, grads, kept, norms, measured)
+    return outputs, new_carry
+
+  outputs, carry = mean(gradients.over_parts(both), options.axes)
+  loss, aux, perturbed_loss, grads, gradient, norms, measured = outputs
+  return _Ran(
+    loss,
+    carry,
+    aux,
+    perturbed_loss,
+    grads,
+    gradient,
+    ascent.state,
+    norms,
+    measured,
+  )
+
+
+def _concluded(ascent: _Ascent, options: Options, ran: _Ran) -> Outcome:
+  """The outcome: which gradient the average takes in, and the scalars."""
+  gradient, norms = ran.first_gradient, ran.norms
+
+  def advance(is_finite=None):
+    if options.ema_gradient == "descent":
+      return ascent.advance(ran.grads, norms, is_finite)
+    if options.is_local:
       # With nothing to remember, any gradient serves to count the update.
-      new_state = perturb(gradient if keeps_first_gradient else grads)[1]
-    new_state = _with_norms(new_state, norms)
-    if keeps_first_gradient:
-      measured = measures(gradient)
-    gradient_norm, gradient_ema_cosine = measured
-    direction_norm, perturbation_norm = norms[0]
-    if is_active is not None:
-      perturbation_norm = jnp.where(is_active, perturbation_norm, 0.0)
-    info = SharpnessInfo(
-      perturbed_value=perturbed_loss,
-      gradient_norm=gradient_norm,
-      direction_norm=direction_norm,
-      perturbation_norm=perturbation_norm,
-      gradient_ema_cosine=gradient_ema_cosine,
-    )
-    return loss, new_carry, aux, grads, new_state, info
+      last = ran.grads if gradient is None else gradient
+      return ascent.advance(last, norms, None)
+    return ran.state
 
-  return passes
+  measured = ran.measured if gradient is None else ascent.measure(gradient)
+  gradient_norm, gradient_ema_cosine = measured
+  direction_norm, perturbation_norm = norms[0]
+  if ascent.gate is not True:
+    perturbation_norm = jnp.where(ascent.gate, perturbation_norm, 0.0)
+  info = SharpnessInfo(
+    perturbed_value=ran.perturbed_loss,
+    gradient_norm=gradient_norm,
+    direction_norm=direction_norm,
+    perturbation_norm=perturbation_norm,
+    gradient_ema_cosine=gradient_ema_cosine,
+  )
+  return Outcome(ran.loss, ran.carry, ran.aux, ran.grads, advance, info)
 
 
-def _is_active(step, every, start, stop):
-  """Whether the gates let this step ascend, a bool of shape []."""
-  if step is None:
-    raise ValueError(
-      "`perturbation` must count its updates for `every`, `start` and `stop` "
-      "to know the step. Build it with `scale_to_radius`."
-    )
-  is_active = (step >= start) & ((step - start) % every == 0)
-  return is_active if stop is None else is_active & (step < stop)
+# What the engine knows of a perturbation's state.
 
 
 def _is_radius_state(x):
@@ -302,13 +449,27 @@ def _with_norms(state, norms):
   return jax.tree.map(replace, state, is_leaf=_is_radius_state)
 
 
+def with_radius_states(is_new: Any, new: Any, old: Any) -> Any:
+  """The new state, with the old count and norms of a radius unless `is_new`."""
+  return jax.tree.map(
+    lambda x, y: (
+      jax.tree.map(lambda a, b: jnp.where(is_new, a, b), x, y)
+      if _is_radius_state(x)
+      else x
+    ),
+    new,
+    old,
+    is_leaf=_is_radius_state,
+  )
+
+
 def _is_memoryless(state):
   """Whether the state is the same whatever gradients it was updated with."""
   leaves = jax.tree.leaves(state, is_leaf=_is_radius_state)
   return all(map(_is_radius_state, leaves))
 
 
-def find(state_type, state):
+def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
   """The first state of this type inside a nested optimizer state."""
   is_found = lambda x: isinstance(x, state_type)
   leaves = jax.tree.leaves(state, is_leaf=is_found)
@@ -333,96 +494,7 @@ def _cosine(ema, gradient):
   return jnp.where(norms > 0, inner / jnp.where(norms > 0, norms, 1.0), 0.0)
 
 
-def check_loss(loss):
-  if hasattr(loss, "dtype") or isinstance(loss, (int, float, complex)):
-    dtype, shape = jnp.result_type(loss), jnp.shape(loss)
-    if not shape and jnp.issubdtype(dtype, jnp.floating):
-      return
-    got = f"{dtype}{list(shape)}"
-  else:
-    got = type(loss).__name__
-  raise TypeError(
-    f"`loss_fn` must return the loss as a real scalar, got {got}. Take the "
-    "mean over the batch; return other outputs as aux, with `has_aux=True`."
-  )
-
-
-def _check_aux(aux):
-  for path, x in jax.tree_util.tree_leaves_with_path(aux):
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-      raise TypeError(
-        "`loss_fn` must return floating auxiliary outputs when "
-        "`num_microbatches` is above 1 or `axis_name` is given, because they "
-        f"are averaged, got {dtype} at {name(path)}. Cast it to float32."
-      )
-
-
-def _check_same_shapes(share, whole):
-  """Raises unless the auxiliary outputs are the same for fewer rows."""
-  outputs = [
-    jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(fn)[0][1])
-    for fn in (share, whole)
-  ]
-  if outputs[0] != outputs[1]:
-    raise ValueError(
-      "`loss_fn` must return auxiliary outputs whose shapes do not depend on "
-      "the number of rows when `ascent_fraction` is below 1 and `every`, "
-      f"`start` or `stop` is set, got {outputs[0]} and {outputs[1]}. Reduce "
-      "them over the rows."
-    )
-
-
-def _ascent_axes(sync_perturbation, axes):
-  """The axes over which the ascent gradient is averaged, in their order."""
-  if isinstance(sync_perturbation, bool):
-    return axes if sync_perturbation else ()
-  if not axes or not isinstance(sync_perturbation, (str, tuple)):
-    raise TypeError(
-      "`sync_perturbation` must be a bool, or names out of `axis_name`, got "
-      f"{sync_perturbation!r}."
-    )
-  chosen = axes_of("sync_perturbation", sync_perturbation)
-  if unknown := [axis for axis in chosen if axis not in axes]:
-    raise ValueError(
-      f"`sync_perturbation` must name axes out of `axis_name`, {axes}, got "
-      f"{unknown}. Name the axis of the mesh that a group of replicas spans."
-    )
-  return tuple(axis for axis in axes if axis in chosen)
-
-
-def _check_options(ema_gradient, ascent_fraction, num_microbatches):
-  if ema_gradient not in ("ascent", "descent"):
-    raise ValueError(
-      f"`ema_gradient` must be 'ascent' or 'descent', got {ema_gradient!r}. "
-      "'ascent' is the gradient at the clean parameters, as in the paper."
-    )
-  if isinstance(ascent_fraction, bool) or not isinstance(
-    ascent_fraction, (int, float, np.number)
-  ):
-    raise TypeError(
-      f"`ascent_fraction` must be a real number, got {ascent_fraction!r}."
-    )
-  if not 0 < ascent_fraction <= 1:
-    raise ValueError(
-      f"`ascent_fraction` must be in (0, 1], got {ascent_fraction}. For no "
-      "ascent at all, use rho=0 or the base optimizer alone."
-    )
-  check_int("num_microbatches", num_microbatches, least=1)
-
-
-def _check_gates(every, start, stop):
-  check_int("every", every, least=1)
-  check_int("start", start, least=0)
-  if stop is not None:
-    check_int("stop", stop, least=start)
-
-
-def check_int(name, value, least):
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise TypeError(f"`{name}` must be an int, got {value!r}.")
-  if value < least:
-    raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+# What the caller may have got wrong.
 
 
 def _check_state(perturbation, state, params):
@@ -445,5 +517,5 @@ def _check_params(params):
     if not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
         f"`params` must hold floating-point arrays, got {dtype} at "
-        f"{name(path)}. Close over it, or keep it in the model state."
+        f"{path_name(path)}. Close over it, or keep it in the model state."
       )

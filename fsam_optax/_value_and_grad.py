@@ -1,14 +1,16 @@
 """The two passes: a sharpness-aware drop-in for `jax.value_and_grad`."""
 
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable
 
 import optax
 
-from fsam_optax._axes import AxisName
+from fsam_optax._loss import check_loss_fn
+from fsam_optax._loss import loss_and_aux
+from fsam_optax._options import Options
 from fsam_optax._perturbation import ScaleToRadiusState
-from fsam_optax._two_passes import EmaGradient
+from fsam_optax._perturbation import check_perturbation
 from fsam_optax._two_passes import SharpnessInfo
-from fsam_optax._two_passes import find
+from fsam_optax._two_passes import find_state
 from fsam_optax._two_passes import two_passes
 
 
@@ -17,14 +19,7 @@ def value_and_grad(
   perturbation: optax.GradientTransformation,
   *,
   has_aux: bool = False,
-  axis_name: Optional[AxisName] = None,
-  sync_perturbation: Union[bool, AxisName] = True,
-  ema_gradient: EmaGradient = "ascent",
-  num_microbatches: int = 1,
-  ascent_fraction: float = 1.0,
-  every: int = 1,
-  start: int = 0,
-  stop: Optional[int] = None,
+  **options: Any,
 ) -> Callable[..., tuple[Any, optax.Updates, optax.OptState, SharpnessInfo]]:
   r"""Value at the parameters, gradient at the perturbed parameters.
 
@@ -52,31 +47,43 @@ def value_and_grad(
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
-    axis_name: name of the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
-      :func:`jax.vmap` over which the replicas average loss, aux and gradients,
-      or a tuple of such names. None where nothing is to be averaged, as in a
-      program compiled by :func:`jax.jit`, of which the arrays' shardings alone
-      say where it runs.
-    sync_perturbation: whether all replicas and all micro-batches ascend along
-      the mean gradient, so that N devices do what one does on the whole batch.
-      False: each ascends along its own (m-sharpness). A name out of
-      ``axis_name``, or a tuple of them: along the mean over the replicas on
+    **options: which replicas, rows and steps ascend, and along what:
+
+      ``axis_name=None``: name of the axis of :func:`jax.pmap`,
+      :func:`jax.shard_map` or :func:`jax.vmap` over which the replicas average
+      loss, aux and gradients, or a tuple of such names. None where nothing is
+      to be averaged, as in a program compiled by :func:`jax.jit`, of which the
+      arrays' shardings alone say where it runs.
+
+      ``sync_perturbation=True``: whether all replicas and all micro-batches
+      ascend along the mean gradient, so that N devices do what one does on the
+      whole batch. False: each ascends along its own (m-sharpness). A name out
+      of ``axis_name``, or a tuple of them: along the mean over the replicas on
       those axes, and over the micro-batches. The moving average is the same on
       all replicas in any case.
-    ema_gradient: which gradient the moving average takes in: ``"ascent"``, the
-      mean gradient at the clean parameters, or ``"descent"``, the mean gradient
-      that is returned. With ``sync_perturbation=False`` the replicas then
-      average one gradient a step, not two.
-    num_microbatches: number n of micro-batches that a batch of B rows is split
-      into, one at a time in memory; row i goes to micro-batch i modulo n.
-      Loss, aux and gradients are means over them, the state is updated once.
-    ascent_fraction: share of the rows, in (0, 1], that the first pass sees, for
-      a step of 1 + ``ascent_fraction`` gradients. Of B rows (of this replica's,
-      and of each micro-batch's) it takes every (1 / ``ascent_fraction``)-th.
-    every: ascend at every k-th step; at the steps between, the gradient is that
-      of the first pass, the second is not computed, and the average moves on.
-    start: first step at which to ascend.
-    stop: first step at which to ascend no more; None for never.
+
+      ``ema_gradient="ascent"``: which gradient the moving average takes in:
+      ``"ascent"``, the mean gradient at the clean parameters, or
+      ``"descent"``, the mean gradient that is returned. With
+      ``sync_perturbation=False`` the replicas then average one gradient a
+      step, not two.
+
+      ``num_microbatches=1``: number n of micro-batches that a batch of B rows
+      is split into, one at a time in memory; row i goes to micro-batch i modulo
+      n. Loss, aux and gradients are means over them, the state is updated once.
+
+      ``ascent_fraction=1.0``: fraction of the rows, in (0, 1], that the first
+      pass sees, for a step of 1 + ``ascent_fraction`` gradients. Of B rows (of
+      this replica's, and of each micro-batch's) it takes every
+      (1 / ``ascent_fraction``)-th.
+
+      ``every=1``: ascend at every k-th step; at the steps between, the gradient
+      is that of the first pass, the second is not computed, and the average
+      moves on.
+
+      ``start=0``: first step at which to ascend.
+
+      ``stop=None``: first step at which to ascend no more; None for never.
 
   Returns:
     A function ``fn(params, perturbation_state, batch, *args)`` that returns
@@ -95,13 +102,13 @@ def value_and_grad(
     gate skips the ascent, the one pass sees all rows.
 
   Raises:
-    TypeError: if an argument is of a wrong type; at call, if the loss is not a
-      real scalar, ``loss_fn`` does not return a pair although ``has_aux``
-      promises one, an aux that must be averaged or a parameter is not
-      floating.
+    TypeError: if an argument is of a wrong type, or no option; at call, if the
+      loss is not a real scalar, ``loss_fn`` does not return a pair although
+      ``has_aux`` promises one, an aux that must be averaged or a parameter is
+      not floating.
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
       not bound, if the batch is empty or does not split evenly into
-      micro-batches or the ascent's share, if the state is not one of these
+      micro-batches or the ascent's fraction, if the state is not one of these
       parameters, or if a gate is set and the perturbation counts no updates.
 
   References:
@@ -109,56 +116,26 @@ def value_and_grad(
     <https://arxiv.org/abs/2403.12350>`_, 2024
   """
   check_loss_fn(loss_fn)
-  passes = two_passes(
-    perturbation,
-    axis_name=axis_name,
-    sync_perturbation=sync_perturbation,
-    ema_gradient=ema_gradient,
-    num_microbatches=num_microbatches,
-    ascent_fraction=ascent_fraction,
-    every=every,
-    start=start,
-    stop=stop,
-  )
+  check_perturbation(perturbation)
+  chosen = Options.of(options)
 
   def fn(params, perturbation_state, batch, *args):
     def loss_of_part(params, batch, index, carry):
       del index
-      output = loss_fn(params, batch, *args)
-      if has_aux and not (isinstance(output, tuple) and len(output) == 2):
-        raise TypeError(
-          "`loss_fn` must return a pair (loss, aux) when `has_aux=True`, got "
-          + (
-            f"{len(output)} values."
-            if isinstance(output, tuple)
-            else "one value."
-          )
-        )
-      loss, aux = output if has_aux else (output, None)
+      loss, aux = loss_and_aux(loss_fn(params, batch, *args), has_aux)
       return loss, (carry, aux)
 
-    radius_state = find(ScaleToRadiusState, perturbation_state)
-    loss, _, aux, grads, perturbation_state, info = passes(
+    radius_state = find_state(ScaleToRadiusState, perturbation_state)
+    found = two_passes(
+      perturbation,
+      chosen,
       loss_of_part,
       params,
       perturbation_state,
       batch,
       step=None if radius_state is None else radius_state.count,
     )
-    return (
-      (loss, aux) if has_aux else loss,
-      grads,
-      perturbation_state,
-      info,
-    )
+    value = (found.loss, found.aux) if has_aux else found.loss
+    return value, found.grads, found.advance(), found.info
 
   return fn
-
-
-def check_loss_fn(loss_fn):
-  """Raises unless `loss_fn` is callable."""
-  if not callable(loss_fn):
-    raise TypeError(
-      "`loss_fn` must be callable, a function that returns the loss, got "
-      f"{loss_fn!r}."
-    )

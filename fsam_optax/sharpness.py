@@ -37,10 +37,10 @@ from fsam_optax._curvature import SpectralDensity as SpectralDensity
 from fsam_optax._curvature import hessian_density as hessian_density
 from fsam_optax._curvature import hessian_eigenvalues as hessian_eigenvalues
 from fsam_optax._curvature import hessian_trace as hessian_trace
+from fsam_optax._options import check_int
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import sam_perturbation
-from fsam_optax._two_passes import check_int
 
 LossFn = Callable[[Any, Any], Any]
 

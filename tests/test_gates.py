@@ -104,6 +104,114 @@ def test_a_perturbation_that_counts_nothing_cannot_be_gated():
     fn(jnp.ones(2), optax.scale(0.1).init(jnp.ones(2)), jnp.ones(2))
 
 
+# Compiled by `make_train_step`: two steps, between which the host picks.
+
+
+def loss_fn(params, model_state, batch, rng):
+  return jnp.sum(jnp.tanh(params["w"] @ batch) ** 2), (model_state, {})
+
+
+# One object each, so that the states share the compiled steps.
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+PERTURBATION = fsam_optax.friendly_perturbation(rho=0.5, lmbda=0.5)
+
+
+def make_state(size=3, step=0):
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.eye(size)},
+    tx=OPTIMIZER,
+    perturbation=PERTURBATION,
+  )
+  return state.replace(step=jnp.int32(step))
+
+
+GATES = {"every": 2, "start": 1, "stop": 6}
+
+
+@pytest.fixture(scope="module")
+def batches():
+  return jax.random.normal(jax.random.key(0), (STEPS, 3))
+
+
+@pytest.fixture(scope="module")
+def on_host():
+  return fsam_optax.make_train_step(loss_fn, **GATES)
+
+
+@pytest.fixture(scope="module")
+def in_graph():
+  return jax.jit(fsam_optax.make_train_step(loss_fn, jit=False, **GATES))
+
+
+def assert_close(got, expected):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7),
+    got,
+    expected,
+  )
+
+
+def test_the_host_picks_the_steps_that_the_graph_does(
+  on_host, in_graph, batches
+):
+  state, expected = make_state(), make_state()
+  for batch in batches:
+    state, metrics = on_host(state, batch)
+    expected, expected_metrics = in_graph(expected, batch)
+    assert_close(metrics, expected_metrics)
+  assert_close(state, expected)
+
+
+def test_a_resumed_run_goes_on_at_its_own_step(on_host, in_graph, batches):
+  on_host(make_state(), batches[0])
+  for step in (5, 2, 3):
+    _, metrics = on_host(make_state(step=step), batches[0])
+    _, expected = in_graph(make_state(step=step), batches[0])
+    assert_close(metrics, expected)
+    assert (metrics["perturbation_norm"] > 0) == (step in (3, 5))
+
+
+def test_two_runs_in_turn_keep_their_own_count(on_host, batches):
+  states = [make_state(step=0), make_state(step=1)]
+  norms = []
+  for batch in batches[:4]:
+    for i, state in enumerate(states):
+      states[i], metrics = on_host(state, batch)
+      norms.append(float(metrics["perturbation_norm"]))
+  np.testing.assert_allclose(norms, [0, 0.5, 0.5, 0, 0, 0.5, 0.5, 0], rtol=1e-5)
+
+
+def test_inside_a_scan_the_gate_is_in_the_graph(on_host, in_graph, batches):
+  scanned, metrics = jax.jit(lambda s, b: jax.lax.scan(on_host, s, b))(
+    make_state(), batches
+  )
+  state = make_state()
+  for batch in batches:
+    state, _ = in_graph(state, batch)
+  assert_close(scanned, state)
+  ascends = [0.5 if i in (1, 3, 5) else 0.0 for i in range(STEPS)]
+  np.testing.assert_allclose(metrics["perturbation_norm"], ascends, rtol=1e-5)
+
+
+def test_neither_step_holds_the_memory_of_the_other():
+  size = 128
+  batch, state = jnp.ones((size, 8)), make_state(size)
+  memory = lambda step: (
+    jax.jit(step, donate_argnums=0)
+    .lower(state, batch)
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+  )
+  build = lambda **options: fsam_optax.make_train_step(
+    loss_fn, jit=False, **options
+  )
+  in_graph = memory(build(every=2))
+  assert memory(build()) <= in_graph
+  assert memory(build(stop=0)) < in_graph
+
+
 def test_no_perturbation_compiles_one_pass():
   calls = []
 

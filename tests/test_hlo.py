@@ -101,3 +101,51 @@ def test_only_what_the_second_pass_waits_for_is_between(hlo):
 def test_a_text_that_is_no_program_is_refused(hlo):
   with pytest.raises(ValueError, match="must be a compiled program"):
     hlo.collectives("nothing")
+
+
+TRAFFIC = """HloModule jit_step, is_scheduled=true
+
+%square (p: f32[4,4]) -> f32[4,4] {
+  %p = f32[4,4]{1,0} parameter(0)
+  ROOT %squared = f32[4,4]{1,0} multiply(%p, %p)
+}
+
+%nothing (q: f32[4,4]) -> f32[4,4] {
+  ROOT %q = f32[4,4]{1,0} parameter(0)
+}
+
+%more (s: f32[2]) -> pred[] {
+  %s = f32[2]{0} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+%body (t: f32[2]) -> f32[2] {
+  %t = f32[2]{0} parameter(0)
+  ROOT %twice = f32[2]{0} add(%t, %t)
+}
+
+ENTRY %main (a: f32[8,4], b: f32[4,4], c: f32[2], d: pred[]) -> f32[4,4] {
+  %a = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %b = f32[4,4]{1,0} parameter(1)
+  %c = f32[2]{0} parameter(2)
+  %d = pred[] parameter(3)
+  %start = (f32[8,4]{1,0:T(8,128)S(1)}, f32[8,4]{1,0}, u32[]) copy-start(%a)
+  %near = f32[8,4]{1,0:T(8,128)S(1)} copy-done(%start)
+  %slicing = ((f32[8,4]{1,0}), bf16[2,4]{1,0:S(1)}, s32[]) slice-start(%a)
+  %slice = bf16[2,4]{1,0:T(8,128)S(1)} slice-done(%slicing)
+  %sum = f32[4,4]{1,0} fusion(%near, %b), kind=kLoop, calls=%square
+  %loop = f32[2]{0} while(%c), condition=%more, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %last = f32[4,4]{1,0} conditional(%d, %sum, %b), \
+true_computation=%square, false_computation=%nothing
+}
+"""
+
+
+def test_main_memory_counts_a_copy_to_fast_memory_once(hlo):
+  copied, sliced = 8 * 4 * 4, 2 * 4 * 2  # Read; written to fast memory.
+  fused = 2 * 4 * 4 * 4  # b and the result; the copy is near.
+  loop = 5 * (3 * 2 * 4)
+  branch = 3 * 4 * 4 * 4
+  total = copied + sliced + fused + loop + branch
+  assert hlo.main_memory_bytes(TRAFFIC) == total

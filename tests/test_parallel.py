@@ -62,6 +62,7 @@ def make_state(rng=None):
 def run(kind, batches, rng=None, **options):
   """The state and the metrics after a step a batch, by one kind of wrapper."""
   state = make_state(rng)
+  options["metrics"] = ("gradient_norm",)
   if kind == "one device":
     step = fsam_optax.make_train_step(loss_fn, **options)
     for batch in batches:

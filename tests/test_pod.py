@@ -20,7 +20,8 @@ pytestmark = [
   ),
 ]
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "pod.py"
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "pod.py"
 SMALL, LARGE, OTHER = "v5e:2x2", "v5e:16x16", "v4:2x2x2"
 NAMED_AXIS = (
   "default",
@@ -150,3 +151,42 @@ def test_fsdp_gathers_parameters_and_no_activations(topology, rows):
   assert max(gathered) <= largest
   # Each pass gathers the parameters forwards and, but for some, backwards.
   assert row["words"]["all-gather"] < 5
+
+
+# What a step moves, and holds beside its state, on one chip: words and trees of
+# the perceptron's 141 million parameters, above the floor of two gradients.
+MOST = {
+  "F-SAM by hand": (5.2, 0.55),
+  "fsam in a chain": (7.4, 0.55),
+  "train step (default)": (8.7, 0.55),
+  "train step, paper order": (8.7, 0.55),
+  # The compiler makes a leaf's second gradient before it is done with the
+  # leaf's direction, so that half a tree more is alive.
+  "train step, average of the descent": (9.0, 1.1),
+}
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory):
+  path = tmp_path_factory.mktemp("cost") / "rows.json"
+  subprocess.run(
+    [
+      *(sys.executable, str(BENCHMARKS / "step_cost.py"), "--tpu"),
+      *("--models", "perceptron", "--output", str(path)),
+      *("--steps", "floor", *MOST),
+    ],
+    check=True,
+  )
+  rows = json.loads(path.read_text())["rows"]
+  return {row["step"]: row for row in rows}
+
+
+@pytest.mark.parametrize("step", MOST)
+def test_a_step_on_a_chip_pays_what_its_arithmetic_needs(step, costs):
+  most_words, most_trees = MOST[step]
+  row, floor = costs[step], costs["floor"]
+  assert row["words"] - floor["words"] <= most_words
+  assert row["temporary_words"] - floor["temporary_words"] <= most_trees
+  # Less than the arithmetic itself would be a mistake of the count: the average
+  # and the direction are written, and read again.
+  assert row["main_memory_words"] - floor["main_memory_words"] >= 4

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple, Optional
 
-from fsam_optax._two_passes import EmaGradient
+from fsam_optax._options import EmaGradient
 
 MODELS = ("resnet", "vgg", "wide_resnet")
 OPTIMIZERS = ("sgd", "sam", "fsam")

@@ -170,6 +170,7 @@ class Program:
       num_microbatches=config.microbatches,
       ascent_fraction=config.ascent_fraction if has_ascent else 1.0,
       ema_gradient=config.ema_gradient if has_ascent else "ascent",
+      metrics=("gradient_norm",),
       jit=False,
     )
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fsam_optax import _parallel
-from fsam_optax._rows import check_batch
+from fsam_optax._batch import check_batch
 from fsam_optax.experiments import batches as batches_lib
 from fsam_optax.experiments import cifar
 from fsam_optax.experiments import data

@@ -1,4 +1,4 @@
-"""The rows of a batch: micro-batches, and the share that the ascent sees."""
+"""The rows of a batch: micro-batches, and those that the ascent sees."""
 
 import math
 from typing import Any, Callable
@@ -66,8 +66,8 @@ def mean_over_parts(
   return means, carry
 
 
-def strided_share(batch: Any, fraction: float) -> Any:
-  """The share of the rows that the ascent sees.
+def fraction_of_rows(batch: Any, fraction: float) -> Any:
+  """The fraction of the rows that the ascent sees.
 
   Of every ``q`` rows the first ``p``, where ``p / q`` is the fraction in lowest
   terms, so that a batch whose rows lie on many devices gives up as many of each
@@ -89,8 +89,8 @@ def strided_share(batch: Any, fraction: float) -> Any:
     taken = round(fraction * rows)
     block = rows // math.gcd(taken, rows)
     blocks = jnp.reshape(x, (-1, block, *jnp.shape(x)[1:]))
-    share = blocks[:, : taken * block // rows]
-    return jnp.reshape(share, (taken, *jnp.shape(x)[1:]))
+    taken_rows = blocks[:, : taken * block // rows]
+    return jnp.reshape(taken_rows, (taken, *jnp.shape(x)[1:]))
 
   return jax.tree.map(take, batch)
 
@@ -103,14 +103,14 @@ def check_batch(
   Args:
     batch: a tree of arrays.
     num_microbatches: number of parts.
-    ascent_fraction: share of each part's rows.
+    ascent_fraction: fraction of each part's rows.
 
   Raises:
-    ValueError: if there are no rows, or a part or its share is not a whole
+    ValueError: if there are no rows, or a part or its fraction is not a whole
       number of rows.
   """
   lengths = {
-    name(path): jnp.shape(x)[0] if jnp.ndim(x) else None
+    path_name(path): jnp.shape(x)[0] if jnp.ndim(x) else None
     for path, x in jax.tree_util.tree_leaves_with_path(batch)
   }
   if empty := [name for name, length in lengths.items() if length == 0]:
@@ -147,6 +147,6 @@ def check_batch(
     )
 
 
-def name(path: Any) -> str:
+def path_name(path: Any) -> str:
   """A path in a tree, as an error prints it."""
   return jax.tree_util.keystr(path) or "the root"

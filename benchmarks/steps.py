@@ -1,0 +1,239 @@
+"""The train steps whose cost is counted and timed, each over the same SGD."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+from jax import numpy as jnp
+import optax
+import optax.tree
+import workloads
+
+import fsam_optax
+
+RHO, LMBDA = 0.05, 0.9
+BASE = optax.sgd(0.01, momentum=0.9)
+
+
+class Step(NamedTuple):
+  """A step to measure.
+
+  Attributes:
+    init: ``init(params, model_state)`` returns the first state.
+    update: ``update(state, batch)`` returns the next state and what the step
+      reports.
+  """
+
+  init: Callable[[Any, Any], Any]
+  update: Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Trained(NamedTuple):
+  """What every optimizer keeps: the parameters, its own state, the model's."""
+
+  params: Any
+  opt_state: Any
+  model_state: Any
+
+
+def steps(loss_fn: workloads.Loss) -> dict[str, Step]:
+  """All steps by name, from the least that there is to do upwards."""
+  return {
+    **by_hand(loss_fn),
+    **by_optax(loss_fn),
+    **by_train_step(loss_fn),
+  }
+
+
+def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
+  """What the arithmetic needs, from nothing at all to what the package does.
+
+  The floor is what no sharpness-aware step can undercut: two dependent
+  gradients and one update, with no norm and no average.
+  """
+  return {
+    "SGD": _one_pass(loss_fn),
+    "floor": _two_passes(loss_fn, _fixed_ascent),
+    "SAM by hand": _two_passes(loss_fn, _sam_ascent),
+    "F-SAM by hand": _two_passes(loss_fn, _fsam_ascent, has_ema=True),
+    "F-SAM by hand, guarded": _two_passes(
+      loss_fn, _guarded_ascent, has_ema=True
+    ),
+    "F-SAM by hand, guarded, skip": _two_passes(
+      loss_fn, _guarded_ascent, has_ema=True, skips=True
+    ),
+  }
+
+
+def _one_pass(loss_fn):
+  def update(trained, batch):
+    (loss, model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      trained.params, trained.model_state, batch
+    )
+    return _descend(trained, model_state, grads), loss
+
+  return Step(_start, update)
+
+
+def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False):
+  """``ascend(params, grads, ema)`` returns weights, average, finiteness."""
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def init(params, model_state):
+    ema = optax.tree.zeros_like(params) if has_ema else None
+    return _start(params, model_state), ema
+
+  def update(state, batch):
+    trained, ema = state
+    (loss, model_state), grads = value_and_grad(
+      trained.params, trained.model_state, batch
+    )
+    perturbed, ema, is_finite = ascend(trained.params, grads, ema)
+    (perturbed_loss, _), grads = value_and_grad(
+      perturbed, trained.model_state, batch
+    )
+    updated = lambda: _descend(trained, model_state, grads)
+    if skips:
+      is_finite &= jnp.isfinite(optax.tree.norm(grads))
+      trained = jax.lax.cond(is_finite, updated, lambda: trained)
+    else:
+      trained = updated()
+    return (trained, ema), (loss, perturbed_loss)
+
+  return Step(init, update)
+
+
+def _start(params, model_state):
+  return Trained(params, BASE.init(params), model_state)
+
+
+def _descend(trained, model_state, grads):
+  updates, opt_state = BASE.update(grads, trained.opt_state, trained.params)
+  params = optax.apply_updates(trained.params, updates)
+  return Trained(params, opt_state, model_state)
+
+
+def _fixed_ascent(params, grads, ema):
+  return _moved(params, grads, RHO), ema, True
+
+
+def _sam_ascent(params, grads, ema):
+  scale = RHO / (optax.tree.norm(grads) + 1e-12)
+  return _moved(params, grads, scale), ema, True
+
+
+def _fsam_ascent(params, grads, ema):
+  direction = optax.tree.sub(grads, ema)
+  scale = RHO / (optax.tree.norm(direction) + 1e-12)
+  ema = _moved(ema, direction, 1 - LMBDA)
+  return _moved(params, direction, scale), ema, True
+
+
+def _guarded_ascent(params, grads, ema):
+  direction = optax.tree.sub(grads, ema)
+  norm = optax.tree.norm(direction)
+  is_finite = jnp.isfinite(norm)
+  scale = jnp.where(is_finite, RHO / (norm + 1e-12), 0.0)
+  ema = jax.tree.map(
+    lambda m, d: jnp.where(is_finite, m + (1 - LMBDA) * d, m), ema, direction
+  )
+  return _moved(params, direction, scale), ema, is_finite
+
+
+def _moved(tree, direction, scale):
+  return jax.tree.map(lambda x, d: x + scale * d, tree, direction)
+
+
+def by_optax(loss_fn: workloads.Loss) -> dict[str, Step]:
+  """Transformations of optax that take the second gradient themselves."""
+  ascent = lambda: optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+  opaque = optax.contrib.sam(BASE, ascent(), opaque_mode=True)
+  transparent = optax.contrib.sam(BASE, ascent(), sync_period=2)
+  return {
+    "optax.contrib.sam": _link(loss_fn, opaque),
+    # One call for each of the two gradients.
+    "optax.contrib.sam, transparent": _link(
+      loss_fn, transparent, calls=2, has_grad_fn=False
+    ),
+    "fsam in a chain": _link(
+      loss_fn, optax.chain(fsam_optax.fsam(RHO, lmbda=LMBDA), BASE)
+    ),
+  }
+
+
+def _link(loss_fn, tx, *, calls=1, has_grad_fn=True):
+  def once(trained, batch):
+    params, opt_state, model_state = trained
+    gradient = lambda at, *_: jax.value_and_grad(loss_fn, has_aux=True)(
+      at, model_state, batch
+    )
+    (loss, new_model_state), grads = gradient(params)
+    extra = {}
+    if has_grad_fn:  # optax.contrib.sam hands it a step number besides.
+      extra["grad_fn"] = lambda at, *_: gradient(at)[1]
+    updates, opt_state = tx.update(grads, opt_state, params, **extra)
+    params = optax.apply_updates(params, updates)
+    return Trained(params, opt_state, new_model_state), loss
+
+  def update(trained, batch):
+    for _ in range(calls):
+      trained, loss = once(trained, batch)
+    return trained, loss
+
+  init = lambda params, model_state: Trained(
+    params, tx.init(params), model_state
+  )
+  return Step(init, update)
+
+
+def by_train_step(loss_fn: workloads.Loss) -> dict[str, Step]:
+  """What :func:`fsam_optax.make_train_step` makes, option by option."""
+  friendly = lambda **options: fsam_optax.friendly_perturbation(
+    RHO, lmbda=LMBDA, **options
+  )
+
+  def step(perturbation=None, **options):
+    return _train_step(loss_fn, perturbation or friendly(), options)
+
+  found = {
+    "no skip": step(skip_nonfinite=False),
+    "all metrics": step(
+      metrics=("gradient_norm", "direction_norm", "gradient_ema_cosine")
+    ),
+    "SAM": step(fsam_optax.sam_perturbation(RHO)),
+    "average of the descent": step(ema_gradient="descent"),
+    "paper order": step(friendly(order="paper")),
+    "adaptive": step(friendly(adaptive=True)),
+    "bfloat16 average": step(friendly(accumulator_dtype=jnp.bfloat16)),
+    "1/8": step(ascent_fraction=1 / 8),
+    "1/8, average of the descent": step(
+      ascent_fraction=1 / 8, ema_gradient="descent"
+    ),
+    "4 micro-batches": step(num_microbatches=4),
+    "4 local": step(num_microbatches=4, sync_perturbation=False),
+    # Gates.
+    "every 2nd": step(every=2),
+    "gate shut": step(stop=0),
+  }
+  return {
+    "train step (default)": step(),
+    **{f"train step, {name}": step for name, step in found.items()},
+  }
+
+
+def _train_step(loss_fn, perturbation, options):
+  def init(params, model_state):
+    return fsam_optax.TrainState.create(
+      apply_fn=None,
+      params=params,
+      tx=BASE,
+      perturbation=perturbation,
+      model_state=model_state,
+    )
+
+  def reporting_nothing(params, model_state, batch, rng):
+    del rng
+    loss, model_state = loss_fn(params, model_state, batch)
+    return loss, (model_state, {})
+
+  update = fsam_optax.make_train_step(reporting_nothing, jit=False, **options)
+  return Step(init, update)

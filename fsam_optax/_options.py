@@ -1,0 +1,167 @@
+"""What the two passes can vary: checked once, with what follows from it."""
+
+import dataclasses
+from typing import Any, Literal, Optional, Union
+
+import numpy as np
+
+from fsam_optax._axes import AxisName
+from fsam_optax._axes import axes_of
+
+EmaGradient = Literal["ascent", "descent"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The options of the two passes.
+
+  Attributes:
+    axis_name: named axis, or a tuple of them, over which replicas average.
+    sync_perturbation: whether all replicas and micro-batches ascend along one
+      direction; names out of ``axis_name``: those on these axes do.
+    ema_gradient: which gradient the moving average takes in.
+    num_microbatches: parts of the batch that go through one at a time.
+    ascent_fraction: fraction of the rows that the first pass sees.
+    every: ascend at every k-th step.
+    start: first step at which to ascend.
+    stop: first step at which to ascend no more; None for never.
+
+  Raises:
+    TypeError: if an option is of a wrong type.
+    ValueError: if an option is out of its range.
+  """
+
+  axis_name: Optional[AxisName] = None
+  sync_perturbation: Union[bool, AxisName] = True
+  ema_gradient: EmaGradient = "ascent"
+  num_microbatches: int = 1
+  ascent_fraction: float = 1.0
+  every: int = 1
+  start: int = 0
+  stop: Optional[int] = None
+
+  def __post_init__(self):
+    _ = self.ascent_axes  # Raises where the names do not fit.
+    if self.ema_gradient not in ("ascent", "descent"):
+      raise ValueError(
+        "`ema_gradient` must be 'ascent' or 'descent', got "
+        f"{self.ema_gradient!r}. 'ascent' is the gradient at the clean "
+        "parameters, as in the paper."
+      )
+    _check_fraction(self.ascent_fraction)
+    check_int("num_microbatches", self.num_microbatches, least=1)
+    check_int("every", self.every, least=1)
+    check_int("start", self.start, least=0)
+    if self.stop is not None:
+      check_int("stop", self.stop, least=self.start)
+
+  @classmethod
+  def of(cls, options: dict[str, Any]) -> "Options":
+    """The options in a function's keyword arguments."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(options.keys() - set(names)):
+      raise TypeError(
+        f"`{unknown[0]}` must be one of the options {', '.join(names)}. See "
+        "the documentation of `fsam_optax.value_and_grad`."
+      )
+    return cls(**options)
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """The names of all axes over which replicas average."""
+    return axes_of("axis_name", self.axis_name)
+
+  @property
+  def ascent_axes(self) -> tuple[str, ...]:
+    """Those over which the ascent's gradient is averaged, in their order."""
+    sync, axes = self.sync_perturbation, self.axes
+    if isinstance(sync, bool):
+      return axes if sync else ()
+    if not axes or not isinstance(sync, (str, tuple)):
+      raise TypeError(
+        "`sync_perturbation` must be a bool, or names out of `axis_name`, got "
+        f"{sync!r}."
+      )
+    chosen = axes_of("sync_perturbation", sync)
+    if unknown := [axis for axis in chosen if axis not in axes]:
+      raise ValueError(
+        f"`sync_perturbation` must name axes out of `axis_name`, {axes}, got "
+        f"{unknown}. Name the axis of the mesh that a group of replicas spans."
+      )
+    return tuple(axis for axis in axes if axis in chosen)
+
+  @property
+  def other_axes(self) -> tuple[str, ...]:
+    """Those along which replicas ascend by themselves."""
+    return tuple(axis for axis in self.axes if axis not in self.ascent_axes)
+
+  @property
+  def is_part_by_part(self) -> bool:
+    """Whether every part of the batch ascends by itself."""
+    return self.num_microbatches > 1 and self.sync_perturbation is False
+
+  @property
+  def is_local(self) -> bool:
+    """Whether some replicas or parts ascend along other gradients."""
+    return self.is_part_by_part or bool(self.other_axes)
+
+  @property
+  def is_shut(self) -> bool:
+    """Whether no step ascends."""
+    return self.stop is not None and self.stop <= self.start
+
+  @property
+  def is_gated(self) -> bool:
+    """Whether some steps ascend and others do not."""
+    has_gate = self.every > 1 or self.start > 0 or self.stop is not None
+    return has_gate and not self.is_shut
+
+  def gate(self, step: Any) -> Any:
+    """Whether this step ascends.
+
+    Args:
+      step: an int, a traced integer of shape ``[]``, or None where it is not
+        known.
+
+    Returns:
+      A bool where all steps do the same or the step is an int; else a traced
+      bool of shape ``[]``.
+
+    Raises:
+      ValueError: if the step is needed and not known.
+    """
+    if not self.is_gated:
+      return not self.is_shut
+    if step is None:
+      raise ValueError(
+        "`perturbation` must count its updates for `every`, `start` and "
+        "`stop` to know the step. Build it with `scale_to_radius`."
+      )
+    is_open = (step >= self.start) & ((step - self.start) % self.every == 0)
+    return is_open if self.stop is None else is_open & (step < self.stop)
+
+  def always(self, ascends: bool) -> "Options":
+    """These options without their gates: open at every step, or shut."""
+    stop = None if ascends else 0
+    return dataclasses.replace(self, every=1, start=0, stop=stop)
+
+
+def _check_fraction(fraction: Any) -> None:
+  is_number = isinstance(fraction, (int, float, np.number))
+  if isinstance(fraction, bool) or not is_number:
+    raise TypeError(
+      f"`ascent_fraction` must be a real number, got {fraction!r}."
+    )
+  if not 0 < fraction <= 1:
+    raise ValueError(
+      f"`ascent_fraction` must be in (0, 1], got {fraction}. For no ascent at "
+      "all, use rho=0 or the base optimizer alone."
+    )
+
+
+def check_int(name: str, value: Any, least: int) -> None:
+  """Raises unless `value` is an int of at least `least`."""
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise TypeError(f"`{name}` must be an int, got {value!r}.")
+  if value < least:
+    raise ValueError(f"`{name}` must be at least {least}, got {value}.")

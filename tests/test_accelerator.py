@@ -1,0 +1,163 @@
+"""The command for a machine with an accelerator, as it runs on a CPU."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+def run(folder, *flags, script="accelerator.py", **environment):
+  """The status, what it printed and the report."""
+  output = folder / "report.json"
+  done = subprocess.run(
+    [sys.executable, str(BENCHMARKS / script), f"--output={output}", *flags],
+    env={**os.environ, **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  report = json.loads(output.read_text()) if output.exists() else None
+  return done, report
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+  return run(
+    tmp_path_factory.mktemp("quick"),
+    *("--quick", "--parts", "checks", "cost", "cifar"),
+    *("--checks", "norm rho", "skipped", "sgd_default, train step"),
+  )
+
+
+def test_what_passes_here_passes_there(quick):
+  done, report = quick
+  assert done.returncode == 0, done.stdout + done.stderr
+  checks = {row["check"]: row for row in report["checks"]}
+  assert set(checks) == {
+    "the perturbation has norm rho",
+    "the perturbation of 16 million weights has norm rho",
+    "a step that is not finite is skipped, bit for bit",
+    "a step whose second loss is not finite is skipped, bit for bit",
+    "a step whose second gradient is not finite is skipped, bit for bit",
+    "the authors' path: sgd_default, train step",
+  }
+  for name, row in checks.items():
+    assert row["passed"], name
+    assert row["error"] <= row["tolerance"]
+    assert f"PASS {name}" in done.stdout
+  # In float32, which is not the recorded float64.
+  assert checks["the authors' path: sgd_default, train step"]["error"] > 0
+
+
+def test_the_report_says_where_it_was_measured(quick):
+  _, report = quick
+  assert report["device"]["platform"] == "cpu"
+  assert report["device"]["versions"]["jax"] == jax.__version__
+
+
+def test_the_costs_are_of_steps_that_were_timed(quick):
+  _, report = quick
+  costs = {row["step"]: row for row in report["cost"]}
+  assert list(costs) == [
+    "floor",
+    "SGD",
+    "fsam in a chain",
+    "train step (default)",
+  ]
+  for row in costs.values():
+    # Two convolutions and one of the stem, 3 x 3, of 8 channels; BatchNorm;
+    # a linear layer for 10 classes.
+    assert row["parameters"] == 9 * 8 * (3 + 8 + 8) + 3 * 2 * 8 + 8 * 10 + 10
+    assert row["milliseconds"] > 0
+  assert costs["floor"]["ratio_to_floor"] == costs["SGD"]["ratio_to_sgd"] == 1
+  # A second gradient doubles the work.
+  flops = costs["floor"]["flops"] / costs["SGD"]["flops"]
+  assert flops == pytest.approx(2, rel=0.05)
+  assert costs["fsam in a chain"]["words_above_floor"] == pytest.approx(7, 0.1)
+
+
+def test_a_cpu_has_no_memory_statistics(quick):
+  _, report = quick
+  assert [row["peak_bytes"] for row in report["peak"]] == [None]
+
+
+def test_what_was_not_asked_for_is_named(quick):
+  _, report = quick
+  assert report["skipped"] == [{"job": "cifar", "reason": "needs --cifar PATH"}]
+  assert report["errors"] == report["train"] == []
+
+
+# Perturbations that are a thousandth too long, in every process that starts.
+BROKEN = """
+import fsam_optax
+right = fsam_optax.friendly_perturbation
+fsam_optax.friendly_perturbation = lambda rho=0.05, *args, **kwargs: right(
+  1.001 * rho, *args, **kwargs
+)
+"""
+
+
+def test_a_law_that_is_broken_fails(tmp_path):
+  (tmp_path / "sitecustomize.py").write_text(BROKEN)
+  done, report = run(
+    tmp_path,
+    *("--quick", "--parts", "checks"),
+    *("--checks", "norm rho", "lmbda 1", "sgd_default, train step"),
+    PYTHONPATH=str(tmp_path),
+  )
+  assert done.returncode == 1, done.stdout + done.stderr
+  outcomes = {row["check"]: row["passed"] for row in report["checks"]}
+  assert outcomes == {
+    "the perturbation has norm rho": False,
+    "the perturbation of 16 million weights has norm rho": False,
+    "lmbda 1 freezes the average": True,
+    "the authors' path: sgd_default, train step": False,
+  }
+  errors = [row["error"] for row in report["checks"]]
+  assert errors[0] == pytest.approx(1e-3, rel=0.01)
+  assert "FAIL the perturbation has norm rho" in done.stdout
+  assert "1 of 4 checks pass" in done.stdout
+
+
+def test_no_budget_skips_everything_and_says_so(tmp_path):
+  done, report = run(tmp_path, "--quick", "--budget=0")
+  assert done.returncode == 0, done.stdout + done.stderr
+  skipped = {row["job"]: row["reason"] for row in report["skipped"]}
+  spent = "the budget was spent"
+  assert skipped.pop("cifar") == "needs --cifar PATH"
+  assert {"device", "checks"} < skipped.keys()
+  assert any(name.startswith("cost of ") for name in skipped)
+  assert any(name.startswith("train ") for name in skipped)
+  assert set(skipped.values()) == {spent}
+  assert report["checks"] == report["cost"] == report["train"] == []
+
+
+def test_a_job_that_dies_is_an_error_and_loses_no_other(tmp_path):
+  done, report = run(
+    tmp_path,
+    *("--quick", "--parts", "checks", "cost", "--checks", "lmbda 1 "),
+    XLA_FLAGS="--no_such_flag=1",
+  )
+  assert done.returncode == 1
+  jobs = [row["job"] for row in report["errors"]]
+  assert jobs[:2] == ["device", "checks"]
+  assert any(name.startswith("cost of ") for name in jobs)
+  assert all("no_such_flag" in row["error"] for row in report["errors"])
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is not None, reason="libtpu is here"
+)
+def test_counts_for_a_tpu_say_what_they_need(tmp_path):
+  done, _ = run(tmp_path, "--tpu", script="step_cost.py")
+  assert done.returncode == 2
+  assert done.stderr.endswith(
+    'error: --tpu needs libtpu. Run: pip install "jax[tpu]"\n'
+  )
