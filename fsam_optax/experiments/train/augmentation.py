@@ -1,6 +1,6 @@
 """Augmentation of a batch of images, inside a compiled step.
 
-In the order of the authors' code: flip, crop out of a black frame, normalise,
+In the order of the authors' code: flip, crop out of a black frame, normalize,
 and Cutout, which fills with the mean. What chance decides is drawn first, from
 one key for the whole batch, so that the numbers do not depend on the devices.
 """
@@ -21,7 +21,7 @@ class Augmentation(NamedTuple):
       the size before is cropped.
     cutout: side of the square that Cutout erases, in pixels; its corner is
       uniform, and what lies outside of the image is cut off.
-    cutout_probability: share of the images that it erases in.
+    cutout_probability: fraction of the images that it erases in.
 
   References:
     DeVries and Taylor, `Improved Regularization of Convolutional Neural
@@ -71,21 +71,21 @@ def draw(
   )
 
 
-def normalise(
-  images: jax.Array, mean: np.ndarray, deviation: np.ndarray
+def normalize(
+  images: jax.Array, mean: np.ndarray, standard_deviation: np.ndarray
 ) -> jax.Array:
-  """Subtracts the mean and divides by the deviation of each channel.
+  """Subtracts the mean of each channel and divides by its standard deviation.
 
   Args:
     images: shape `[B, H, W, C]`. Integers are divided by 255 first.
     mean: shape `[C]`.
-    deviation: shape `[C]`.
+    standard_deviation: shape `[C]`.
 
   Returns:
     The images in the dtype of the mean.
   """
   unit = 255 if jnp.issubdtype(images.dtype, jnp.integer) else 1
-  return (images.astype(mean.dtype) / unit - mean) / deviation
+  return (images.astype(mean.dtype) / unit - mean) / standard_deviation
 
 
 def augment(
@@ -93,16 +93,16 @@ def augment(
   draws: Draws,
   images: jax.Array,
   mean: np.ndarray,
-  deviation: np.ndarray,
+  standard_deviation: np.ndarray,
 ) -> jax.Array:
-  """Augments and normalises a batch.
+  """Augments and normalizes a batch.
 
   Args:
     augmentation: what is done.
     draws: from :func:`draw`.
     images: shape `[B, H, W, C]`, integers up to 255 or floating.
-    mean: see :func:`normalise`.
-    deviation: as there.
+    mean: of each channel, shape `[C]`.
+    standard_deviation: of each channel, shape `[C]`.
 
   Returns:
     Images of the same shape, in the dtype of the mean.
@@ -118,7 +118,9 @@ def augment(
         image, (at[0], at[1], 0), (height, width, channels)
       )
     )(framed, draws.offset)
-  images = normalise(images, mean, deviation)
+  # Before Cutout, whose 0 is then the mean of the channel, and after the crop,
+  # whose black frame is black before it.
+  images = normalize(images, mean, standard_deviation)
   if augmentation.cutout and augmentation.cutout_probability:
     down = jnp.arange(height) - draws.corner[:, :1]
     right = jnp.arange(width) - draws.corner[:, 1:]

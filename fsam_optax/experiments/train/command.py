@@ -1,242 +1,168 @@
 """``train``: a network on CIFAR or other images, as the authors train it."""
 
-import argparse
 import contextlib
-import math
-import os
-import pathlib
 import shutil
 import sys
-import time
 import traceback
-from typing import Any, NoReturn
 
 import jax
-import numpy as np
 
-from fsam_optax import _processes
-from fsam_optax.experiments import extras
-from fsam_optax.experiments import images as images_lib
-from fsam_optax.experiments import paper_recipes
-from fsam_optax.experiments import program as program_lib
-from fsam_optax.experiments import settings
-from fsam_optax.experiments import train_report
-from fsam_optax.experiments import train_settings
-from fsam_optax.experiments.paper_recipes import Config
-
-NAME = "train"
-HELP = "train a network on CIFAR as the paper does, or on your own images"
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of the command."""
-  train_settings.add_flags(parser)
+from fsam_optax.experiments import datasets
+from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common.flags import Command
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.train import data
+from fsam_optax.experiments.train import launch
+from fsam_optax.experiments.train import plan
+from fsam_optax.experiments.train import processes
+from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.recipes import RECIPES
+from fsam_optax.experiments.train.settings import Settings
+from fsam_optax.experiments.train.settings import config_of
 
 
-def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-  """Runs the command.
+def run(settings: Settings) -> None:
+  """Trains, or prints what would be trained.
 
   Args:
-    args: what the parser returned.
-    parser: its ``error`` ends the program with status 2.
+    settings: what the command line says.
+
+  Raises:
+    FlagError: if a flag asks for what cannot be.
+    SystemExit: where something else than a flag is in the way, or the run was
+      told to end.
   """
   extras.require("grain", "orbax.checkpoint", "matplotlib")
-  if args.tensorboard:
+  if settings.run.tensorboard:
     extras.require("tensorboardX")
-  config = train_settings.config_of(args, parser)
-  if args.output is None:
-    args.output = pathlib.Path("runs") / f"{args.recipe}-{config.optimizer}"
-  if config.dtype == "float64":
+  config = config_of(settings)
+  if settings.processes.launch is not None:
+    sys.exit(launch.launch(settings.processes.launch, _arguments()))
+  if settings.processes.cpu_devices:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", settings.processes.cpu_devices)
+  if config.network.dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  if args.dry_run:
-    print(_plan(args, config, parser))
+  if settings.dry_run:
+    _print_plan(settings, config)
     return
-  images, config = train_settings.load(args, config, parser)
-  from fsam_optax.experiments import run_folder
-  from fsam_optax.experiments import training_run
+  images, config = data.load(settings.data, RECIPES[settings.recipe], config)
+  _run_or_end(settings, config, images)
+
+
+COMMAND = Command(
+  name="train",
+  help="train a network on CIFAR as the paper does, or on your own images",
+  settings=Settings,
+  run=run,
+)
+
+
+def _arguments() -> list[str]:
+  """Those of this process, but for ``--launch``."""
+  arguments = ["-m", "fsam_optax", *sys.argv[1:]]
+  for i, argument in enumerate(arguments):
+    if argument == "--launch":
+      return arguments[:i] + arguments[i + 2 :]
+    if argument.startswith("--launch="):
+      return arguments[:i] + arguments[i + 1 :]
+  return arguments
+
+
+def _print_plan(settings: Settings, config: Config) -> None:
+  images = None
+  if settings.data is not None:
+    images, config = data.load(settings.data, RECIPES[settings.recipe], config)
+  sizes = plan.sizes_of(settings.recipe, config, images)
+  mesh = processes.mesh_of(settings.processes)
+  print(plan.text(settings, plan.program_of(config, sizes, mesh), sizes))
+
+
+def _run_or_end(
+  settings: Settings, config: Config, images: datasets.Images
+) -> None:
+  """Joins the job, trains, and ends with the status that fits."""
+  from fsam_optax.experiments.train import folder
+  from fsam_optax.experiments.train import interruption
+  from fsam_optax.experiments.train import loop
 
   try:
     with contextlib.ExitStack() as stack:
 
       def hold():
-        settings.check_output(args, parser)
-        stack.enter_context(run_folder.lock(args.output))
+        if message := files.make_directory(settings.folder):
+          raise FlagError("--output", message)
+        stack.enter_context(folder.lock(settings.folder))
 
-      if not args.distributed and not args.process_id:
-        hold()  # Before the others come: they hear of its end.
-      if train_settings.is_job(args):
-        _processes.initialize_processes(
-          args.coordinator_address, args.num_processes, args.process_id
-        )
-      if args.distributed and jax.process_index() == 0:
+      job = settings.processes
+      # Before the others come, who need not wait where it is held already. On a
+      # pod nobody knows yet which process is the first.
+      if not job.distributed and not job.process_id:
         hold()
-      _train(args, config, images, parser)
-  except (run_folder.FolderError, training_run.DivergedError) as error:
-    _end(f"{parser.prog}: error: {error}", 1)
-  except training_run.Interrupted as interruption:
-    _end(str(interruption), interruption.status)
+      processes.join(job)
+      if job.distributed and jax.process_index() == 0:
+        hold()
+      _train(settings, config, images)
+  except (folder.FolderError, loop.DivergedError, processes.JoinError) as error:
+    processes.end(f"{COMMAND.program}: error: {error}", 1)
+  except interruption.Interrupted as interrupted:
+    processes.end(str(interrupted), interrupted.status)
   except BaseException:
     if jax.process_count() == 1:
       raise
-    # Not by the normal exit, where JAX waits for the process that died.
     traceback.print_exc()
-    _end("", 1)
+    processes.end("", 1)
 
 
-def _described(
-  args: argparse.Namespace, config: Config, fingerprint: str
-) -> dict[str, Any]:
-  """All that the numbers depend on, by flag."""
-  fields = {
-    f"--{name.replace('_', '-')}": value
-    for name, value in config._asdict().items()
-  }
-  return {"--recipe": args.recipe, **fields, "--data (SHA-256)": fingerprint}
-
-
-def _end(message: str, status: int) -> NoReturn:
-  """Ends the process, without a wait for other ones."""
-  if message:
-    print(message, file=sys.stderr)
-  if jax.process_count() == 1:
-    sys.exit(status)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
-
-
-def _train(
-  args: argparse.Namespace,
-  config: Config,
-  images: images_lib.Images,
-  parser: argparse.ArgumentParser,
-) -> None:
+def _train(settings: Settings, config: Config, images: datasets.Images) -> None:
   """Trains every seed, or what is left of it, and reports."""
-  from fsam_optax.experiments import run_folder
-  from fsam_optax.experiments import training_run
+  from fsam_optax.experiments.train import folder
+  from fsam_optax.experiments.train import interruption
+  from fsam_optax.experiments.train import loop
+  from fsam_optax.experiments.train import report
 
-  mesh = train_settings.mesh_of(args, parser)
-  rows = len(images.y_train) - config.validation
-  image, dtype = images.x_train.shape[1:], images.x_train.dtype
-  program = train_settings.program_of(
-    config, image, dtype, images.classes, rows, mesh, parser
-  )
+  mesh = processes.mesh_of(settings.processes)
+  sizes = plan.sizes_of(settings.recipe, config, images)
+  program = plan.program_of(config, sizes, mesh)
   is_first = jax.process_index() == 0
   if is_first:
-    _check_disk(args, program, parser)
-    run_folder.check_config(
-      args.output, _described(args, config, images.fingerprint())
+    _check_disk(settings, program)
+    folder.check_config(
+      settings.folder,
+      plan.described(settings.recipe, config, images.fingerprint()),
     )
-  seeds = range(args.first_seed, args.first_seed + args.seeds)
+  seeds = range(
+    settings.run.first_seed, settings.run.first_seed + settings.run.seeds
+  )
   results = {}
-  with training_run.Interruption() as interruption:
-    runner = training_run.Runner(
-      program,
-      interruption,
-      save_every=args.save_every,
-      log_every=args.log_every,
-      evaluation_rows=args.evaluation_batch_size,
-      tensorboard=args.tensorboard,
-    )
+  with interruption.Interruption() as interrupted:
+    runner = loop.Runner(program, interrupted, settings.run)
     for seed in seeds:
-      dataset = train_settings.dataset_of(images, config, seed)
-      folder = args.output / f"seed-{seed}"
-      results[seed] = runner(dataset, seed, folder)
+      results[seed] = runner(
+        data.dataset_of(images, config, seed),
+        seed,
+        settings.folder / f"seed-{seed}",
+      )
   if not is_first:
     return
-  summary = train_report.summary(args.recipe, config, results)
-  with run_folder.writing(args.output / "summary.json"):
-    train_report.write(summary, results, args.output)
-  print(train_report.table(summary))
-  print(f"\nwrote {args.output / 'summary.json'} and curves.png")
+  summary = report.summary(settings.recipe, config, results)
+  with folder.writing(settings.folder / "summary.json"):
+    report.write(summary, results, settings.folder)
+  print(report.table(summary))
+  print(f"\nwrote {settings.folder / 'summary.json'} and curves.png")
 
 
-def _check_disk(
-  args: argparse.Namespace,
-  program: program_lib.Program,
-  parser: argparse.ArgumentParser,
-) -> None:
+def _check_disk(settings: Settings, program: Program) -> None:
   """Refuses to begin where not even two checkpoints would fit."""
-  needed = 2 * _bytes(program.abstract())
-  free = shutil.disk_usage(args.output).free
+  # One is written before an older one is deleted.
+  needed = 2 * plan.bytes_of(program.abstract())
+  free = shutil.disk_usage(settings.folder).free
   if free < needed:
-    parser.error(
-      f"argument --output: must have room for two checkpoints, "
-      f"{needed / 2**20:,.1f} MiB, got {str(args.output)!r} with "
-      f"{free / 2**20:,.1f} MiB. Make room or choose another folder"
+    raise FlagError(
+      "--output",
+      f"must have room for two checkpoints, {needed / 2**20:,.1f} MiB, got "
+      f"{str(settings.folder)!r} with {free / 2**20:,.1f} MiB. Make room or "
+      "choose another folder",
     )
-
-
-def _bytes(tree: Any) -> int:
-  return sum(
-    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-
-
-def _plan(
-  args: argparse.Namespace, config: Config, parser: argparse.ArgumentParser
-) -> str:
-  """What would be run, with XLA's count of its memory and cost."""
-  mesh = train_settings.mesh_of(args, parser)
-  if args.data is None:
-    dataset = paper_recipes.RECIPES[args.recipe].dataset
-    rows, tests, image = 50_000, 10_000, (32, 32, 3)
-    classes, dtype = int(dataset.removeprefix("cifar")), np.dtype(np.uint8)
-    origin = f"{dataset}, not read"
-  else:
-    images, config = train_settings.load(args, config, parser)
-    rows, tests = len(images.y_train), len(images.y_test)
-    image, dtype = images.x_train.shape[1:], images.x_train.dtype
-    classes, origin = images.classes, images.name
-  program = train_settings.program_of(
-    config, image, dtype, classes, rows - config.validation, mesh, parser
-  )
-  abstract = program.abstract()
-  start = time.perf_counter()
-  compiled = program.lower_step(config.batch_size).compile()
-  seconds = time.perf_counter() - start
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  parameters = sum(
-    math.prod(x.shape) for x in jax.tree.leaves(abstract.state.params)
-  )
-  mebi = lambda number: f"{number / 2**20:,.1f} MiB"
-  steps = program.shapes.steps_an_epoch
-  flops = cost["flops"]
-  gradients = "1 gradient"
-  if config.optimizer != "sgd":
-    gradients = f"{1 + config.ascent_fraction:g} gradients"
-  lines = {
-    "recipe": f"{args.recipe}, {config.optimizer}",
-    "images": f"{origin}: {rows - config.validation:,} to train on, "
-    f"{config.validation or tests:,} to evaluate on, of "
-    f"{' x '.join(map(str, image))}, {classes} classes",
-    "network": f"{config.model}, depth {config.depth}, width {config.width}: "
-    f"{parameters:,} parameters, {config.dtype}",
-    "steps": f"{steps:,} an epoch, {program.steps:,} in {config.epochs} "
-    f"epochs, {config.batch_size} rows and {gradients} a step",
-    "learning rate": f"{config.learning_rate:g}, by a cosine to 0",
-    "devices": f"{mesh.size} of {mesh.devices.flat[0].device_kind}",
-    "checkpoint": f"{mebi(_bytes(abstract))}, of which three are kept, in "
-    f"{args.output}",
-    "memory": f"{mebi(memory.temp_size_in_bytes)} beside the state of "
-    f"{mebi(_bytes(abstract))}, a device",
-    "cost": f"{flops / 1e9:,.2f} GFLOP a step and device, "
-    f"{flops * program.steps * mesh.size / 1e15:,.3g} PFLOP in all"
-    + (
-      f"; a loop's body is counted once, of {config.microbatches}"
-      if config.microbatches > 1
-      else ""
-    ),
-    "seeds": f"{args.first_seed} to {args.first_seed + args.seeds - 1}",
-    "compiled in": f"{seconds:.0f} s",
-  }
-  fields = _described(args, config, "not computed")
-  flags = " ".join(
-    f"{name} {value}" for name, value in fields.items() if name != "--recipe"
-  )
-  width = max(map(len, lines))
-  table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())
-  return f"{table}\n\n{flags}\n\nNothing was trained or written."
-
-
-__all__ = ["HELP", "NAME", "add_flags", "run"]

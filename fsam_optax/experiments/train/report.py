@@ -1,139 +1,18 @@
-"""What ``train`` shows and writes: lines, a bar, a table and the curves."""
+"""What a run of ``train`` found: a summary, a table and the curves."""
 
-import importlib.metadata
+import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 
-from fsam_optax.experiments import report
-from fsam_optax.experiments.paper_recipes import Config
-
-
-class Writer:
-  """Writes the metrics of a run, and shows them as it goes.
-
-  Where stdout is a terminal it shows a bar, and elsewhere a line an epoch.
-  """
-
-  def __init__(
-    self,
-    folder: pathlib.Path,
-    journal: Any,
-    tensorboard: bool,
-    *,
-    total: int,
-    done: int,
-    rows: int,
-  ) -> None:
-    """Opens what is written to.
-
-    Args:
-      folder: of the run.
-      journal: gets the lines; None where another process writes.
-      tensorboard: whether to write for TensorBoard.
-      total: number of batches of the whole run.
-      done: number of batches that were taken before.
-      rows: of a batch.
-    """
-    self._journal, self._rows = journal, rows
-    self._board = self._bar = None
-    if journal is None:
-      return
-    if tensorboard:
-      import tensorboardX
-
-      self._board = tensorboardX.SummaryWriter(
-        str(folder / "tensorboard"), purge_step=done + 1
-      )
-    if sys.stdout.isatty():
-      self._bar, self._task = _bar(total, done)
-
-  def __enter__(self) -> "Writer":
-    if self._bar is not None:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception) -> None:
-    if self._bar is not None:
-      self._bar.stop()
-    if self._board is not None:
-      self._board.close()
-
-  def step(self, line: dict[str, Any]) -> None:
-    """The metrics of one step."""
-    if self._journal is None:
-      return
-    self._journal.append(line)
-    self._scalars("step", line)
-    self._move(line)
-
-  def epoch(self, line: dict[str, Any]) -> None:
-    """The means of an epoch, and its evaluation."""
-    if self._journal is None:
-      return
-    self._journal.append(line)
-    self._scalars("epoch", line)
-    self._move(line)
-    if self._bar is not None:
-      self._bar.print(epoch_line(line))
-    else:
-      print(epoch_line(line), flush=True)
-
-  def _move(self, line: dict[str, Any]) -> None:
-    if self._bar is None:
-      return
-    # Of the last steps, as the time that is left is.
-    speed = self._bar.tasks[self._task].speed
-    rate = "" if speed is None else f"{speed * self._rows:,.0f} images/s"
-    self._bar.update(
-      self._task, completed=line["batches"], shown=_shown(line), rate=rate
-    )
-
-  def _scalars(self, kind: str, line: dict[str, Any]) -> None:
-    if self._board is None:
-      return
-    for name, value in line.items():
-      if isinstance(value, (int, float)) and name != "batches":
-        self._board.add_scalar(f"{kind}/{name}", value, line["batches"])
-
-
-def _bar(total: int, done: int) -> tuple[Any, Any]:
-  from rich import progress
-
-  bar = progress.Progress(
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TextColumn("{task.fields[shown]}"),
-    progress.TextColumn("{task.fields[rate]}"),
-    progress.TimeRemainingColumn(),
-  )
-  return bar, bar.add_task("", total=total, completed=done, shown="", rate="")
-
-
-def _shown(line: dict[str, Any]) -> str:
-  number = lambda name, form: (
-    "n/a" if line[name] is None else format(line[name], form)
-  )
-  return (
-    f"epoch {line['epoch']:.1f}  loss {number('loss', '.3f')}  accuracy "
-    f"{number('accuracy', '.1f')} %  sharpness {number('sharpness', '.3f')}"
-  )
-
-
-def epoch_line(line: dict[str, Any]) -> str:
-  """One line for a log, on an epoch."""
-  evaluated = next(k for k in line if k.endswith("_accuracy"))
-  text = (
-    f"{_shown(line)}  {evaluated.replace('_', ' ')} {line[evaluated]:.2f} %  "
-    f"{line['images_per_second']:,.0f} images/s, "
-    f"{line['waiting_share']:.1%} of the time waiting for data"
-  )
-  if line["skipped"]:
-    text += f"  skipped {line['skipped']} steps that were not finite"
-  return text
+from fsam_optax.experiments.common import figures
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import optimizers
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.train.config import Config
 
 
 def summary(
@@ -155,20 +34,17 @@ def summary(
   final = np.array([lines[-1][name] for lines in results.values()])
   return {
     "recipe": recipe,
-    "config": config._asdict(),
+    "config": dataclasses.asdict(config),
     "evaluated": name.removesuffix("_accuracy"),
     "seeds": list(results),
     "final_accuracy": final.tolist(),
     "mean": float(final.mean()),
-    "standard_error": report.standard_error(final),
+    "standard_error": statistics.standard_error(final),
     "best_epoch": [
       max(lines, key=lambda line: (line[name], line["epoch"]))["epoch"]
       for lines in results.values()
     ],
-    "versions": {
-      package: importlib.metadata.version(package)
-      for package in ("fsam-optax", "jax", "optax", "flax")
-    },
+    "versions": files.versions(),
     "device": jax.devices()[0].device_kind,
   }
 
@@ -182,9 +58,9 @@ def table(found: dict[str, Any]) -> str:
     )
   ]
   rows.append(
-    ["mean", report.with_error(found["mean"], found["standard_error"]), ""]
+    ["mean", tables.with_error(found["mean"], found["standard_error"]), ""]
   )
-  text = report.table(
+  text = tables.table(
     ["seed", f"{found['evaluated']} accuracy %, last epoch", "best epoch"], rows
   )
   if found["evaluated"] == "test":
@@ -201,7 +77,7 @@ def write(
   folder: pathlib.Path,
 ) -> None:
   """Writes ``summary.json`` and ``curves.png``."""
-  report.write_json(found, folder / "summary.json")
+  files.write_json(found, folder / "summary.json")
   _curves(found, results, folder / "curves.png")
 
 
@@ -210,10 +86,8 @@ def _curves(
   results: dict[int, list[dict[str, Any]]],
   path: pathlib.Path,
 ) -> None:
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  config, evaluated = found["config"], found["evaluated"]
+  """Draws the epochs of all seeds, each panel over the epochs."""
+  evaluated = found["evaluated"]
   panels: list[tuple[str, dict[str, str]]] = [
     (
       "accuracy (%)",
@@ -222,41 +96,30 @@ def _curves(
     ("loss", {"training": "loss", evaluated: f"{evaluated}_loss"}),
     ("sharpness", {"training": "sharpness"}),
   ]
-  drawing = Figure(figsize=(10.8, 3.4), layout="constrained")
+  drawing = figures.new(10.8, 3.4)
   for i, (label, series) in enumerate(panels):
     axes = drawing.add_subplot(1, len(panels), i + 1)
     for name, field in series.items():
       values = np.array(
         [
-          [np.nan if line[field] is None else line[field] for line in lines]
+          figures.gaps([line[field] for line in lines])
           for lines in results.values()
         ]
       )
       epochs = np.arange(1, values.shape[1] + 1)
-      mean = values.mean(0)
-      marker = "." if len(epochs) < 30 else None
-      (drawn,) = axes.plot(epochs, mean, marker=marker, label=name)
+      error = np.full(len(epochs), np.nan)
       if len(values) > 1:
         error = values.std(0, ddof=1) / np.sqrt(len(values))
-        axes.fill_between(
-          epochs,
-          mean - error,
-          mean + error,
-          color=drawn.get_color(),
-          alpha=0.25,
-          linewidth=0,
-        )
+      figures.band(axes, epochs, values.mean(0), error, label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
   seeds = len(found["seeds"])
+  optimizer = optimizers.label(found["config"]["ascent"]["optimizer"])
   drawing.suptitle(
-    f"{found['recipe']}, {report.label(config['optimizer'])}: {seeds} seed"
+    f"{found['recipe']}, {optimizer}: {seeds} seed"
     + ("s, mean ± standard error" if seeds > 1 else ""),
     fontsize="small",
   )
-  FigureCanvasAgg(drawing)
-  report.write_file(
-    path, lambda file: drawing.savefig(file, format="png", dpi=120)
-  )
+  figures.save(drawing, path)
