@@ -6,8 +6,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import cifar
-from fsam_optax.experiments import data
+from fsam_optax.experiments import datasets
+from fsam_optax.experiments.datasets import cifar
 
 
 def record_bytes(name):
@@ -53,6 +53,10 @@ def check(images, name, tables):
   assert images.x_test.shape == (10_000, 32, 32, 3)
   assert images.x_train.dtype == np.uint8
   assert images.y_train.dtype == np.int32
+  rows, tests, image, classes = datasets.REGISTRY[name].sizes
+  assert (rows, *image) == images.x_train.shape
+  assert (tests, *image) == images.x_test.shape
+  assert classes == images.classes
   last = list(expected.train)[-1]
   record = tables[last][-1]
   assert images.y_train[-1] == record[expected.label_bytes - 1]
@@ -74,6 +78,9 @@ def test_folder_and_archive_hold_the_same_images(files):
   check(images, name, tables)
   above = cifar.load(name, str(folder.parent))
   packed = cifar.load(name, str(archive), check_sum=False)
+  named = datasets.load(f"{name}:{folder}")
+  assert named.fingerprint() == images.fingerprint()
+  assert datasets.load(str(folder), otherwise=name).name == name
   for one, two, three in zip(images, above, packed, strict=True):
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, three)
@@ -91,7 +98,7 @@ def test_asymmetric_noise_stays_within_a_superclass(files):
 
 def test_archive_must_have_the_published_checksum(files):
   name, _, archive, _ = files
-  with pytest.raises(data.DataError, match=cifar.FORMATS[name].md5):
+  with pytest.raises(datasets.DataError, match=cifar.FORMATS[name].md5):
     cifar.load(name, str(archive))
 
 
@@ -100,11 +107,11 @@ def test_truncated_archive_is_named(files, tmp_path):
   cut = tmp_path / archive.name
   content = archive.read_bytes()
   cut.write_bytes(content[: len(content) // 2])
-  with pytest.raises(data.DataError, match="truncated or damaged") as error:
+  with pytest.raises(datasets.DataError, match="truncated or damaged") as error:
     cifar.load(name, str(cut), check_sum=False)
   assert str(cut) in str(error.value)
   cut.write_bytes(b"no archive")
-  with pytest.raises(data.DataError, match="truncated or damaged"):
+  with pytest.raises(datasets.DataError, match="truncated or damaged"):
     cifar.load(name, str(cut), check_sum=False)
 
 
@@ -127,7 +134,9 @@ def test_file_cut_short_is_named_with_its_size(files, tmp_path):
   file = next(iter(cifar.FORMATS[name].test))
   replace(copy, file, tables[file].tobytes()[:-1])
   size = 10_000 * record_bytes(name)
-  with pytest.raises(data.DataError, match=f"{file} .*{size:,}.*{size - 1:,}"):
+  with pytest.raises(
+    datasets.DataError, match=f"{file} .*{size:,}.*{size - 1:,}"
+  ):
     cifar.load(name, str(copy))
 
 
@@ -138,7 +147,7 @@ def test_label_out_of_range_is_named_with_its_record(files, tmp_path):
   table = tables[file].copy()
   table[17, cifar.FORMATS[name].label_bytes - 1] = 255
   replace(copy, file, table.tobytes())
-  with pytest.raises(data.DataError, match=f"{file}, got 255 at record 17"):
+  with pytest.raises(datasets.DataError, match=f"{file}, got 255 at record 17"):
     cifar.load(name, str(copy))
 
 
@@ -147,7 +156,7 @@ def test_missing_file_is_named(files, tmp_path):
   copy = linked(folder, tmp_path / "copy")
   file = next(iter(cifar.FORMATS[name].train))
   (copy / file).unlink()
-  with pytest.raises(data.DataError, match=f"got no {file} in"):
+  with pytest.raises(datasets.DataError, match=f"got no {file} in"):
     cifar.load(name, str(copy))
 
 
@@ -156,7 +165,7 @@ def test_archive_without_a_file_names_it(tmp_path):
   with tarfile.open(path, "w:gz") as archive:
     member = tarfile.TarInfo("cifar-10-batches-bin/readme.html")
     archive.addfile(member, io.BytesIO(b""))
-  with pytest.raises(data.DataError, match=r"got no data_batch_1\.bin"):
+  with pytest.raises(datasets.DataError, match=r"got no data_batch_1\.bin"):
     cifar.load("cifar10", str(path), check_sum=False)
 
 
@@ -172,12 +181,14 @@ def test_pickled_version_is_refused_with_the_reason(tmp_path, make):
   folder = tmp_path / "cifar-10-batches-py"
   folder.mkdir()
   (folder / "data_batch_1").write_bytes(b"\x80\x02")
-  with pytest.raises(data.DataError, match="pickled: to unpickle a file is to"):
+  with pytest.raises(
+    datasets.DataError, match="pickled: to unpickle a file is to"
+  ):
     cifar.load("cifar10", str(make(tmp_path)))
 
 
 def test_bad_arguments_are_named(tmp_path):
   with pytest.raises(ValueError, match="`name` must be one of cifar10"):
     cifar.load("cifar1000", str(tmp_path))
-  with pytest.raises(data.DataError, match="that exists, got"):
+  with pytest.raises(datasets.DataError, match="that exists, got"):
     cifar.load("cifar10", str(tmp_path / "nothing"))
