@@ -42,12 +42,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 import optax
+import transformer
 
 import fsam_optax
 from fsam_optax.experiments import paper_recipes
-from fsam_optax.experiments import resnet
 from fsam_optax.experiments import train_settings
-from fsam_optax.experiments import transformer
+from fsam_optax.experiments.networks import resnet
 
 LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
 MEBI = 2**20

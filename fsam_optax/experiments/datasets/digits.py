@@ -27,6 +27,7 @@ def load(image_size: Optional[int] = None) -> images.Images:
   x, y = load_digits(return_X_y=True)
   # Whole numbers up to 16: a sixteenth of one is exact.
   x = np.asarray(x, np.float32).reshape(-1, 8, 8, 1) / 16
+  y = np.asarray(y)
   return images.drawn("digits", x, y, classes=10, test=500).resized(image_size)
 
 

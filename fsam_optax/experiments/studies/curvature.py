@@ -49,16 +49,18 @@ def _measure(contest, name, runs, context) -> tuple[dict[str, Any], list[Any]]:
   top, trace, density = [], [], []
   advance = context.progress(f"{name}, Hessian", number)
   for run in range(number):
-    model = contest.loss_and_data(runs, run, context.seeds)
+    loss_fn, params, rows = contest.loss_and_data(runs, run, context.seeds)
     key = jax.random.key(run)
     try:
       eigenvalues = sharpness.hessian_eigenvalues(
-        *model, _EIGENVALUES, key=key, num_matvecs=matvecs
+        loss_fn, params, rows, _EIGENVALUES, key=key, num_matvecs=matvecs
       )
-      total, _ = sharpness.hessian_trace(*model, key=key, samples=20)
+      total, _ = sharpness.hessian_trace(
+        loss_fn, params, rows, key=key, samples=20
+      )
       density.append(
         sharpness.hessian_density(
-          *model, key=key, num_matvecs=matvecs, samples=2
+          loss_fn, params, rows, key=key, num_matvecs=matvecs, samples=2
         )
       )
     except ValueError:  # Its parameters are not finite: it has diverged.
