@@ -10,19 +10,21 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-
-from fsam_optax.experiments import images
+import real_run
+from real_run import SECONDS
+from real_run import arrays
+from real_run import checkpoint
+from real_run import checkpoints
+from real_run import finish
+from real_run import lines
+from real_run import wait_for
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 120
 # The network with the fewest layers; 20 steps an epoch.
 FLAGS = (
   "--model=wide_resnet",
@@ -35,114 +37,30 @@ FLAGS = (
   "--log-every=2",
 )
 STEPS = 60
-TIMES = ("seconds", "images_per_second", "waiting_share")
 
 
 @pytest.fixture(scope="module", name="environment")
 def fixture_environment(tmp_path_factory):
-  """Programs are compiled once, and read from there by the later processes."""
-  compiled = tmp_path_factory.getbasetemp().parent / "compiled"
-  return {
-    **os.environ,
-    "JAX_COMPILATION_CACHE_DIR": str(compiled),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PLATFORMS": "cpu",
-  }
+  return real_run.environment(tmp_path_factory)
 
 
 @pytest.fixture(scope="module", name="command")
 def fixture_command(tmp_path_factory):
-  """On the digits of scikit-learn, which takes long to import, as arrays."""
-  digits = images.load_digits()
-  path = tmp_path_factory.mktemp("data") / "digits.npz"
-  np.savez(
-    path,
-    **{name: getattr(digits, name) for name in digits._fields[1:5]},
-  )
-
-  def command(output, *flags):
-    return [
-      *(sys.executable, "-m", "fsam_optax", "train", f"--output={output}"),
-      *(f"--data={path}", *FLAGS, *flags),
-    ]
-
-  return command
+  data = tmp_path_factory.mktemp("data") / "digits.npz"
+  real_run.write_digits(data)
+  return lambda output, *flags: real_run.command(output, data, *FLAGS, *flags)
 
 
 @pytest.fixture(scope="module", name="start")
 def fixture_start(environment, command):
-  started = []
-
-  def start(output, *flags, prefix=()):
-    process = subprocess.Popen(
-      [*prefix, *command(output, *flags)],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      env=environment,
+  with real_run.processes(environment) as start:
+    yield lambda output, *flags, prefix=(): start(
+      [*prefix, *command(output, *flags)]
     )
-    started.append(process)
-    return process
-
-  yield start
-  for process in started:  # Of tests that failed.
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def finish(process, status=0):
-  """Waits for the end; what was printed."""
-  printed, _ = process.communicate(timeout=SECONDS)
-  assert process.returncode == status, printed
-  return printed
-
-
-def wait_for(path, process):
-  deadline = time.monotonic() + SECONDS
-  while not path.exists() and time.monotonic() < deadline:
-    assert process.poll() is None, process.stdout.read()
-    time.sleep(0.01)
-
-
-def checkpoint(output, batches):
-  return output / "seed-1" / "checkpoints" / str(batches)
-
-
-def checkpoints(output):
-  folder = output / "seed-1" / "checkpoints"
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
-
-
-def lines(output):
-  """The metrics but for the clock's."""
-  text = (output / "seed-1" / "metrics.jsonl").read_text()
-  parsed = [json.loads(line) for line in text.splitlines()]
-  return [{k: v for k, v in x.items() if k not in TIMES} for x in parsed]
-
-
-def arrays(output, batches=STEPS):
-  """The arrays of a checkpoint by name."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    tree = checkpointer.restore(
-      (checkpoint(output, batches) / "default").absolute()
-    )
-  is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return {
-    jax.tree_util.keystr(path): np.asarray(
-      jax.random.key_data(x) if is_key(x) else x
-    )
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 def assert_same(output, unbroken):
-  assert lines(output) == lines(unbroken)
-  expected, found = arrays(unbroken), arrays(output)
-  assert len(expected) > 50
-  assert expected.keys() == found.keys()
-  for name, array in expected.items():
-    np.testing.assert_array_equal(found[name], array, err_msg=name)
+  real_run.assert_same(output, unbroken, STEPS)
 
 
 @pytest.fixture(scope="module", name="unbroken")
@@ -261,6 +179,28 @@ def test_sigterm_saves_and_exits_with_0_within_seconds(
   assert_same(output, unbroken)
 
 
+def test_a_gated_run_goes_on_with_the_program_that_was_next(start, tmp_path):
+  flags = ("--every=3", "--start=1epochs", "--stop=50")
+  unbroken, output = tmp_path / "unbroken", tmp_path / "run"
+  finish(start(unbroken, *flags))
+  radii = {x["batches"]: x["perturbation_norm"] for x in lines(unbroken)}
+  # The batch before a line is the one that its number counts to.
+  assert [n for n in range(2, 61, 2) if radii[n] and n % 20] == [
+    24,
+    30,
+    36,
+    42,
+    48,
+  ]
+  process = start(output, *flags)
+  wait_for(checkpoint(output, 24), process)
+  process.kill()
+  process.communicate()
+  printed = finish(start(output, *flags))
+  assert int(re.search(r"from batch (\d+) of", printed)[1]) >= 24
+  assert_same(output, unbroken)
+
+
 def test_sigterm_before_the_first_step_ends_at_once(start, tmp_path):
   output = tmp_path / "run"
   # Of another width, so that it has to be compiled.
@@ -319,7 +259,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_read(
   output = tmp_path / "run"
   copy(unbroken, output)
   last = checkpoint(output, STEPS)
-  damage(last / "default" / name if name else largest(last))
+  damage(last / "progress" / name if name else largest(last))
   printed = finish(start(output))
   aside = output / "seed-1" / f"broken-checkpoint-{STEPS}"
   assert f"checkpoint {STEPS} cannot be read and was moved to" in printed
@@ -389,7 +329,11 @@ def images_file(path, value=None):
 def test_a_batch_that_overflows_is_skipped_and_counted(start, tmp_path):
   images_file(tmp_path / "images.npz", 3e38)
   output = tmp_path / "run"
-  flags = (f"--data={tmp_path / 'images.npz'}", "--mean=0", "--deviation=0.1")
+  flags = (
+    f"--data={tmp_path / 'images.npz'}",
+    "--mean=0",
+    "--standard-deviation=0.1",
+  )
   printed = finish(
     start(output, *flags, "--batch-size=32", "--crop-padding=0", "--cutout=0")
   )
