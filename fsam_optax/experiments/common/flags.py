@@ -143,10 +143,8 @@ def _without_boxes(text: str) -> str:
   """The help without rules, and without the spaces that fill its lines."""
   lines = [line.rstrip() for line in text.splitlines() if not _RULE.match(line)]
   # A box has a margin of one, in front of its title, too.
-  lines = [line[1:] if line.startswith(" ") else line for line in lines]
-  return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n" * bool(
-    lines
-  )
+  text = "\n".join(line.removeprefix(" ") for line in lines).rstrip()
+  return re.sub(r"\n{3,}", "\n\n", text) + "\n" if text else ""
 
 
 def _first_message(text: str) -> str:

@@ -86,8 +86,6 @@ class Plan(NamedTuple):
     """What the JSON says about how its numbers came to be."""
     return {
       **describe_data(self.pool, self.data),
-      "input_shape": list(self.pool.x.shape[1:]),
-      "classes": self.pool.classes,
       "optimizers": list(self.optimizers),
       "sigma": self.sigma,
       "lmbda": self.lmbda,
@@ -112,6 +110,8 @@ def describe_data(pool: splits.Pool, data: settings.Data) -> dict[str, Any]:
     "train_size": pool.train_size,
     "validation_size": pool.validation_size,
     "test_size": pool.test_size,
+    "input_shape": list(pool.x.shape[1:]),
+    "classes": pool.classes,
     "label_noise": data.label_noise,
     "label_noise_kind": data.label_noise_kind,
   }
