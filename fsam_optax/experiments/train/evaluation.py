@@ -1,6 +1,6 @@
 """The evaluation of a state on images that it was not trained on."""
 
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 from jax import numpy as jnp
@@ -35,7 +35,7 @@ def evaluator(program: Program, rows: int) -> Evaluate:
     images = augmentation.normalize(
       batch["image"], program.mean, program.standard_deviation
     )
-    logits = program.network.apply(
+    logits: Any = program.network.apply(
       {"params": params, **model_state}, images, train=False
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(

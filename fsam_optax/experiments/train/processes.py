@@ -26,6 +26,16 @@ def join(processes: Processes) -> None:
   """
   if not processes.is_job:
     return
+  if processes.coordinator_address is not None:
+    # Said before, as JAX ends a process that waits in vain from within C++,
+    # where nothing can be added to its message.
+    print(
+      f"process {processes.process_id} of {processes.num_processes}: waiting "
+      f"for the others, up to {processes.timeout} s, at "
+      f"{processes.coordinator_address}",
+      file=sys.stderr,
+      flush=True,
+    )
   try:
     jax.distributed.initialize(
       processes.coordinator_address,

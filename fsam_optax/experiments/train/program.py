@@ -96,6 +96,7 @@ class Program:
     )
     self.mean = constant(mean)
     self.standard_deviation = constant(standard_deviation)
+    assert config.network.model is not None
     self.network = networks.REGISTRY[config.network.model].create(
       shapes.classes,
       depth=config.network.depth,

@@ -9,21 +9,21 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fsam_optax.experiments import cifar
+from fsam_optax.experiments.datasets import cifar
 
 pytestmark = pytest.mark.slow
 
 
-def write_colours(folder):
-  """CIFAR-100 in which each class has a mean colour, under much noise."""
+def write_colors(folder):
+  """CIFAR-100 in which each class has a mean color, under much noise."""
   expected = cifar.FORMATS["cifar100"]
-  colours = np.random.default_rng(0).integers(0, 96, (100, 3), np.uint8)
+  colors = np.random.default_rng(0).integers(0, 96, (100, 3), np.uint8)
   folder.mkdir()
   for i, (file, n) in enumerate({**expected.train, **expected.test}.items()):
     rng = np.random.default_rng(i + 1)
     labels = rng.integers(0, 100, n)
     images = rng.integers(0, 160, (n, 3, 1024), np.uint8)
-    images += colours[labels][:, :, None]
+    images += colors[labels][:, :, None]
     table = np.concatenate(
       [
         np.stack([labels // 5, labels], axis=1).astype(np.uint8),
@@ -49,7 +49,7 @@ def train(output, *flags):
 
 
 def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
-  write_colours(tmp_path / "cifar-100-binary")
+  write_colors(tmp_path / "cifar-100-binary")
   lines = train(
     tmp_path / "run",
     *("--recipe=cifar100-resnet18", f"--data={tmp_path}", "--epochs=1"),
@@ -58,7 +58,7 @@ def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
   epoch = lines[-1]
   assert epoch["batches"] == 391
   assert epoch["test_accuracy"] > 4  # Of a hundred classes.
-  assert epoch["waiting_share"] < 0.25
+  assert epoch["waiting_fraction"] < 0.25
   assert epoch["skipped"] == 0
 
 
