@@ -8,20 +8,19 @@ can so change without an old checkpoint becoming unreadable.
 from collections.abc import Iterator
 import contextlib
 import json
-import math
 import pathlib
 import shutil
 from typing import Any, Callable, Optional
 import zlib
 
 import jax
-from jax import numpy as jnp
 from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import fsam_optax
+from fsam_optax.experiments.train.checksum import checksum
 from fsam_optax.experiments.train.folder import REMEDY
 from fsam_optax.experiments.train.folder import FolderError
 
@@ -227,35 +226,6 @@ class Checkpoints:
         f"a checkpoint cannot be written to {str(self._folder)!r} "
         f"({_first_line(error)}); {last}. {REMEDY}"
       ) from error
-
-
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-  """One word for each array: of its bits, each by a weight of its place.
-
-  Orbax does not notice every file that was cut or changed: it fills what is
-  lost with zeros. A sum of integers does not depend on how an array is split
-  over devices, and is taken where the array is, without moving it.
-
-  Args:
-    tree: of arrays and typed keys.
-
-  Returns:
-    Shape ``[number of arrays]``, uint32.
-  """
-  return jnp.stack([_checksum(x) for x in jax.tree.leaves(tree)])
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-    x = jax.random.key_data(x)
-  size = x.dtype.itemsize
-  word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
-  words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-  places = jnp.arange(math.prod(words.shape), dtype=jnp.uint32)
-  # Odd, and so invertible: a change of one word changes the sum.
-  weights = 2 * places.reshape(words.shape) + 1
-  return jnp.sum(words * weights, dtype=jnp.uint32)
 
 
 def _crc32(numbers: dict[str, Any]) -> int:

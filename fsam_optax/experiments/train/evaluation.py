@@ -31,26 +31,7 @@ def evaluator(program: Program, rows: int) -> Evaluate:
     It returns ``loss`` and ``accuracy``, the latter in percent.
   """
 
-  def count(params, model_state, batch):
-    images = augmentation.normalize(
-      batch["image"], program.mean, program.standard_deviation
-    )
-    logits: Any = program.network.apply(
-      {"params": params, **model_state}, images, train=False
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
-    is_row = batch["is_row"]
-    return {
-      "loss": jnp.sum(jnp.where(is_row, losses, 0)),
-      "hits": jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & is_row),
-    }
-
-  # On every device, or no process could read all of it.
-  count = jax.jit(
-    count, out_shardings=NamedSharding(program.mesh, PartitionSpec())
-  )
+  count = _counter(program)
   feed = fsam_optax.BatchFeeder(program.mesh)
   mine = batches_lib.rows_of_process(rows)
 
@@ -74,3 +55,28 @@ def evaluator(program: Program, rows: int) -> Evaluate:
     }
 
   return evaluate
+
+
+def _counter(program: Program) -> Callable[..., dict[str, jax.Array]]:
+  """The compiled sums over the rows of a batch that are rows of the data."""
+
+  def count(params, model_state, batch):
+    images = augmentation.normalize(
+      batch["image"], program.mean, program.standard_deviation
+    )
+    logits: Any = program.network.apply(
+      {"params": params, **model_state}, images, train=False
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch["label"]
+    )
+    is_row = batch["is_row"]
+    return {
+      "loss": jnp.sum(jnp.where(is_row, losses, 0)),
+      "hits": jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & is_row),
+    }
+
+  # On every device, or no process could read all of it.
+  return jax.jit(
+    count, out_shardings=NamedSharding(program.mesh, PartitionSpec())
+  )

@@ -11,17 +11,15 @@ import jax
 import numpy as np
 
 from fsam_optax.experiments.train import batches as batches_lib
-from fsam_optax.experiments.train import means
 from fsam_optax.experiments.train import metrics as metrics_lib
-from fsam_optax.experiments.train import optimizer
 from fsam_optax.experiments.train.checkpoints import Checkpoints
 from fsam_optax.experiments.train.data import Dataset
-from fsam_optax.experiments.train.evaluation import Evaluate
 from fsam_optax.experiments.train.evaluation import evaluator
 from fsam_optax.experiments.train.interruption import Interrupted
 from fsam_optax.experiments.train.interruption import Interruption
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.settings import Run
+from fsam_optax.experiments.train.state import State
 
 _MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.
 
@@ -67,61 +65,61 @@ class Runner:
       DivergedError: if too many steps in a row were skipped.
       FolderError: if the folder cannot be read or written.
     """
-    program = self._program
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-      read = checkpoints.restore(program.abstract(), _warn)
-      if read is None:
-        state = State(program, program.place(program.create(seed)))
-      else:
-        state = State(program, *read)
+      state = self._begin(checkpoints, seed)
       journal = None
       if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         journal = metrics_lib.Journal(folder / "metrics.jsonl", state.batches)
-      if state.batches < program.steps:
+      if state.batches < self._program.steps:
         self._compile(state.batches)
-        if journal is not None:
-          print(
-            f"seed {seed}: from batch {state.batches:,} of {program.steps:,}, "
-            f"on {program.mesh.size} devices",
-            flush=True,
-          )
-        with metrics_lib.Writer(
-          folder,
-          journal,
-          tensorboard=self._run.tensorboard,
-          title=f"seed {seed}",
-          total=program.steps,
-          done=state.batches,
-          rows=program.config.descent.batch_size,
-        ) as writer:
+        with self._writer(folder, journal, seed, state.batches) as writer:
           self._train(state, dataset, seed, writer, checkpoints)
     return [] if journal is None else journal.epochs
 
+  def _begin(self, checkpoints: Checkpoints, seed: int) -> State:
+    """Goes on from the last checkpoint, or begins where there is none."""
+    program = self._program
+    if (read := checkpoints.restore(program.abstract(), _warn)) is not None:
+      return State(program, *read)
+    return State(program, program.place(program.create(seed)))
+
+  def _writer(
+    self,
+    folder: pathlib.Path,
+    journal: Optional[metrics_lib.Journal],
+    seed: int,
+    done: int,
+  ) -> metrics_lib.Writer:
+    """Says where a seed begins, and opens what its metrics are written to."""
+    program = self._program
+    if journal is not None:
+      print(
+        f"seed {seed}: from batch {done:,} of {program.steps:,}, on "
+        f"{program.mesh.size} devices",
+        flush=True,
+      )
+    return metrics_lib.Writer(
+      folder,
+      journal,
+      tensorboard=self._run.tensorboard,
+      title=f"seed {seed}",
+      total=program.steps,
+      done=done,
+      rows=program.config.descent.batch_size,
+    )
+
   def _train(
     self,
-    state: "State",
+    state: State,
     dataset: Dataset,
     seed: int,
     writer: metrics_lib.Writer,
     checkpoints: Checkpoints,
   ) -> None:
     """The steps that are left, with what is due after each."""
-    program, descent = self._program, self._program.config.descent
-    order = batches_lib.Order(
-      len(dataset.y),
-      descent.batch_size,
-      drop_last=descent.drop_last,
-      seed=seed,
-    )
-    stream = batches_lib.Batches(
-      order,
-      dataset.x,
-      dataset.y,
-      program.mesh,
-      start=state.batches,
-      stop=program.steps,
-    )
+    program, run = self._program, self._run
+    stream = self._batches(dataset, seed, state.batches)
     clock = metrics_lib.Clock(stream)
     for batch in stream:
       rows = len(batch["label"])
@@ -130,23 +128,42 @@ class Runner:
       self._interruption.begin()
       clock.count(rows)
       line = {"batches": state.batches, "epoch": state.epoch}
-      if state.batches % self._run.log_every == 0:
+      accuracy, is_end = None, isinstance(state.epoch, int)
+      if is_end or state.batches % run.log_every == 0:
         _check(state, checkpoints)
+      if state.batches % run.log_every == 0:
         writer.step({**line, **metrics_lib.finite(_numbers(metrics))})
-      accuracy, is_end = None, state.batches % order.steps_an_epoch == 0
       if is_end:
-        _check(state, checkpoints)
         line |= state.measure(dataset, self._evaluate)
         accuracy = line[f"{dataset.evaluated}_accuracy"]
         writer.epoch({**line, **clock.lap()})
-      save_every = self._run.save_every
-      if is_end or (save_every and state.batches % save_every == 0):
+      if is_end or (run.save_every and state.batches % run.save_every == 0):
         state.save(checkpoints, accuracy)
       self._end_if_told(state, checkpoints, accuracy)
     checkpoints.wait()
 
+  def _batches(
+    self, dataset: Dataset, seed: int, start: int
+  ) -> batches_lib.Batches:
+    """The batches of a seed that are left."""
+    program, descent = self._program, self._program.config.descent
+    order = batches_lib.Order(
+      len(dataset.y),
+      descent.batch_size,
+      drop_last=descent.drop_last,
+      seed=seed,
+    )
+    return batches_lib.Batches(
+      order,
+      dataset.x,
+      dataset.y,
+      program.mesh,
+      start=start,
+      stop=program.steps,
+    )
+
   def _end_if_told(
-    self, state: "State", checkpoints: Checkpoints, accuracy: Optional[float]
+    self, state: State, checkpoints: Checkpoints, accuracy: Optional[float]
   ) -> None:
     status = self._interruption.status(state.batches)
     if status is None:
@@ -177,75 +194,6 @@ class Runner:
       while not all(future.done() for future in compiled.values()):
         time.sleep(0.05)
     self._steps |= {key: future.result() for key, future in compiled.items()}
-
-
-class State:
-  """How far a seed has come: on the devices, and counted on the host.
-
-  Attributes:
-    batches: number of batches that were taken.
-  """
-
-  def __init__(
-    self,
-    program: Program,
-    progress: Any,
-    sums: Optional[dict[str, Any]] = None,
-  ) -> None:
-    """Begins, or goes on.
-
-    Args:
-      program: the functions.
-      progress: the arrays, on the devices.
-      sums: of a checkpoint, as JSON has them; None at the beginning.
-    """
-    self._program, self._progress = program, progress
-    self._sums = program.sums(sums)
-    self.batches = int(progress.batches)
-
-  @property
-  def epoch(self) -> float:
-    """The number of epochs up to now, whole at the end of one."""
-    epoch = self.batches / self._program.shapes.steps_an_epoch
-    return int(epoch) if epoch.is_integer() else epoch
-
-  @property
-  def skipped_in_a_row(self) -> int:
-    """Steps that were skipped up to now."""
-    return int(self._progress.skipped_in_a_row)
-
-  def take(self, step: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """Takes a step and returns its metrics, without a wait for them."""
-    self._progress, self._sums, metrics = step(
-      self._progress, self._sums, batch
-    )
-    self.batches += 1
-    # The devices compute on while the host goes on, but for a CPU: there steps
-    # in flight divide few threads among them, and their collectives can wait
-    # for each other forever.
-    if jax.default_backend() == "cpu":
-      jax.block_until_ready(self._progress)
-    return metrics
-
-  def measure(self, dataset: Dataset, evaluate: Evaluate) -> dict[str, Any]:
-    """The means of an epoch, the next learning rate, and the evaluation."""
-    program, state = self._program, self._progress.state
-    rate = optimizer.learning_rate(program.config, program.steps)
-    evaluated = evaluate(state, dataset.x_evaluated, dataset.y_evaluated)
-    return {
-      "learning_rate": np.asarray(rate(int(state.step))).item(),
-      **metrics_lib.finite(means.finish(self._sums)),
-      "skipped": int(self._progress.skipped),
-      **metrics_lib.finite(
-        {f"{dataset.evaluated}_{k}": v for k, v in evaluated.items()}
-      ),
-    }
-
-  def save(self, checkpoints: Checkpoints, accuracy: Optional[float]) -> None:
-    """Begins to write a checkpoint."""
-    checkpoints.save(
-      self.batches, self._progress, means.to_json(self._sums), accuracy
-    )
 
 
 def _check(state: State, checkpoints: Checkpoints) -> None:

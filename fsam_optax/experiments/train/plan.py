@@ -81,31 +81,13 @@ def program_of(
   Raises:
     FlagError: if a batch does not split as the flags ask for.
   """
-  descent = config.descent
-  if descent.batch_size > sizes.train:
-    raise FlagError(
-      "--batch-size",
-      f"must be at most the {sizes.train} training rows, got "
-      f"{descent.batch_size}",
-    )
   order = batches.Order(
-    sizes.train, descent.batch_size, drop_last=descent.drop_last, seed=0
+    sizes.train,
+    config.descent.batch_size,
+    drop_last=config.descent.drop_last,
+    seed=0,
   )
-  if descent.batch_size % mesh.size:
-    raise FlagError(
-      "--batch-size",
-      f"must split evenly over {mesh.size} devices, got {descent.batch_size}",
-    )
-  if order.last_size % mesh.size:
-    raise FlagError(
-      "--drop-last",
-      f"must be given where the last {order.last_size} rows of an epoch do not "
-      f"split evenly over {mesh.size} devices",
-    )
-  _check_parts(config, descent.batch_size, mesh.size)
-  if order.last_size:
-    remedy = " --drop-last leaves out the last rows of an epoch"
-    _check_parts(config, order.last_size, mesh.size, remedy)
+  _check_batches(config, sizes, order, mesh.size)
   return Program(
     config,
     Shapes(
@@ -119,6 +101,33 @@ def program_of(
     mean=config.images.mean or 0.5,
     standard_deviation=config.images.standard_deviation or 0.25,
   )
+
+
+def _check_batches(
+  config: Config, sizes: Sizes, order: batches.Order, devices: int
+) -> None:
+  """Raises unless the rows make whole batches that the devices divide."""
+  size, last = config.descent.batch_size, order.last_size
+  if size > sizes.train:
+    raise FlagError(
+      "--batch-size",
+      f"must be at most the {sizes.train} training rows, got {size}",
+    )
+  if size % devices:
+    raise FlagError(
+      "--batch-size",
+      f"must split evenly over {devices} devices, got {size}",
+    )
+  if last % devices:
+    raise FlagError(
+      "--drop-last",
+      f"must be given where the last {last} rows of an epoch do not split "
+      f"evenly over {devices} devices",
+    )
+  _check_parts(config, size, devices)
+  if last:
+    remedy = " --drop-last leaves out the last rows of an epoch"
+    _check_parts(config, last, devices, remedy)
 
 
 def _check_parts(

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
-import optax
 
 import fsam_optax
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.train import augmentation
 from fsam_optax.experiments.train import gate
+from fsam_optax.experiments.train import loss
 from fsam_optax.experiments.train import means
 from fsam_optax.experiments.train import optimizer
 from fsam_optax.experiments.train.config import Config
@@ -55,6 +55,18 @@ class Shapes(NamedTuple):
   last_size: int
 
 
+def _network_of(config: Config, classes: int) -> Any:
+  network = config.network
+  assert network.model is not None
+  return networks.REGISTRY[network.model].create(
+    classes,
+    depth=network.depth,
+    width=network.width,
+    dropout=network.dropout,
+    dtype=jnp.dtype(network.dtype),
+  )
+
+
 class Program:
   """The functions of a run on the devices of a mesh.
 
@@ -88,22 +100,14 @@ class Program:
     """
     self.config, self.shapes, self.mesh = config, shapes, mesh
     self.steps = config.descent.epochs * shapes.steps_an_epoch
-    self._dtype = (
-      jnp.float64 if config.network.dtype == "float64" else jnp.float32
-    )
+    is_double = config.network.dtype == "float64"
+    self._dtype = jnp.float64 if is_double else jnp.float32
     constant = lambda x: np.broadcast_to(
       np.asarray(x, self._dtype), shapes.image[-1:]
     )
     self.mean = constant(mean)
     self.standard_deviation = constant(standard_deviation)
-    assert config.network.model is not None
-    self.network = networks.REGISTRY[config.network.model].create(
-      shapes.classes,
-      depth=config.network.depth,
-      width=config.network.width,
-      dropout=config.network.dropout,
-      dtype=jnp.dtype(config.network.dtype),
-    )
+    self.network = _network_of(config, shapes.classes)
     # Once: a state of another one would not fit the compiled step.
     self._tx = optimizer.descent(config, self.steps)
     self._perturbation = optimizer.perturbation(config)
@@ -262,7 +266,11 @@ class Program:
     has_axis = self.config.descent.sharding == "shard_map"
     axes = self.mesh.axis_names
     step = fsam_optax.make_train_step(
-      self._loss,
+      loss.loss_of(
+        self.network,
+        self.shapes.classes,
+        self.config.descent.label_smoothing,
+      ),
       axis_name=axes if has_axis else None,
       sync_perturbation=ascent.sync_perturbation,
       ema_gradient=ascent.ema_gradient,
@@ -283,23 +291,3 @@ class Program:
       in_specs=(PartitionSpec(), PartitionSpec(axes)),
       out_specs=PartitionSpec(),
     )
-
-  def _loss(self, params, model_state, batch, rng):
-    logits, model_state = self.network.apply(
-      {"params": params, **model_state},
-      batch["image"],
-      train=True,
-      mutable=["batch_stats"],
-      rngs={"dropout": rng},
-    )
-    labels = batch["label"]
-    if smoothing := self.config.descent.label_smoothing:
-      one_hot = jax.nn.one_hot(labels, self.shapes.classes, dtype=logits.dtype)
-      losses = optax.softmax_cross_entropy(
-        logits, optax.smooth_labels(one_hot, smoothing)
-      )
-    else:
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    hits = jnp.argmax(logits, axis=-1) == labels
-    accuracy = 100 * jnp.mean(hits, dtype=losses.dtype)
-    return losses.mean(), (dict(model_state), {"accuracy": accuracy})

@@ -13,6 +13,7 @@ from small_program import program_of
 
 from fsam_optax.experiments.train import checkpoints
 from fsam_optax.experiments.train import means
+from fsam_optax.experiments.train.checksum import checksum
 from fsam_optax.experiments.train.folder import FolderError
 
 
@@ -24,7 +25,7 @@ def test_checksum_sees_a_bit_a_swap_and_a_loss_but_no_sharding():
     "key": jax.random.key(0),
     "n": jnp.int32(3),
   }
-  found = checkpoints.checksum(tree)
+  found = checksum(tree)
   assert found.dtype == jnp.uint32
   assert found.shape == (4,)
   for changed in (
@@ -33,13 +34,11 @@ def test_checksum_sees_a_bit_a_swap_and_a_loss_but_no_sharding():
     tree["w"][::-1],
     tree["w"].at[0, 0].multiply(-1),
   ):
-    assert (checkpoints.checksum({**tree, "w": changed}) != found).any()
+    assert (checksum({**tree, "w": changed}) != found).any()
   sharded = jax.device_put(
     tree["w"], NamedSharding(mesh_of(8), PartitionSpec("batch"))
   )
-  np.testing.assert_array_equal(
-    checkpoints.checksum({**tree, "w": sharded}), found
-  )
+  np.testing.assert_array_equal(checksum({**tree, "w": sharded}), found)
 
 
 @pytest.fixture(scope="module", name="program")
