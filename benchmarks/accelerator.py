@@ -476,7 +476,7 @@ class Runner:
       "epochs": len(epochs),
       # The first epoch compiles the evaluation.
       "images_per_second": epochs[-1]["images_per_second"],
-      "waiting_fraction": epochs[-1]["waiting_share"],
+      "waiting_fraction": epochs[-1]["waiting_fraction"],
       "epoch_seconds": epochs[-1]["seconds"],
       "wall_seconds": time.monotonic() - start,
       "accuracy": epochs[-1]["test_accuracy"] if part == "cifar" else None,

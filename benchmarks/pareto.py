@@ -24,14 +24,14 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
 
 import fsam_optax
-from fsam_optax.experiments import data
-from fsam_optax.experiments import directions
-from fsam_optax.experiments import models
-from fsam_optax.experiments import report
-from fsam_optax.experiments import training
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.seeds import recipes
+from fsam_optax.experiments.seeds import splits as splits_lib
+from fsam_optax.experiments.seeds import trainer as trainer_lib
+from fsam_optax.experiments.studies import directions
 
 BATCH_SIZE = 96
 LMBDA = 0.9
@@ -247,9 +247,14 @@ ARMS = {
 }
 
 
+def load(dataset: str) -> splits_lib.Pool:
+  """A data set, its images scaled as those of ``compare`` are."""
+  return splits_lib.load(dataset, recipes.recipe(dataset, "mlp").image_size)
+
+
 def trainer_of(
-  arm: Arm, pool: data.Pool, model: str, epochs: int
-) -> training.Trainer:
+  arm: Arm, pool: splits_lib.Pool, model: str, epochs: int
+) -> trainer_lib.Trainer:
   """Trains by this arm."""
   options = dict(arm.options)
   if arm.is_parallel:
@@ -261,8 +266,8 @@ def trainer_of(
         learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * count / steps))
       ),
     )
-  return training.Trainer(
-    models.create(model, pool.classes),
+  return trainer_lib.Trainer(
+    networks.REGISTRY[model].create(pool.classes),
     pool,
     sigma=1.0,
     lmbda=LMBDA,
@@ -274,7 +279,7 @@ def trainer_of(
 
 
 def time_arms(
-  names: list[str], pool: data.Pool, model: str, rounds: int
+  names: list[str], pool: splits_lib.Pool, model: str, rounds: int
 ) -> dict[str, float]:
   """Time of one run's steps by each arm, in turn, over SGD's.
 
@@ -290,7 +295,7 @@ def time_arms(
   trainers = {
     name: trainer_of(ARMS[name], pool, model, epochs=21) for name in names
   }
-  splits = data.split(pool, [0], 0.4)
+  splits = splits_lib.split(pool, [0], 0.4)
   seconds: dict[str, list[float]] = {name: [] for name in names}
   for _ in range(rounds + 1):
     for name, trainer in trainers.items():
@@ -309,7 +314,7 @@ def time_arms(
 
 
 def run_arm(
-  arm: Arm, pool: data.Pool, model: str, noise: float, scale: float
+  arm: Arm, pool: splits_lib.Pool, model: str, noise: float, scale: float
 ) -> dict[str, Any]:
   """Searches the radius, or SGD's learning rate, and tests."""
   seeds = lambda chosen: chosen[: max(1, round(len(chosen) * scale))]
@@ -322,7 +327,7 @@ def run_arm(
     values = np.asarray(values)
     splits = jax.tree.map(
       lambda x: np.concatenate([x] * len(values)),
-      data.split(pool, list(chosen), noise),
+      splits_lib.split(pool, list(chosen), noise),
     )
     runs = np.repeat(values, len(chosen))
     if arm.perturbation is None:
@@ -374,11 +379,11 @@ FRACTIONS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 
 
 def run_rule(
-  full: dict[str, Any], fraction: float, pool: data.Pool
+  full: dict[str, Any], fraction: float, pool: splits_lib.Pool
 ) -> dict[str, Any]:
   """Tests a fraction at full F-SAM's radius times the rule, with no search."""
-  trainer = training.Trainer(
-    models.create(full["model"], pool.classes),
+  trainer = trainer_lib.Trainer(
+    networks.REGISTRY[full["model"]].create(pool.classes),
     pool,
     sigma=1.0,
     lmbda=LMBDA,
@@ -392,7 +397,7 @@ def run_rule(
   rho = full["rho"] * rule_of(fraction)
   outcome = trainer(
     "arm",
-    data.split(pool, full["test_seeds"], full["label_noise"]),
+    splits_lib.split(pool, full["test_seeds"], full["label_noise"]),
     np.full(number, full["learning_rate"]),
     np.full(number, rho),
     with_curve=False,
@@ -445,17 +450,16 @@ def print_report(rows: list[dict[str, Any]]) -> None:
         f"{row['gradients']:g}",
         f"{row['learning_rate']:.2g}",
         rho + ("*" if row["is_at_the_end"] else ""),
-        f"{accuracy.mean():.2f} ± {report.standard_error(accuracy):.2f}",
+        f"{accuracy.mean():.2f} ± {statistics.standard_error(accuracy):.2f}",
       ]
       for other in ("F-SAM", "SAM"):
         if other not in by_arm or other == name:
           cells.append("")
           continue
-        difference = accuracy - np.array(by_arm[other]["test_accuracy"])
-        p_value = stats.ttest_1samp(difference, 0).pvalue
+        pair = statistics.paired(accuracy, by_arm[other]["test_accuracy"])
         cells.append(
-          f"{difference.mean():+.2f} ± "
-          f"{report.standard_error(difference):.2f}, p = {p_value:.1g}"
+          f"{pair['mean']:+.2f} ± {pair['standard_error']:.2f}, "
+          f"p = {pair['p_value']:.1g}"
         )
       print("| " + " | ".join(cells) + " |")
   print("\n* at the end of its ladder.")
@@ -482,7 +486,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
           axis.errorbar(
             row["gradients"],
             accuracy.mean(),
-            report.standard_error(accuracy),
+            statistics.standard_error(accuracy),
             marker="os^DvP*"[i % 7],
             color=f"C{i % 10}",
             label=name,
@@ -527,7 +531,7 @@ def add_rule(path: pathlib.Path) -> None:
   for full in [row for row in rows if row["arm"] == "F-SAM"]:
     for fraction in FRACTIONS:
       if (setting_of(full), rule_name(fraction)) not in done:
-        append(run_rule(full, fraction, data.load(full["dataset"])), path)
+        append(run_rule(full, fraction, load(full["dataset"])), path)
 
 
 def main():
@@ -587,14 +591,14 @@ def main():
   if args.time:
     for dataset, model in itertools.product(args.datasets, args.models):
       names = ["SGD", *(name for name in args.arms if name != "SGD")]
-      ratios = time_arms(names, data.load(dataset), model, args.time)
+      ratios = time_arms(names, load(dataset), model, args.time)
       for name, ratio in ratios.items():
         print(f"{dataset} {model} {name}: {ratio:.2f}", flush=True)
     return
   for dataset, model, noise in itertools.product(
     args.datasets, args.models, args.noise
   ):
-    pool = data.load(dataset)
+    pool = load(dataset)
     for name in args.arms:
       setting = {"dataset": dataset, "model": model, "label_noise": noise}
       done = [

@@ -33,12 +33,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 import optax
+import transformer
 
 import fsam_optax
-from fsam_optax.experiments import paper_recipes
-from fsam_optax.experiments import resnet
-from fsam_optax.experiments import train_settings
-from fsam_optax.experiments import transformer
+from fsam_optax.experiments.common import flags as flags_lib
+from fsam_optax.experiments.networks import resnet
+from fsam_optax.experiments.train import plan
+from fsam_optax.experiments.train import settings as train_settings
 
 LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
 MEBI = 2**20
@@ -198,25 +199,23 @@ def train_row(
 ) -> dict[str, Any]:
   """Compiles the step of ``train`` for the first chips of a topology."""
   start = time.perf_counter()
-  parser = argparse.ArgumentParser("--train")
-  train_settings.add_flags(parser)
-  args = parser.parse_args(shlex.split(flags))
-  config = train_settings.config_of(args, parser)
-  dataset = paper_recipes.RECIPES[args.recipe].dataset
-  devices = tpu.devices(topology)[:chips]
-  built = train_settings.program_of(
-    config,
-    (32, 32, 3),
-    np.dtype(np.uint8),
-    int(dataset.removeprefix("cifar")),
-    50_000,
-    Mesh(devices, ("batch",)),
-    parser,
+  settings = flags_lib.parse(
+    train_settings.Settings,
+    shlex.split(flags),
+    program="--train",
+    description="The flags of train.",
   )
-  compiled = built.lower_step(config.batch_size).compile()
+  config = train_settings.config_of(settings)
+  devices = tpu.devices(topology)[:chips]
+  built = plan.program_of(
+    config,
+    plan.sizes_of(settings.recipe, config, None),
+    Mesh(devices, ("batch",)),
+  )
+  compiled = built.lower_step(config.descent.batch_size).compile()
   names = {
-    "model": f"{args.recipe}, {config.dtype}",
-    "mode": config.optimizer,
+    "model": f"{settings.recipe}, {config.network.dtype}",
+    "mode": config.ascent.optimizer,
     "topology": f"{devices.size} of {topology}",
   }
   row = counts_of(compiled, built.abstract().state, devices, text_file)

@@ -11,17 +11,16 @@ validation rows of seeds 0 to 15, which ``--tune`` prints.
 import argparse
 import json
 import sys
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy import stats
 
 import fsam_optax
-from fsam_optax.experiments import data
-from fsam_optax.experiments import models
-from fsam_optax.experiments import report
-from fsam_optax.experiments import training
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.seeds import splits as splits_lib
+from fsam_optax.experiments.seeds import trainer as trainer_lib
 
 REPLICAS, BATCH_SIZE, EPOCHS, LABEL_NOISE = 8, 96, 60, 0.4
 TUNING_SEEDS, SEEDS = range(16), range(200, 264)
@@ -68,10 +67,12 @@ MODES = {
 }
 
 
-def trainer_of(mode: Mode, pool: data.Pool, epochs: int) -> training.Trainer:
+def trainer_of(
+  mode: Mode, pool: splits_lib.Pool, epochs: int
+) -> trainer_lib.Trainer:
   """The trainer of one mode."""
-  return training.Trainer(
-    models.create("mlp", pool.classes),
+  return trainer_lib.Trainer(
+    networks.REGISTRY["mlp"].create(pool.classes),
     pool,
     sigma=1.0,
     lmbda=0.9,
@@ -83,10 +84,10 @@ def trainer_of(mode: Mode, pool: data.Pool, epochs: int) -> training.Trainer:
 
 
 def tune(
-  pool: data.Pool, epochs: int, seeds: range, names: list[str]
+  pool: splits_lib.Pool, epochs: int, seeds: range, names: list[str]
 ) -> dict[str, Any]:
   """Mean validation accuracy at every point of the grids of some modes."""
-  splits = data.split(pool, seeds, LABEL_NOISE)
+  splits = splits_lib.split(pool, seeds, LABEL_NOISE)
   result = {}
   for name in names:
     mode = MODES[name]
@@ -119,10 +120,10 @@ def tune(
 
 
 def accuracies(
-  pool: data.Pool, epochs: int, seeds: range
+  pool: splits_lib.Pool, epochs: int, seeds: range
 ) -> dict[str, np.ndarray]:
   """Test accuracy of every mode and seed, at the values chosen."""
-  splits = data.split(pool, seeds, LABEL_NOISE)
+  splits = splits_lib.split(pool, seeds, LABEL_NOISE)
   result = {}
   for name, mode in MODES.items():
     outcome = trainer_of(mode, pool, epochs)(
@@ -135,15 +136,6 @@ def accuracies(
     result[name] = outcome.test_accuracy
     print(f"{name}: {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
   return result
-
-
-def paired(
-  a: np.ndarray, b: np.ndarray
-) -> tuple[float, Optional[float], float]:
-  """Mean difference, its standard error and the p-value of the t-test."""
-  difference = a - b
-  p_value = float(stats.ttest_rel(a, b).pvalue)
-  return float(difference.mean()), report.standard_error(difference), p_value
 
 
 def main():
@@ -168,7 +160,7 @@ def main():
   )
   parser.add_argument("--output", help="also write the numbers to this file")
   args = parser.parse_args()
-  pool = data.load("mnist")
+  pool = splits_lib.load("mnist", 14)
   epochs = 2 if args.quick else EPOCHS
   config = {
     "replicas": REPLICAS,
@@ -189,14 +181,17 @@ def main():
       cells.append(f"{mode.rho:g}" if mode.rho else "")
       cells.append(
         f"{accuracy[name].mean():.2f} ± "
-        f"{report.standard_error(accuracy[name]):.2f}"
+        f"{statistics.standard_error(accuracy[name]):.2f}"
       )
       for other in ("F-SAM, default", "SAM"):
         if name == other:
           cells.append("")
           continue
-        mean, error, p_value = paired(accuracy[name], accuracy[other])
-        cells.append(f"{mean:+.2f} ± {error:.2f}, p = {p_value:.2g}")
+        pair = statistics.paired(accuracy[name], accuracy[other])
+        cells.append(
+          f"{pair['mean']:+.2f} ± {pair['standard_error']:.2f}, "
+          f"p = {pair['p_value']:.2g}"
+        )
       rows.append(cells)
     header = ["mode", "words", "learning rate", "rho", "test accuracy (%)"]
     header += ["over F-SAM, default", "over SAM"]

@@ -10,9 +10,9 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import transformer as transformer_lib
 
-from fsam_optax.experiments import resnet
-from fsam_optax.experiments import transformer as experiments_transformer
+from fsam_optax.experiments.networks import resnet
 
 Loss = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
@@ -203,7 +203,7 @@ def decoder(**sizes: Any) -> Workload:
   Returns:
     The model, with the next token for a label.
   """
-  network = experiments_transformer.Transformer(**sizes)
+  network = transformer_lib.Transformer(**sizes)
 
   def init(key):
     tokens = jnp.zeros((1, network.length), jnp.int32)

@@ -1,6 +1,14 @@
-"""Experiments: data, models and the commands of ``python -m fsam_optax``.
+"""The runnable part: data, networks and the commands of the package.
 
-Nothing of the core imports this. It needs the extras that
-``pip install "fsam-optax[experiments]"`` brings, each imported where it is
-used.
+Rooms, of which each imports only those above it:
+
+- ``common``: flags, files, statistics, tables, figures and progress bars;
+- ``datasets`` and ``networks``: a registry each, and a file an entry;
+- ``seeds``: many small runs at once, ``compare`` and ``tune``;
+- ``studies``: the claims of the paper, ``study``, on ``seeds``;
+- ``train``: one real run, ``train``, which knows nothing of ``seeds``.
+
+Nothing of the core imports this, and this imports the core's public names. It
+needs the packages of ``pip install "fsam-optax[experiments]"``, each imported
+where it is used.
 """

@@ -1,0 +1,1 @@
+"""What every room of the experiments needs: flags, files, statistics, bars."""

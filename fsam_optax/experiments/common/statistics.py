@@ -1,0 +1,59 @@
+"""Means, standard errors and differences over the same seeds."""
+
+from typing import Any, Optional
+
+import numpy as np
+
+
+def standard_error(values: Any) -> Optional[float]:
+  """Standard error of the mean; None for fewer than two values."""
+  if len(values) < 2:
+    return None
+  return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def mean_and_error(values: Any) -> tuple[Optional[float], Optional[float]]:
+  """Mean and standard error of what is finite; None where nothing is."""
+  values = np.asarray(values, np.float64)
+  values = values[np.isfinite(values)]
+  if not len(values):
+    return None, None
+  return float(values.mean()), standard_error(values)
+
+
+def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
+  """The difference between two ways to train, over the same seeds.
+
+  Seeds are paired because their split, noise, initialization and batches are:
+  what a seed makes easy or hard for one way it makes for the other, and the
+  difference is without it. Its error is a fraction of that of the means.
+
+  Args:
+    first: one value a seed, not finite where its run diverged.
+    second: as many, in the same order of seeds.
+
+  Returns:
+    ``mean`` of ``first`` minus ``second``, its ``standard_error`` and the
+    two-sided ``p_value`` of the paired t-test, over the seeds where both are
+    finite. None where one is not defined: for one seed, or, of the last, where
+    all differences are equal.
+  """
+  from scipy import stats
+
+  first, second = np.asarray(first, float), np.asarray(second, float)
+  both = np.isfinite(first) & np.isfinite(second)
+  if not both.any():
+    return {"mean": None, "standard_error": None, "p_value": None}
+  difference = first[both] - second[both]
+  error = standard_error(difference)
+  # Equal differences have an error of 0, or of a rounding.
+  is_defined = error is not None and np.ptp(difference) > 1e-9
+  return {
+    "mean": float(np.mean(difference)),
+    "standard_error": error,
+    "p_value": (
+      float(stats.ttest_rel(first[both], second[both]).pvalue)
+      if is_defined
+      else None
+    ),
+  }

@@ -1,0 +1,42 @@
+"""The 1,797 digits of scikit-learn, 8 x 8."""
+
+from typing import Optional
+
+import numpy as np
+
+from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.datasets import images
+from fsam_optax.experiments.datasets import registry
+
+
+def load(image_size: Optional[int] = None) -> images.Images:
+  """Reads the digits, of which 500 are for the test.
+
+  Args:
+    image_size: side in pixels; None for 8.
+
+  Returns:
+    Images in float32, in ``[0, 1]``.
+
+  Raises:
+    MissingExtraError: if scikit-learn is not installed.
+  """
+  extras.require("sklearn.datasets")
+  from sklearn.datasets import load_digits
+
+  x, y = load_digits(return_X_y=True)
+  # Whole numbers up to 16: a sixteenth of one is exact.
+  x = np.asarray(x, np.float32).reshape(-1, 8, 8, 1) / 16
+  y = np.asarray(y)
+  return images.drawn("digits", x, y, classes=10, test=500).resized(image_size)
+
+
+registry.register(
+  registry.DataSet(
+    name="digits",
+    about="the 1,797 digits of scikit-learn, 8 x 8",
+    read=lambda path, image_size: load(image_size),
+    sizes=registry.Sizes(1297, 500, (8, 8, 1), 10),
+    seed_rows=registry.SeedRows(train=800, validation=300),
+  )
+)

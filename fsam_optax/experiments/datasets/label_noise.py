@@ -1,0 +1,61 @@
+"""Wrong labels: which rows get one, and which."""
+
+from typing import Optional
+
+import numpy as np
+
+KINDS = ("symmetric", "uniform", "asymmetric")
+"""What ``--label-noise-kind`` takes, in every command."""
+
+
+def corrupt(
+  labels: np.ndarray,
+  classes: int,
+  fraction: float,
+  kind: str,
+  *,
+  rng: np.random.Generator,
+  targets: Optional[np.ndarray] = None,
+) -> np.ndarray:
+  """Replaces a fraction of the labels.
+
+  Examples:
+    >>> import numpy as np
+    >>> labels = np.arange(1000) % 5
+    >>> for kind in KINDS:
+    ...   rng = np.random.default_rng(0)
+    ...   noisy = corrupt(labels, 5, 0.4, kind, rng=rng)
+    ...   print(f"{kind}: {(noisy != labels).sum()} wrong")
+    symmetric: 400 wrong
+    uniform: 321 wrong
+    asymmetric: 400 wrong
+
+  Args:
+    labels: shape ``[N]``, integers in ``[0, classes)``.
+    classes: number of classes.
+    fraction: of the labels that are replaced, in ``[0, 1]``, rounded to whole
+      rows.
+    kind: ``"symmetric"``: by one of the other classes, all equally likely, so
+      that exactly that fraction is wrong; ``"uniform"``: by one drawn from all
+      classes, so that one in ``classes`` of them stays right, as in the script
+      of the authors of F-SAM; ``"asymmetric"``: by the class that ``targets``
+      has for it.
+    rng: draws the rows and their labels.
+    targets: shape ``[classes]``; None for the next class, the first after the
+      last.
+
+  Returns:
+    The labels, a copy.
+  """
+  labels = labels.copy()
+  rows = rng.choice(len(labels), round(fraction * len(labels)), replace=False)
+  if kind == "symmetric":
+    shift = rng.integers(1, classes, size=len(rows))
+    labels[rows] = (labels[rows] + shift) % classes
+  elif kind == "uniform":
+    labels[rows] = rng.integers(0, classes, len(rows))
+  else:
+    if targets is None:
+      targets = np.roll(np.arange(classes), -1)
+    labels[rows] = targets[labels[rows]]
+  return labels

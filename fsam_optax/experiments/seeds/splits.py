@@ -1,0 +1,171 @@
+"""The rows that each seed trains, validates and tests on, and their labels."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from fsam_optax.experiments import datasets
+from fsam_optax.experiments.datasets import label_noise
+
+
+class Pool(NamedTuple):
+  """All rows of a data set, and how many of them each split gets.
+
+  Attributes:
+    name: of the data set, or its path.
+    x: inputs, shape ``[N, ...]``, float32.
+    y: clean labels, shape ``[N]``, int32, in ``[0, classes)``.
+    classes: number of classes.
+    train_size: rows to train on.
+    validation_size: rows to choose hyperparameters by.
+    test_size: rows that the final model is tested on.
+    fixed_test: whether the test split is always the last ``test_size`` rows;
+      otherwise every seed draws its own.
+    noise_targets: see :class:`fsam_optax.experiments.datasets.Images`.
+  """
+
+  name: str
+  x: np.ndarray
+  y: np.ndarray
+  classes: int
+  train_size: int
+  validation_size: int
+  test_size: int
+  fixed_test: bool
+  noise_targets: Optional[np.ndarray] = None
+
+
+class Splits(NamedTuple):
+  """One split of a pool for each of ``S`` seeds.
+
+  Attributes:
+    seed: shape ``[S]``, uint32.
+    train_rows: rows of the pool, shape ``[S, train_size]``, int32.
+    train_labels: their labels after the noise, same shape, int32.
+    validation_rows: shape ``[S, validation_size]``, int32.
+    test_rows: shape ``[S, test_size]``, int32.
+    mean: mean of all inputs of the training rows, shape ``[S]``, float32.
+    standard_deviation: of all inputs of the training rows, shape ``[S]``,
+      float32.
+  """
+
+  seed: np.ndarray
+  train_rows: np.ndarray
+  train_labels: np.ndarray
+  validation_rows: np.ndarray
+  test_rows: np.ndarray
+  mean: np.ndarray
+  standard_deviation: np.ndarray
+
+
+def load(source: str, image_size: Optional[int] = None) -> Pool:
+  """Reads a data set as one pool of rows.
+
+  Where a source has no test rows of its own, each seed draws them: its result
+  then varies with the test rows, too, as it does between experiments.
+
+  Args:
+    source: see :func:`fsam_optax.experiments.datasets.load`.
+    image_size: side in pixels to scale the images to; None to leave them.
+
+  Returns:
+    The pool.
+
+  Raises:
+    DataError: if the source is not what it must be.
+  """
+  images = datasets.load(source, image_size=image_size)
+  x = np.concatenate([images.x_train, images.x_test]).astype(np.float32)
+  y = np.concatenate([images.y_train, images.y_test])
+  rows = datasets.REGISTRY[datasets.name_of(source)].seed_rows
+  if rows is None:
+    train, test = len(images.y_train), len(images.y_test)
+    validation = train // 5
+    if not validation:
+      raise datasets.DataError(
+        "must hold 5 training rows at least, a fifth of which validate, got "
+        f"{train}"
+      )
+    sizes = (train - validation, validation, test)
+  else:
+    sizes = (*rows, len(y) - rows.train - rows.validation)
+  if images.source_rows is not None:
+    # In the order of the source, of which the rows of a seed are a permutation.
+    place = np.argsort(images.source_rows)
+    x, y = x[place], y[place]
+  return Pool(
+    images.name,
+    x,
+    y,
+    images.classes,
+    *sizes,
+    fixed_test=rows is None,
+    noise_targets=images.noise_targets,
+  )
+
+
+def split(
+  pool: Pool,
+  seeds: Sequence[int],
+  noise: float,
+  kind: str = "symmetric",
+) -> Splits:
+  """Splits a pool once for each seed and moves labels of the training rows.
+
+  Examples:
+    >>> import numpy as np
+    >>> pool = Pool("toy", np.arange(10.0)[:, None], np.arange(10) % 2, 2,
+    ...             train_size=4, validation_size=3, test_size=3,
+    ...             fixed_test=False)
+    >>> splits = split(pool, seeds=[0, 1, 2], noise=0.5)
+    >>> moved = splits.train_labels != pool.y[splits.train_rows]
+    >>> print(moved.sum(axis=1))
+    [2 2 2]
+
+  Args:
+    pool: what :func:`load` returns.
+    seeds: non-negative integers below 2**32.
+    noise: fraction of the training labels that are replaced, in ``[0, 1)``.
+    kind: of the noise; see
+      :func:`fsam_optax.experiments.datasets.label_noise.corrupt`.
+
+  Returns:
+    The splits, in the order of the seeds. Validation and test labels stay
+    clean. A seed's split does not depend on the other seeds.
+  """
+  columns = zip(
+    *(_split_once(pool, seed, noise, kind) for seed in seeds), strict=True
+  )
+  return Splits(*(np.stack(column) for column in columns))
+
+
+def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
+  rng = np.random.default_rng(seed)
+  train, validation = pool.train_size, pool.validation_size
+  drawn = train + validation + (0 if pool.fixed_test else pool.test_size)
+  order = rng.permutation(len(pool.y) - pool.test_size * pool.fixed_test)
+  rows = order[:drawn].astype(np.int32)
+  train_rows = rows[:train]
+  test_rows = rows[train + validation :]
+  if pool.fixed_test:
+    test_rows = np.arange(len(pool.y) - pool.test_size, len(pool.y))
+  labels = label_noise.corrupt(
+    pool.y[train_rows].astype(np.int32),
+    pool.classes,
+    noise,
+    kind,
+    rng=rng,
+    targets=pool.noise_targets,
+  )
+  # Of the training rows alone: the others must not leak into them.
+  x = pool.x[train_rows].astype(np.float64)
+  return Splits(
+    seed=np.asarray(seed, np.uint32),
+    train_rows=train_rows,
+    train_labels=labels,
+    validation_rows=rows[train : train + validation],
+    test_rows=test_rows.astype(np.int32),
+    mean=np.asarray(x.mean(), np.float32),
+    standard_deviation=np.asarray(x.std(), np.float32),
+  )

@@ -1,0 +1,152 @@
+"""The images of a run: what a seed trains on, and what it is evaluated on."""
+
+import dataclasses
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from fsam_optax.experiments import datasets
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.datasets import cifar
+from fsam_optax.experiments.datasets import label_noise
+from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.recipes import Recipe
+
+
+class Dataset(NamedTuple):
+  """What is trained and evaluated on.
+
+  Attributes:
+    x: training images, shape ``[N, H, W, C]``.
+    y: their labels, after the noise, shape ``[N]``, int32.
+    x_evaluated: what every epoch ends with, shape ``[M, H, W, C]``.
+    y_evaluated: their labels, shape ``[M]``, int32.
+    evaluated: ``"test"`` or ``"validation"``.
+  """
+
+  x: np.ndarray
+  y: np.ndarray
+  x_evaluated: np.ndarray
+  y_evaluated: np.ndarray
+  evaluated: str
+
+
+def load(
+  source: Optional[str], recipe: Recipe, config: Config
+) -> tuple[datasets.Images, Config]:
+  """Loads the images, and fills in what the configuration takes from them.
+
+  Args:
+    source: name or path; a path that says nothing else is of the recipe's
+      data set.
+    recipe: the recipe.
+    config: of the flags.
+
+  Returns:
+    The images and the configuration.
+
+  Raises:
+    FlagError: if there are no such images, or they do not fit the flags.
+  """
+  if source is None:
+    archive = cifar.FORMATS[recipe.dataset].archive
+    raise FlagError(
+      "--data",
+      f"must be given: the path of {archive}, which is at "
+      "www.cs.toronto.edu/~kriz, or of the folder that it unpacks to",
+    )
+  try:
+    name = datasets.name_of(source, otherwise=recipe.dataset)
+    images = datasets.load(
+      source, image_size=config.images.image_size, otherwise=recipe.dataset
+    )
+  except datasets.DataError as error:
+    raise FlagError("--data", error) from error
+  _check(images, config)
+  is_recipes = name == recipe.dataset
+  kind = recipe.label_noise_kind if is_recipes else "symmetric"
+  mean, standard_deviation = _moments(images)
+  chosen = config.images
+  filled = dataclasses.replace(
+    chosen,
+    mean=chosen.mean or mean,
+    standard_deviation=chosen.standard_deviation or standard_deviation,
+    label_noise_kind=chosen.label_noise_kind or kind,
+  )
+  return images, dataclasses.replace(config, images=filled)
+
+
+def _moments(
+  images: datasets.Images,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation of each channel: published, or measured."""
+  x = images.x_train
+  is_integer = x.dtype == np.uint8
+  if is_integer and images.mean and images.standard_deviation:
+    return images.mean, images.standard_deviation
+  scale = 255 if is_integer else 1
+  mean = x.mean((0, 1, 2), dtype=np.float64) / scale
+  spread = x.std((0, 1, 2), dtype=np.float64) / scale
+  # A channel that is constant stays so.
+  spread = np.where(spread > 0, spread, 1)
+  return tuple(mean.tolist()), tuple(spread.tolist())
+
+
+def _check(images: datasets.Images, config: Config) -> None:
+  """Raises unless the images fit the flags."""
+  shape = images.image_shape
+  if shape is None:
+    raise FlagError(
+      "--data",
+      "must hold images, [n, height, width] or [n, height, width, channels], "
+      f"got rows of shape {list(images.x_train.shape[1:])}",
+    )
+  for flag, values in (
+    ("--mean", config.images.mean),
+    ("--standard-deviation", config.images.standard_deviation),
+  ):
+    if values is not None and len(values) not in (1, shape[-1]):
+      raise FlagError(
+        flag,
+        f"must be one number, or one for each of the {shape[-1]} channels, got "
+        f"{len(values)}",
+      )
+  if config.images.validation >= len(images.y_train):
+    raise FlagError(
+      "--validation",
+      f"must be below the {len(images.y_train)} training rows, got "
+      f"{config.images.validation}",
+    )
+  assert config.network.model is not None
+  least = networks.REGISTRY[config.network.model].least_image
+  if min(shape[:2]) < least:
+    raise FlagError(
+      "--model",
+      f"{config.network.model} must have images of {least} x {least} pixels at "
+      f"least, got {shape[0]} x {shape[1]}. Use resnet",
+    )
+
+
+def dataset_of(images: datasets.Images, config: Config, seed: int) -> Dataset:
+  """The rows and labels of a seed."""
+  labels, held_out = images.y_train, config.images.validation
+  x, order = images.x_train, np.arange(len(labels))
+  x_evaluated, y_evaluated = images.x_test, images.y_test
+  if held_out:
+    order = np.random.default_rng((seed, 2)).permutation(len(labels))
+    held, order = np.split(order, [held_out])
+    order.sort()
+    x_evaluated, y_evaluated = x[held], labels[held]
+    x = x[order]
+  assert config.images.label_noise_kind is not None
+  noisy = label_noise.corrupt(
+    labels[order],
+    images.classes,
+    config.images.label_noise,
+    config.images.label_noise_kind,
+    rng=np.random.default_rng((seed, 1)),
+    targets=images.noise_targets,
+  )
+  evaluated = "validation" if held_out else "test"
+  return Dataset(x, noisy, x_evaluated, y_evaluated, evaluated)

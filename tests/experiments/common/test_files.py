@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all."""
+
+import json
+import stat
+
+import pytest
+
+from fsam_optax.experiments.common import files
+
+
+def test_json_is_strict_and_nothing_else_is_left(tmp_path):
+  path = tmp_path / "result.json"
+  files.write_json({"a": [1, None]}, path)
+  assert json.loads(path.read_text()) == {"a": [1, None]}
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    files.write_json({"a": float("nan")}, path)
+  assert json.loads(path.read_text()) == {"a": [1, None]}
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_filled_leaves_that_of_before(tmp_path):
+  path = tmp_path / "file"
+  path.write_text("before")
+
+  def fill(file):
+    file.write(b"half")
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    files.write(path, fill)
+  assert path.read_text() == "before"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+  plain, written = tmp_path / "plain", tmp_path / "written"
+  plain.touch()
+  files.write(written, lambda file: file.write(b""))
+  mode = lambda path: stat.S_IMODE(path.stat().st_mode)
+  assert mode(written) == mode(plain)
+
+
+def test_a_directory_is_made_or_refused_with_the_remedy(tmp_path):
+  assert files.make_directory(tmp_path / "a" / "b") is None
+  assert (tmp_path / "a" / "b").is_dir()
+  (tmp_path / "file").touch()
+  message = files.make_directory(tmp_path / "file")
+  assert "must be a directory that can be written to" in message
+  assert "Choose another" in message
+
+
+def test_versions_name_the_packages():
+  assert set(files.versions("matfree")) == {
+    *("fsam_optax", "jax", "optax", "flax", "numpy", "matfree")
+  }

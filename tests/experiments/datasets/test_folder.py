@@ -1,0 +1,90 @@
+"""The reader of image folders."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from fsam_optax.experiments import datasets
+from fsam_optax.experiments.datasets import folder as folder_lib
+
+
+def write(path, seed=0, size=(12, 10), mode="RGB"):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  shape = (*size, 3) if mode == "RGB" else size
+  pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+  Image.fromarray(pixels).save(path)
+  return pixels
+
+
+@pytest.fixture(name="folder")
+def fixture_folder(tmp_path):
+  """Three classes, of which the test rows have two."""
+  for i, name in enumerate(("cat", "dog", "owl")):
+    for j in range(3):
+      write(tmp_path / "train" / name / f"{j}.png", seed=10 * i + j)
+  write(tmp_path / "test" / "cat" / "a.png", seed=100)
+  write(tmp_path / "test" / "owl" / "b.png", seed=101)
+  (tmp_path / "train" / ".hidden").mkdir()
+  (tmp_path / "train" / "cat" / ".DS_Store").write_bytes(b"no image")
+  return tmp_path
+
+
+def expect(message, folder, size=None):
+  with pytest.raises(datasets.DataError, match=message):
+    folder_lib.load(str(folder), size)
+
+
+def test_folder_holds_its_pixels_in_the_order_of_names(folder):
+  images = datasets.load(str(folder))
+  assert images.classes == 3
+  again = datasets.load(f"folder:{folder}")
+  assert again.fingerprint() == images.fingerprint()
+  assert images.x_train.shape == (9, 12, 10, 3)
+  assert images.x_train.dtype == np.uint8
+  np.testing.assert_array_equal(images.y_train, np.repeat([0, 1, 2], 3))
+  np.testing.assert_array_equal(images.y_test, [0, 2])
+  expected = np.random.default_rng(11).integers(0, 256, (12, 10, 3), np.uint8)
+  np.testing.assert_array_equal(images.x_train[4], expected)
+
+
+def test_folder_is_scaled_to_a_size(folder):
+  write(folder / "train" / "dog" / "wide.jpg", size=(40, 90))
+  write(folder / "train" / "dog" / "gray.png", size=(30, 30), mode="L")
+  images = folder_lib.load(str(folder), 8)
+  assert images.x_train.shape == (11, 8, 8, 3)
+  # Of the dogs 0, 1, 2, gray and wide, after three cats.
+  is_gray = (images.x_train[3:8] == images.x_train[3:8, ..., :1]).all((1, 2, 3))
+  np.testing.assert_array_equal(is_gray, [False, False, False, True, False])
+
+
+def test_files_that_do_not_belong_are_named(folder):
+  write(folder / "train" / "dog" / "wide.png", size=(40, 90))
+  expect(r"dog/wide\.png' of 40 x 90 pixels.*--image-size 10", folder)
+
+
+def test_damaged_images_are_named(folder):
+  path = folder / "train" / "dog" / "1.png"
+  path.write_bytes(path.read_bytes()[:200])
+  expect(r"dog/1\.png', which cannot be read", folder)
+  path.write_bytes(b"text")
+  expect(r"dog/1\.png', which cannot be read", folder)
+  expect(r"dog/1\.png', which cannot be read", folder, 8)
+
+
+def test_folders_without_what_they_must_hold_are_named(folder, tmp_path):
+  (folder / "test" / "cow").mkdir()
+  expect("got cow, which train does not have", folder)
+  (folder / "test" / "cow").rmdir()
+  (folder / "test" / "dog").mkdir()
+  expect("images of every class, got none in .*test/dog", folder)
+  (folder / "test" / "dog").rmdir()
+  (folder / "test").rename(folder / "val")
+  assert len(folder_lib.load(str(folder)).y_test) == 2
+  (folder / "val").rename(folder / "else")
+  expect("a folder test beside train", folder)
+  (tmp_path / "other" / "train" / "one").mkdir(parents=True)
+  (tmp_path / "other" / "test").mkdir()
+  expect("a subfolder for each class in train, two at least, got 1",
+         tmp_path / "other")  # fmt: skip
+  assert folder_lib.is_image_folder(str(folder))
+  assert not folder_lib.is_image_folder(str(folder / "train" / "cat"))

@@ -1,0 +1,239 @@
+"""``compare``: its flags, and what it writes."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fsam_optax import __main__ as command_line
+from fsam_optax.experiments.seeds import trainer
+
+
+@pytest.fixture
+def arrays():
+  """What a user's file must hold: 40 and 10 rows of three classes."""
+  rng = np.random.default_rng(0)
+  return {
+    "x_train": rng.normal(size=(40, 6)),
+    "y_train": np.arange(40) % 3,
+    "x_test": rng.normal(size=(10, 6)),
+    "y_test": np.arange(10) % 3,
+  }
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+  """One run of the command in a process of its own; its output and files."""
+  output = tmp_path_factory.mktemp("two") / "new" / "directory"
+  process = subprocess.run(
+    [
+      *(sys.executable, "-m", "fsam_optax", "compare", "--dataset", "digits"),
+      *("--seeds", "2", "--epochs", "2", "--output", str(output)),
+    ],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return process, output
+
+
+def run(*argv):
+  command_line.main([str(argument) for argument in argv])
+
+
+# Flags.
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (
+      "--label-noise 1",
+      r"argument --label-noise: must be a number in \[0, 1\)",
+    ),
+    ("--label-noise nan", "argument --label-noise: must be a number"),
+    ("--optimizers sgd,adam", "--optimizers: must be one or more of sgd, sam"),
+    ("--optimizers sam,sam", "each once"),
+    ("--rho -1", "--rho: must be a finite number, 0 or more"),
+    ("--rho sgd=1", "--rho: must be one value or one for each of sam, fsam"),
+    ("--rho sam=1,sam=2", "--rho: must be one value or one for each"),
+    ("--rho 0.1:0.2", "--rho: must be one value for each optimizer"),
+    ("--rho sam=1 --optimizers fsam", "got sam, which --optimizers leaves out"),
+    ("--learning-rate 0", "--learning-rate: must be positive"),
+    ("--learning-rate 1e99", "--learning-rate: must be finite in float32"),
+    ("--sigma inf", "--sigma: must be a finite number"),
+    ("--lmbda 1.1", r"--lmbda: must be a number in \[0, 1\]"),
+    ("--seeds 0", "--seeds: must be an integer from 1"),
+    ("--seeds 2.5", "--seeds: must be an integer"),
+    ("--first-seed 4294967295", "--first-seed: must leave the last seed"),
+    ("--epochs -3", "--epochs: must be an integer from 1"),
+    ("--batch-size 801", "--batch-size: must be at most the 800 training rows"),
+    (
+      "--dataset cifar",
+      "--dataset: must be one of cifar100:PATH, cifar10:PATH, digits",
+    ),
+    ("--dataset none.npz", "--dataset: must be a file that exists"),
+    ("--model rnn", "--model: must be one of cnn, mlp, .* got 'rnn'"),
+    ("--model resnet", "--model: must be one of cnn, mlp, which keep no stat"),
+    ("--image-size 3", "--dataset: .*--image-size 3 divides, got 8 x 8"),
+    ("--label-noise-kind odd", "--label-noise-kind: must be one of symmetric"),
+    ("--seeds", "missing value for argument '--seeds'"),
+    ("--sedes 3", "unrecognized options: --sedes"),
+    ("--output {file}", "--output: must be a directory that can be written to"),
+  ],
+)
+def test_bad_flag_ends_with_status_2_before_any_training(
+  tmp_path, monkeypatch, capsys, flags, message
+):
+  monkeypatch.setattr(
+    trainer.Trainer, "__call__", lambda *args: pytest.fail("it trained")
+  )
+  file = tmp_path / "file"
+  file.touch()
+  flags = flags.format(file=file).split()
+  with pytest.raises(SystemExit) as stop:
+    run("compare", "--dataset", "digits", "--output", tmp_path, *flags)
+  assert stop.value.code == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert re.search(message, error), error
+
+
+# What the command does.
+
+
+def test_json_has_the_promised_schema(two_seeds):
+  process, output = two_seeds
+  written = json.loads(
+    (output / "compare.json").read_text(), parse_constant=pytest.fail
+  )
+  assert list(written) == ["config", "results", "paired"]
+  config = written["config"]
+  assert config["accuracy_unit"] == "percent"
+  assert config["seeds"] == [200, 201]
+  assert config["test_size"] == 697
+  assert set(config["versions"]) >= {"jax", "optax", "numpy", "fsam_optax"}
+  assert list(written["results"]) == ["sgd", "sam", "fsam"]
+  for name, result in written["results"].items():
+    assert (result["rho"] is None) == (name == "sgd")
+    assert result["seconds"] > result["compile_seconds"] > 0
+    assert result["diverged_seeds"] == []
+    for key in ("test_accuracy", "train_accuracy", "validation_accuracy"):
+      assert len(result[key]) == 2
+      assert all(0 <= value <= 100 for value in result[key])
+    assert len(result["curve"]) == len(result["curve_standard_error"]) == 2
+    # The curve is of the validation rows: its end is their final accuracy.
+    assert result["curve"][-1] == pytest.approx(
+      np.mean(result["validation_accuracy"])
+    )
+  assert list(written["paired"]) == ["fsam-sam", "sam-sgd", "fsam-sgd"]
+  assert "F-SAM over SAM" in process.stdout
+
+
+def test_paired_values_follow_from_the_accuracies_of_the_seeds(two_seeds):
+  written = json.loads((two_seeds[1] / "compare.json").read_text())
+  for name, pair in written["paired"].items():
+    first, second = (
+      np.array(written["results"][part]["test_accuracy"])
+      for part in name.split("-")
+    )
+    d = first - second
+    error = np.sqrt(np.sum((d - d.mean()) ** 2) / (len(d) - 1) / len(d))
+    assert pair["mean"] == pytest.approx(d.mean())
+    assert pair["standard_error"] == pytest.approx(error)
+    # Student's distribution with one degree of freedom is Cauchy's.
+    p_value = 1 - 2 / np.pi * np.arctan(abs(d.mean()) / error)
+    assert pair["p_value"] == pytest.approx(p_value)
+
+
+def test_figure_is_a_png_and_nothing_else_is_left(two_seeds):
+  output = two_seeds[1]
+  assert (output / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+  assert sorted(path.name for path in output.iterdir()) == [
+    "compare.json",
+    "compare.png",
+  ]
+
+
+def test_no_progress_bar_where_stdout_is_no_terminal(two_seeds):
+  process = two_seeds[0]
+  assert "\x1b" not in process.stdout
+  assert "\r" not in process.stdout
+  assert "━" not in process.stdout
+  assert process.stderr == ""
+
+
+def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
+  run(
+    *("compare", "--dataset", "digits", "--seeds", 2, "--epochs", 2),
+    *("--output", tmp_path, "--optimizers", "sam"),
+  )
+  again = json.loads((tmp_path / "compare.json").read_text())
+  first = json.loads((two_seeds[1] / "compare.json").read_text())
+  for key in ("test_accuracy", "train_accuracy", "curve"):
+    assert again["results"]["sam"][key] == first["results"]["sam"][key]
+  assert again["paired"] == {}
+  assert "F-SAM" not in capsys.readouterr().out
+
+
+def test_one_seed_and_a_diverged_one_are_reported_without_nan(
+  tmp_path, arrays, capsys
+):
+  path = tmp_path / "mine.npz"
+  np.savez(path, **arrays)
+  run(
+    *("compare", "--dataset", path, "--seeds", 1, "--epochs", 3),
+    *("--learning-rate", "sgd=1e30", "--output", tmp_path),
+    *("--optimizers", "sgd,fsam"),
+  )
+  written = json.loads(
+    (tmp_path / "compare.json").read_text(), parse_constant=pytest.fail
+  )
+  assert written["results"]["sgd"]["diverged_seeds"] == [200]
+  assert written["results"]["fsam"]["diverged_seeds"] == []
+  assert written["results"]["fsam"]["curve_standard_error"] == [None] * 3
+  pair = written["paired"]["fsam-sgd"]
+  assert pair["standard_error"] is None
+  assert pair["p_value"] is None
+  printed = capsys.readouterr().out
+  assert "1 of 1" in printed
+  assert "n/a" in printed
+
+
+def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
+  """Split, noise, initialization and batches are paired over optimizers."""
+  run(
+    *("compare", "--dataset", "digits", "--seeds", 2, "--epochs", 1),
+    *("--rho", 0, "--learning-rate", 0.02, "--output", tmp_path),
+    *("--optimizers", "sgd,fsam"),
+  )
+  results = json.loads((tmp_path / "compare.json").read_text())["results"]
+  assert results["sgd"]["test_accuracy"] == results["fsam"]["test_accuracy"]
+
+
+def test_convolutional_network_learns_images(tmp_path):
+  rng = np.random.default_rng(0)
+  y = np.arange(60) % 2
+  # The classes are a bright left and a bright right half.
+  x = rng.normal(size=(60, 5, 6)) + 3 * np.where(
+    (np.arange(6) < 3) == y[:, None, None], 1.0, -1.0
+  )
+  path = tmp_path / "images.npz"
+  np.savez(path, x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+  run(
+    *("compare", "--dataset", path, "--model", "cnn", "--seeds", 1),
+    *("--epochs", 20, "--batch-size", 16, "--label-noise", 0),
+    *("--optimizers", "fsam", "--output", tmp_path),
+  )
+  results = json.loads((tmp_path / "compare.json").read_text())["results"]
+  assert results["fsam"]["test_accuracy"] == [100.0]
+
+
+def test_convolutional_network_needs_images(tmp_path, arrays, capsys):
+  path = tmp_path / "flat.npz"
+  np.savez(path, **arrays)
+  with pytest.raises(SystemExit):
+    run("compare", "--dataset", path, "--model", "cnn", "--output", tmp_path)
+  assert "--model: cnn must have images" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""``python -m fsam_optax``: its help, its errors and what it needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fsam_optax import __main__ as command_line
+from fsam_optax.experiments.common import extras
+
+COMMANDS = ("compare", "tune", "study", "train")
+
+
+def run(*argv):
+  command_line.main([str(argument) for argument in argv])
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_plain_and_fits_80_columns(
+  command, columns, capsys, monkeypatch
+):
+  monkeypatch.setenv("COLUMNS", columns)
+  with pytest.raises(SystemExit) as stop:
+    run(command, "--help")
+  assert not stop.value.code
+  printed = capsys.readouterr().out
+  assert max(map(len, printed.splitlines())) <= 80
+  assert printed.isascii()
+  assert "\x1b" not in printed
+  assert "---------" not in printed
+  assert "--label-noise" in printed
+  assert not any(line.endswith(" ") for line in printed.splitlines())
+
+
+def test_overview_names_every_command(capsys):
+  run("--help")
+  printed = capsys.readouterr().out
+  assert all(f"\n  {command} " in printed for command in COMMANDS)
+  assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [[], ["compaer"], ["--seeds", "3"]])
+def test_what_is_no_command_ends_with_those_there_are(words, capsys):
+  with pytest.raises(SystemExit) as stop:
+    run(*words)
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert "must be one of compare, tune, study, train, got" in error
+  assert error.count("\n") == 1
+
+
+def test_missing_extra_is_one_line_with_its_remedy(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+  with pytest.raises(SystemExit) as stop:
+    run("compare", "--output", tmp_path)
+  assert 'Run: pip install "fsam-optax[experiments]"' in stop.value.code
+  assert "matplotlib" in stop.value.code
+  assert "\n" not in stop.value.code
+  with pytest.raises(extras.MissingExtraError, match="need no_such_package"):
+    extras.require("json", "no_such_package")
+
+
+def test_missing_tyro_is_one_line_with_its_remedy(monkeypatch):
+  monkeypatch.setitem(sys.modules, "tyro", None)
+  with pytest.raises(SystemExit) as stop:
+    run("compare")
+  assert 'Run: pip install "fsam-optax[experiments]"' in stop.value.code
+
+
+def test_core_imports_none_of_the_extras():
+  code = (
+    "import sys, flax, jax, optax\n"  # These may: flax itself needs rich.
+    "before = set(sys.modules)\n"
+    "import fsam_optax\n"
+    "print(*{name.partition('.')[0] for name in set(sys.modules) - before},"
+    "*(name for name in sys.modules if 'experiments' in name))"
+  )
+  printed = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  ).stdout
+  extras_of_others = {"sklearn", "mlxtend", "matplotlib", "rich", "scipy"}
+  imported = set(printed.split())
+  assert "fsam_optax" in imported
+  assert not imported & extras_of_others
+  assert "fsam_optax.experiments" not in imported

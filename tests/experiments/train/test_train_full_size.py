@@ -1,0 +1,81 @@
+"""Whole runs on files: of CIFAR's real size, and on a folder of images."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from fsam_optax.experiments.datasets import cifar
+
+pytestmark = pytest.mark.slow
+
+
+def write_colors(folder):
+  """CIFAR-100 in which each class has a mean color, under much noise."""
+  expected = cifar.FORMATS["cifar100"]
+  colors = np.random.default_rng(0).integers(0, 96, (100, 3), np.uint8)
+  folder.mkdir()
+  for i, (file, n) in enumerate({**expected.train, **expected.test}.items()):
+    rng = np.random.default_rng(i + 1)
+    labels = rng.integers(0, 100, n)
+    images = rng.integers(0, 160, (n, 3, 1024), np.uint8)
+    images += colors[labels][:, :, None]
+    table = np.concatenate(
+      [
+        np.stack([labels // 5, labels], axis=1).astype(np.uint8),
+        images.reshape(n, 3072),
+      ],
+      axis=1,
+    )
+    (folder / file).write_bytes(table.tobytes())
+
+
+def train(output, *flags):
+  """The metrics of a run, a dict a line."""
+  done = subprocess.run(
+    [sys.executable, "-m", "fsam_optax", "train", f"--output={output}", *flags],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    timeout=500,
+  )
+  assert done.returncode == 0, done.stderr
+  text = (output / "seed-1" / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
+  write_colors(tmp_path / "cifar-100-binary")
+  lines = train(
+    tmp_path / "run",
+    *("--recipe=cifar100-resnet18", f"--data={tmp_path}", "--epochs=1"),
+    *("--depth=10", "--width=4"),
+  )
+  epoch = lines[-1]
+  assert epoch["batches"] == 391
+  assert epoch["test_accuracy"] > 4  # Of a hundred classes.
+  assert epoch["waiting_fraction"] < 0.25
+  assert epoch["skipped"] == 0
+
+
+def test_a_network_with_dropout_learns_from_a_folder_of_images(tmp_path):
+  rng = np.random.default_rng(0)
+  for part, rows in (("train", 32), ("test", 8)):
+    for name, light in (("dark", 0), ("light", 128)):
+      folder = tmp_path / "images" / part / name
+      folder.mkdir(parents=True)
+      for i in range(rows):
+        pixels = rng.integers(light, light + 128, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+  lines = train(
+    tmp_path / "run",
+    *("--recipe=cifar100-vgg16bn", f"--data={tmp_path / 'images'}"),
+    *("--image-size=32", "--depth=11", "--width=4", "--batch-size=16"),
+    *("--epochs=8", "--seeds=1", "--label-noise=0.1", "--rho=0.05"),
+  )
+  assert lines[-1]["epoch"] == 8
+  assert lines[-1]["test_accuracy"] > 80

@@ -1,0 +1,72 @@
+"""The metrics of a run: their means, and the file that they are written to."""
+
+import json
+import pathlib
+
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from fsam_optax.experiments.train import means
+from fsam_optax.experiments.train import metrics
+from fsam_optax.experiments.train.folder import FolderError
+
+
+def metrics_of(loss, skipped=0):
+  return {
+    **{name: jnp.float32(loss) for name in means.NAMES},
+    "skipped": jnp.int32(skipped),
+  }
+
+
+def sums_of(numbers=None):
+  found = means.from_json(numbers or {}, np.float32)
+  return {name: jnp.asarray(x) for name, x in found.items()}
+
+
+def test_means_weigh_rows_leave_out_what_was_skipped_and_begin_anew():
+  sums = sums_of()
+  assert means.finish(sums)["loss"] is None
+  for loss, rows, skipped in ((1.0, 4, 0), (np.inf, 4, 1), (4.0, 2, 0)):
+    sums = means.add(sums, metrics_of(loss, skipped), rows, jnp.array(False))
+  assert means.finish(sums) == {name: 2.0 for name in means.NAMES}
+  sums = means.add(sums, metrics_of(7.0), 4, jnp.array(True))
+  assert means.finish(sums)["loss"] == 7
+
+
+def test_sums_lose_no_bit_on_their_way_through_json():
+  sums = sums_of()
+  for loss in (1 / 3, 1e-30, 0.1):
+    sums = means.add(sums, metrics_of(loss), 3, jnp.array(False))
+  again = sums_of(json.loads(json.dumps(means.to_json(sums))))
+  for name, x in sums.items():
+    np.testing.assert_array_equal(again[name], x)
+
+
+def test_a_metric_of_today_begins_where_a_checkpoint_of_before_ends():
+  numbers = {"loss": [6.0, 3.0], "no longer reported": [1.0, 1.0]}
+  sums = sums_of(numbers)
+  assert tuple(sums) == means.NAMES
+  sums = means.add(sums, metrics_of(8.0), 1, jnp.array(False))
+  assert means.finish(sums)["loss"] == 3.5
+  assert means.finish(sums)["accuracy"] == 8
+
+
+def test_a_line_that_a_full_disk_refuses_is_an_error(tmp_path):
+  journal = metrics.Journal(tmp_path / "metrics.jsonl", 0)
+  journal._path = pathlib.Path("/dev/full")
+  with pytest.raises(FolderError, match=r"No space left.*full disk"):
+    journal.append({"batches": 1})
+  assert not journal.lines
+
+
+def test_a_journal_drops_what_was_cut_and_what_will_be_written_again(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  lines = [{"kind": "step", "batches": i} for i in (2, 4, 6)]
+  path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"kin')
+  journal = metrics.Journal(path, 4)
+  journal.append({"kind": "epoch", "batches": 5})
+  assert [line["batches"] for line in journal.lines] == [2, 4, 5]
+  assert journal.epochs == [{"kind": "epoch", "batches": 5}]
+  written = [json.loads(line) for line in path.read_text().splitlines()]
+  assert written == journal.lines

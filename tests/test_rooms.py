@@ -1,0 +1,32 @@
+"""The arrows between the rooms, held by the contracts in pyproject.toml."""
+
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_no_import_goes_against_an_arrow():
+  linter = pathlib.Path(sys.executable).with_name("lint-imports")
+  process = subprocess.run(
+    [linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stdout
+
+
+def test_the_contracts_name_every_private_module():
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+  named = {
+    module
+    for contract in settings["importlinter"]["contracts"]
+    if contract["name"] == "The experiments import public names alone"
+    for module in contract["forbidden_modules"]
+  }
+  private = (ROOT / "fsam_optax").glob("_*.py")
+  assert named == {
+    f"fsam_optax.{path.stem}"
+    for path in private
+    if not path.stem.startswith("__")
+  }
