@@ -32,15 +32,17 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from fsam_optax import _over_data
-from fsam_optax._curvature import SpectralDensity as SpectralDensity
-from fsam_optax._curvature import hessian_density as hessian_density
-from fsam_optax._curvature import hessian_eigenvalues as hessian_eigenvalues
-from fsam_optax._curvature import hessian_trace as hessian_trace
 from fsam_optax._options import check_int
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import sam_perturbation
+from fsam_optax.sharpness import _data_passes as _over_data
+from fsam_optax.sharpness._hessian import SpectralDensity as SpectralDensity
+from fsam_optax.sharpness._hessian import hessian_density as hessian_density
+from fsam_optax.sharpness._hessian import (
+  hessian_eigenvalues as hessian_eigenvalues,
+)
+from fsam_optax.sharpness._hessian import hessian_trace as hessian_trace
 
 LossFn = Callable[[Any, Any], Any]
 

@@ -9,9 +9,9 @@ from jax import flatten_util
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax import _over_data
 from fsam_optax._batch import path_name
 from fsam_optax._options import check_int
+from fsam_optax.sharpness import _data_passes as _over_data
 
 LossFn = Callable[[Any, Any], Any]
 

@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from fsam_optax._agreement import Agreement
+from fsam_optax._agreement import check_same_values
 from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
-from fsam_optax._processes import Agreement
-from fsam_optax._processes import check_same_values
 from fsam_optax._train_step import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
