@@ -2,13 +2,13 @@
 
 import sys
 
-from flax import jax_utils
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
 
 import fsam_optax
+from fsam_optax import sharding
 
 
 def create_state(seed):
@@ -30,33 +30,21 @@ def report(what, call):
 
 def main(address, process_id):
   jax.config.update("jax_num_cpu_devices", 2)
-  fsam_optax.initialize_processes(address, 2, process_id)
-  mesh = fsam_optax.make_mesh()
-  feed = fsam_optax.BatchFeeder(mesh)
+  jax.distributed.initialize(address, 2, process_id)
+  mesh = jax.make_mesh(
+    (4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  feed = sharding.BatchFeeder(mesh)
   rows = lambda number: np.zeros((number, 3), np.float32)
   report("shapes", lambda: feed({"x": rows(4 + 2 * process_id)}))
+  report("values", lambda: sharding.place_state(create_state(process_id), mesh))
   report(
-    "values", lambda: fsam_optax.place_state(create_state(process_id), mesh)
+    "structure", lambda: sharding.place_state([0] * (1 + process_id), mesh)
   )
-  report(
-    "structure", lambda: fsam_optax.place_state([0] * (1 + process_id), mesh)
-  )
-  step = fsam_optax.pmap_step(
-    fsam_optax.make_train_step(
-      lambda params, model_state, batch, rng: (
-        jnp.mean(batch @ params["w"]),
-        (model_state, {}),
-      ),
-      axis_name="batch",
-      jit=False,
-    )
-  )
-  state = jax_utils.replicate(create_state(0))
-  report("pmap", lambda: step(state, rows(4 + 2 * process_id)))
-  report("rows", lambda: fsam_optax.BatchFeeder(mesh)(rows(3)))
+  report("rows", lambda: sharding.BatchFeeder(mesh)(rows(3)))
   # They still hear each other.
-  state = fsam_optax.place_state(create_state(7), mesh)
-  print(fsam_optax.host_metrics({"w": state.params["w"].sum()}), flush=True)
+  state = sharding.place_state(create_state(7), mesh)
+  print({"w": np.asarray(jnp.sum(state.params["w"])).item()}, flush=True)
 
 
 if __name__ == "__main__":
