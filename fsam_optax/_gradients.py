@@ -61,7 +61,7 @@ class Gradients:
     )
 
   def mark_varying(self, tree: Any) -> Any:
-    """Marks arrays as this replica's own."""
+    """Marks arrays as different on each replica."""
     return varying(tree, self.options.axes)
 
   def at(self, params: Any, part: Any, index: Any, carry: Any):

@@ -69,9 +69,7 @@ def with_radius_norms(
   return jax.tree.map(replace, state, is_leaf=_is_radius_state)
 
 
-def with_radius_states(
-  is_new: Any, new: Any, old: Any
-) -> optax.OptState:
+def with_radius_states(is_new: Any, new: Any, old: Any) -> optax.OptState:
   """The new state, with the old count and norms of a radius unless `is_new`.
 
   Args:
@@ -94,7 +92,7 @@ def with_radius_states(
   )
 
 
-def difference(
+def state_difference(
   perturbation: optax.GradientTransformation,
   state: optax.OptState,
   params: optax.Params,

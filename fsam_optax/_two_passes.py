@@ -22,10 +22,10 @@ from fsam_optax._options import Options
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation_state import difference
 from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import is_memoryless
 from fsam_optax._perturbation_state import radius_norms
+from fsam_optax._perturbation_state import state_difference
 from fsam_optax._perturbation_state import with_radius_norms
 from fsam_optax._tree_paths import leaves_by_path
 
@@ -117,7 +117,7 @@ def two_passes(
   """
   check_perturbation(perturbation)
   _check_params(params)
-  if found := difference(perturbation, perturbation_state, params):
+  if found := state_difference(perturbation, perturbation_state, params):
     raise ValueError(
       "`perturbation_state` must be that of `perturbation.init(params)`, with "
       f"{found}."

@@ -14,7 +14,7 @@ import optax
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation_state import difference
+from fsam_optax._perturbation_state import state_difference
 from fsam_optax._two_passes import SharpnessInfo
 from fsam_optax._value_and_grad import value_and_grad as two_pass_value_and_grad
 
@@ -287,7 +287,7 @@ def _check_unbound(loss_fn):
 
 def _check_belongs(state, perturbation, params):
   """Raises unless the state is one for parameters of these shapes."""
-  if found := difference(perturbation, state, params):
+  if found := state_difference(perturbation, state, params):
     raise ValueError(
       "`model` must be the one that the optimizer was made for: its parameters "
       f"ask for a perturbation state with {found}. Make an optimizer for this "
