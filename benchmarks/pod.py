@@ -151,10 +151,15 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
     )
 
   state = jax.eval_shape(create)
-  rule = None
+  rule = lambda path, leaf: PartitionSpec()
   if mode.how == "fsdp":
-    rule = fsam_optax.fsdp_rule(mesh, mesh.axis_names)
-  state = tpu.place(state, fsam_optax.state_shardings(state, mesh, rule))
+    rule = fsam_optax.sharding.fsdp_rule(mesh, mesh.axis_names)
+
+  def sharding_of(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return NamedSharding(mesh, rule(name, leaf))
+
+  state = tpu.place(state, jax.tree_util.tree_map_with_path(sharding_of, state))
   rows = model.rows_a_chip * mesh.size
   batch = {
     name: jax.ShapeDtypeStruct(
@@ -171,9 +176,10 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
     **mode.options,
   )
   if mode.how == "axis":
-    step = fsam_optax.shard_map_step(step, mesh)
+    step = fsam_optax.sharding.shard_map_step(step, mesh)
   else:
-    step = fsam_optax.jit_step(step, state)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   return step.lower(state, batch).compile(), state
 
 

@@ -33,7 +33,7 @@ class Mode(NamedTuple):
 
   optimizer: str
   options: dict[str, Any]
-  words: int  # All-reduced a parameter and step; tests/test_parallel.py.
+  words: int  # All-reduced a parameter and step; tests/test_sharding.py.
   learning_rate: float
   rho: float
   learning_rates: tuple[float, ...]

@@ -16,29 +16,17 @@ two changed lines::
 
 :func:`value_and_grad` offers the two passes to any optimizer,
 :class:`TrainState` with :func:`make_train_step` to Flax Linen loops with
-BatchNorm and dropout, and :class:`NNXOptimizer` to those of Flax NNX.
+BatchNorm and dropout, and :class:`fsam_optax.nnx.Optimizer` to those of Flax
+NNX.
 """
 
-from fsam_optax._checkpoint import check_checkpoint as check_checkpoint
+from fsam_optax import checkpoint as checkpoint
+from fsam_optax import masks as masks
+from fsam_optax import nnx as nnx
+from fsam_optax import sharding as sharding
+from fsam_optax import sharpness as sharpness
 from fsam_optax._fsam import fsam as fsam
 from fsam_optax._fsam import sharpness_aware as sharpness_aware
-from fsam_optax._masks import (
-  exclude_biases_and_norms as exclude_biases_and_norms,
-)
-from fsam_optax._masks import norms_only as norms_only
-from fsam_optax._masks import select_by_path as select_by_path
-from fsam_optax._nnx import NNXOptimizer as NNXOptimizer
-from fsam_optax._nnx import nnx_value_and_grad as nnx_value_and_grad
-from fsam_optax._parallel import BatchFeeder as BatchFeeder
-from fsam_optax._parallel import fsdp_rule as fsdp_rule
-from fsam_optax._parallel import group_step as group_step
-from fsam_optax._parallel import host_metrics as host_metrics
-from fsam_optax._parallel import jit_step as jit_step
-from fsam_optax._parallel import make_mesh as make_mesh
-from fsam_optax._parallel import place_state as place_state
-from fsam_optax._parallel import pmap_step as pmap_step
-from fsam_optax._parallel import shard_map_step as shard_map_step
-from fsam_optax._parallel import state_shardings as state_shardings
 from fsam_optax._perturbation import ScaleToRadiusState as ScaleToRadiusState
 from fsam_optax._perturbation import (
   SubtractGradientEmaState as SubtractGradientEmaState,
@@ -51,9 +39,8 @@ from fsam_optax._perturbation import scale_to_radius as scale_to_radius
 from fsam_optax._perturbation import (
   subtract_gradient_ema as subtract_gradient_ema,
 )
-from fsam_optax._processes import initialize_processes as initialize_processes
 from fsam_optax._schedule import radius_schedule as radius_schedule
-from fsam_optax._train_step import TrainState as TrainState
+from fsam_optax._train_state import TrainState as TrainState
 from fsam_optax._train_step import make_train_step as make_train_step
 from fsam_optax._two_passes import SharpnessInfo as SharpnessInfo
 from fsam_optax._value_and_grad import value_and_grad as value_and_grad

@@ -54,14 +54,14 @@ def check_bound(axes: tuple[str, ...]) -> None:
       raise ValueError(
         "`axis_name` must be an axis of the jax.pmap, jax.shard_map or "
         f"jax.vmap around the step, got {axis!r}, which none of them names. "
-        "Wrap the step, as `pmap_step`, `shard_map_step` and `group_step` do. "
-        "Under plain jax.jit leave `axis_name` out: the arrays' shardings say "
-        "what is averaged there."
+        "Wrap the step, by jax.pmap or as `sharding.shard_map_step` and "
+        "`sharding.group_step` do. Under plain jax.jit leave `axis_name` out: "
+        "the arrays' shardings say what is averaged there."
       ) from error
 
 
 def varying(tree: Any, axes: tuple[str, ...]) -> Any:
-  """Marks arrays as each replica's own, for `jax.shard_map`'s check.
+  """Marks arrays as different on each replica, for `jax.shard_map`'s check.
 
   Without the mark the gradient of replicated parameters comes out summed over
   the axis already, and no replica ever sees its own. Where the check is off, as

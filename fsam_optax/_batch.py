@@ -6,6 +6,8 @@ from typing import Any, Callable
 import jax
 from jax import numpy as jnp
 
+from fsam_optax._tree_paths import leaves_by_path
+
 
 def mean_over_parts(
   fn: Callable[[Any, Any, Any], tuple[Any, Any]],
@@ -110,10 +112,10 @@ def check_batch(
       number of rows.
   """
   lengths = {
-    path_name(path): jnp.shape(x)[0] if jnp.ndim(x) else None
-    for path, x in jax.tree_util.tree_leaves_with_path(batch)
+    path: jnp.shape(x)[0] if jnp.ndim(x) else None
+    for path, x in leaves_by_path(batch)
   }
-  if empty := [name for name, length in lengths.items() if length == 0]:
+  if empty := [path for path, length in lengths.items() if length == 0]:
     raise ValueError(
       f"`batch` must not be empty, got no rows at {', '.join(empty)}."
     )
@@ -145,8 +147,3 @@ def check_batch(
       f"{ascent_fraction:g} of {rows} rows, {ascent_fraction * rows:g}. The "
       f"nearest are {nearest}."
     )
-
-
-def path_name(path: Any) -> str:
-  """A path in a tree, as an error prints it."""
-  return jax.tree_util.keystr(path) or "the root"

@@ -1,4 +1,4 @@
-"""The optax face: F-SAM as a link of `optax.chain`."""
+"""The optax interface: F-SAM as a link of `optax.chain`."""
 
 from typing import Callable, Optional
 
@@ -139,7 +139,7 @@ def fsam(
 
   Args:
     rho: radius, finite and non-negative. The paper uses 0.05 to 0.2.
-    sigma: share of the average that is subtracted, finite and non-negative;
+    sigma: fraction of the average that is subtracted, finite and non-negative;
       0 is SAM.
     lmbda: decay of the average, in ``[0, 1]``. The paper uses 0.6, 0.9, 0.95.
     adaptive: whether to measure the radius in the metric of ASAM.

@@ -5,7 +5,7 @@ from typing import Any, Callable
 import jax
 from jax import numpy as jnp
 
-from fsam_optax._batch import path_name
+from fsam_optax._tree_paths import leaves_by_path
 
 
 def check_loss_fn(loss_fn: Any) -> None:
@@ -47,13 +47,13 @@ def check_loss(loss: Any) -> None:
 
 def check_averaged(aux: Any) -> None:
   """Raises unless the auxiliary outputs have means."""
-  for path, x in jax.tree_util.tree_leaves_with_path(aux):
+  for path, x in leaves_by_path(aux):
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
         "`loss_fn` must return floating auxiliary outputs when "
         "`num_microbatches` is above 1 or `axis_name` is given, because they "
-        f"are averaged, got {dtype} at {path_name(path)}. Cast it to float32."
+        f"are averaged, got {dtype} at {path}. Cast it to float32."
       )
 
 
@@ -77,4 +77,36 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
       "the number of rows when `ascent_fraction` is below 1 and `every`, "
       f"`start` or `stop` is set, got {outputs[0]} and {outputs[1]}. Reduce "
       "them over the rows."
+    )
+
+
+def check_step_output(output: Any, model_state: Any) -> None:
+  """Raises unless the loss of a train step returned what it must.
+
+  Args:
+    output: must be ``(loss, (model_state, metrics))``.
+    model_state: what the loss was given, whose structure, shapes and dtypes
+      those of the new one must be.
+
+  Raises:
+    TypeError: if the output is no such tuple.
+    ValueError: if the new model state differs in structure, shape or dtype.
+  """
+  is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
+  if not (
+    is_pair(output) and is_pair(output[1]) and isinstance(output[1][1], dict)
+  ):
+    raise TypeError(
+      "`loss_fn` must return (loss, (model_state, metrics)) with a dict of "
+      "metrics, which may be empty. Return the `model_state` it was given "
+      "where the model has none."
+    )
+  describe = lambda tree: jax.tree.map(
+    lambda x: (jnp.shape(x), jnp.result_type(x)), tree
+  )
+  given, returned = describe(model_state), describe(output[1][0])
+  if returned != given:
+    raise ValueError(
+      "`loss_fn` must return the model state in the structure, shapes and "
+      f"dtypes of the one it was given, {given}, got {returned}."
     )

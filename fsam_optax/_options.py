@@ -56,7 +56,7 @@ class Options:
       check_int("stop", self.stop, least=self.start)
 
   @classmethod
-  def of(cls, options: dict[str, Any]) -> "Options":
+  def from_keywords(cls, options: dict[str, Any]) -> "Options":
     """The options in a function's keyword arguments."""
     names = [field.name for field in dataclasses.fields(cls)]
     if unknown := sorted(options.keys() - set(names)):

@@ -94,8 +94,8 @@ def subtract_gradient_ema(
     [ 1. -1.] [2.5 3.5]
 
   Args:
-    sigma: share of the average that is subtracted; finite and non-negative, a
-      scalar or a schedule of the number of gradients taken in.
+    sigma: fraction of the average that is subtracted; finite and non-negative,
+      a scalar or a schedule of the number of gradients taken in.
     lmbda: decay of the average, in ``[0, 1]``, a scalar or a schedule.
     order: ``"official"`` subtracts the average of the gradients before this
       one, ``"paper"`` the average that includes it.
@@ -326,7 +326,7 @@ def friendly_perturbation(
 
   Args:
     rho: radius, finite and non-negative. The paper uses 0.05 to 0.2.
-    sigma: share of the average that is subtracted, finite and non-negative.
+    sigma: fraction of the average that is subtracted, finite and non-negative.
     lmbda: decay of the average, in ``[0, 1]``. The paper uses 0.6, 0.9, 0.95.
     adaptive: whether to measure the radius in the metric of ASAM.
     mask: a tree of bools with the structure of the parameters (or a prefix of

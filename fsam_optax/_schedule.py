@@ -67,9 +67,9 @@ def radius_schedule(
     )
 
   def schedule(count):
-    share = (learning_rate(count) - learning_rate_min) / (
+    fraction = (learning_rate(count) - learning_rate_min) / (
       learning_rate_max - learning_rate_min
     )
-    return rho_min + (rho_max - rho_min) * jnp.clip(share, 0.0, 1.0)
+    return rho_min + (rho_max - rho_min) * jnp.clip(fraction, 0.0, 1.0)
 
   return schedule

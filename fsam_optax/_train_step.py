@@ -1,166 +1,21 @@
-"""The Flax face: a train state and the two-pass train step."""
+"""The two-pass train step of a Flax loop."""
 
-from typing import Any, Callable, Collection, Optional
+from typing import Any, Callable, Collection
 
-from flax import struct
-from flax.training import dynamic_scale as dynamic_scale_lib
-from flax.training import train_state
 import jax
 from jax import core
 from jax import numpy as jnp
-import optax
 
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import replica_index
 from fsam_optax._loss import check_loss_fn
+from fsam_optax._loss import check_step_output
 from fsam_optax._options import Options
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation_state import with_radius_states
+from fsam_optax._train_state import TrainState
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
-from fsam_optax._two_passes import with_radius_states
-
-
-class TrainState(train_state.TrainState):
-  """Flax's train state with what the two passes need besides.
-
-  Attributes:
-    perturbation: transformation from gradients to perturbations (static);
-      None trains with the base optimizer alone, one gradient a step.
-    perturbation_state: its state.
-    model_state: variables of the model that no gradient updates, such as
-      BatchNorm's statistics; any pytree or None.
-    rng: key from which the dropout key of each step is folded, or None.
-    dynamic_scale: Flax's loss scale, for float16, or None.
-  """
-
-  perturbation: Optional[optax.GradientTransformation] = struct.field(
-    pytree_node=False, default=None
-  )
-  perturbation_state: Any = None
-  model_state: Any = None
-  rng: Optional[jax.Array] = None
-  dynamic_scale: Optional[dynamic_scale_lib.DynamicScale] = None
-
-  @classmethod
-  def create(
-    cls,
-    *,
-    apply_fn,
-    params,
-    tx,
-    perturbation,
-    model_state=None,
-    rng=None,
-    dynamic_scale=None,
-    **kwargs,
-  ):
-    """Creates a state at step 0 with fresh optimizer and perturbation states.
-
-    Args:
-      apply_fn: usually ``model.apply``, kept for convenience.
-      params: the parameters, a dict or another container of arrays.
-      tx: the base optimizer. Not a chain with :func:`fsam` in it: here the
-        train step takes the second gradient.
-      perturbation: such as :func:`friendly_perturbation`; None for the base
-        optimizer alone.
-      model_state: see :class:`TrainState`.
-      rng: see :class:`TrainState`.
-      dynamic_scale: a :class:`flax.training.dynamic_scale.DynamicScale`, see
-        :func:`make_train_step`.
-      **kwargs: fields that a subclass adds.
-
-    Returns:
-      The state, with ``step`` an int32 array of shape ``[]``.
-    """
-    state = super().create(
-      apply_fn=apply_fn,
-      params=params,
-      tx=tx,
-      perturbation=perturbation,
-      perturbation_state=(
-        None if perturbation is None else perturbation.init(params)
-      ),
-      model_state=model_state,
-      # A copy: the train step donates the state, and the key is the caller's.
-      rng=None if rng is None else jnp.copy(rng),
-      dynamic_scale=_as_arrays(dynamic_scale),
-      **kwargs,
-    )
-    return state.replace(step=jnp.zeros([], jnp.int32))
-
-  @classmethod
-  def from_flax(
-    cls,
-    state: train_state.TrainState,
-    *,
-    perturbation,
-    model_state=None,
-    rng=None,
-    dynamic_scale=None,
-    **kwargs,
-  ):
-    """Turns flax's own train state into this one, in the middle of training.
-
-    The step, the parameters, the optimizer and its state go on; only the
-    perturbation starts afresh. A checkpoint of flax's state is restored into
-    flax's state first: ``TrainState.from_flax(manager.restore(step,
-    args=StandardRestore(flax_state)), perturbation=...)``.
-
-    Examples:
-      >>> import fsam_optax, jax.numpy as jnp, optax
-      >>> from flax.training import train_state
-      >>> flax_state = train_state.TrainState.create(
-      ...   apply_fn=None, params={"w": jnp.zeros(2)}, tx=optax.adamw(1e-3)
-      ... )
-      >>> state = fsam_optax.TrainState.from_flax(
-      ...   flax_state, perturbation=fsam_optax.friendly_perturbation(rho=0.05)
-      ... )
-
-    Args:
-      state: a train state of flax or a subclass. Its arrays become the new
-        state's, so a step that donates that state takes them too.
-      perturbation: as in :meth:`create`.
-      model_state: as in :meth:`create`. A subclass of flax's state keeps such
-        variables in a field of its own, which is not searched for: hand it
-        over, as in ``model_state={"batch_stats": state.batch_stats}``.
-      rng: as in :meth:`create`.
-      dynamic_scale: as in :meth:`create`, and handed over like
-        ``model_state``.
-      **kwargs: fields that a subclass adds.
-
-    Returns:
-      The state, with ``step`` an int32 array of shape ``[]``.
-
-    Raises:
-      TypeError: if ``state`` is not flax's, or is this class's already.
-    """
-    if not isinstance(state, train_state.TrainState):
-      raise TypeError(
-        "`state` must be a flax.training.train_state.TrainState, got "
-        f"{type(state).__name__}. Start from `create` instead."
-      )
-    if isinstance(state, TrainState):
-      raise TypeError(
-        "`state` must be flax's own train state, got one with a perturbation "
-        "already. Change it by `state.replace(perturbation=perturbation, "
-        "perturbation_state=perturbation.init(state.params))`."
-      )
-    created = cls.create(
-      apply_fn=state.apply_fn,
-      params=state.params,
-      # Not state.tx, whose fresh state would need memory only to be dropped.
-      tx=optax.identity(),
-      perturbation=perturbation,
-      model_state=model_state,
-      rng=rng,
-      dynamic_scale=dynamic_scale,
-      **kwargs,
-    )
-    return created.replace(
-      step=jnp.asarray(state.step, jnp.int32),
-      tx=state.tx,
-      opt_state=state.opt_state,
-    )
 
 
 def make_train_step(
@@ -273,7 +128,7 @@ def make_train_step(
       f"`metrics` must be a collection of names out of "
       f"{sorted(_OPTIONAL_METRICS)}, got {metrics!r}."
     )
-  chosen = Options.of(options)
+  chosen = Options.from_keywords(options)
 
   def step_with(options):
     def step(state: TrainState, batch: Any):
@@ -359,7 +214,7 @@ def _loss_of_part(loss_fn, state, options):
     if rng is not None and options.num_microbatches > 1:
       key = jax.random.fold_in(rng, index)
     output = loss_fn(params, model_state, part, key)
-    _check_output(output, model_state)
+    check_step_output(output, model_state)
     return output
 
   return loss_of_part
@@ -440,39 +295,7 @@ _OPTIONAL_METRICS = frozenset(
 )
 
 
-def _as_arrays(scale):
-  """The loss scale with arrays for Python numbers, as later steps return it."""
-  if scale is None:
-    return None
-  return scale.replace(
-    fin_steps=jnp.asarray(scale.fin_steps, jnp.int32),
-    scale=jnp.asarray(scale.scale, jnp.float32),
-  )
-
-
 def _advance(scale, is_finite):
   """Flax's rule for the next scale, run on a loss that is finite or not."""
   outcome = jnp.where(is_finite, 1.0, jnp.inf)
   return scale.value_and_grad(lambda x: x * outcome)(1.0).dynamic_scale
-
-
-def _check_output(output, model_state):
-  """Raises unless `loss_fn` returned `(loss, (model_state, metrics))`."""
-  is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
-  if not (
-    is_pair(output) and is_pair(output[1]) and isinstance(output[1][1], dict)
-  ):
-    raise TypeError(
-      "`loss_fn` must return (loss, (model_state, metrics)) with a dict of "
-      "metrics, which may be empty. Return the `model_state` it was given "
-      "where the model has none."
-    )
-  describe = lambda tree: jax.tree.map(
-    lambda x: (jnp.shape(x), jnp.result_type(x)), tree
-  )
-  given, returned = describe(model_state), describe(output[1][0])
-  if returned != given:
-    raise ValueError(
-      "`loss_fn` must return the model state in the structure, shapes and "
-      f"dtypes of the one it was given, {given}, got {returned}."
-    )

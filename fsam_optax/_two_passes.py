@@ -1,4 +1,11 @@
-"""The engine of both passes, over parts of the batch and named axes."""
+"""The engine: both passes of a step, over parts of a batch and named axes.
+
+There are two schedules. Where all parts of the batch ascend along one gradient,
+that gradient has to be complete before any part can take its second pass: all
+take the first, then all the second (:func:`_together`). Where each part ascends
+along its own, it takes both passes before the next part begins, which needs the
+memory of one part and no sum of first gradients (:func:`_part_by_part`).
+"""
 
 import dataclasses
 from typing import Any, Callable, NamedTuple, Optional
@@ -6,24 +13,21 @@ from typing import Any, Callable, NamedTuple, Optional
 import jax
 from jax import numpy as jnp
 import optax
-import optax.tree
 
-from fsam_optax._axes import check_bound
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
-from fsam_optax._batch import check_batch
-from fsam_optax._batch import fraction_of_rows
-from fsam_optax._batch import mean_over_parts
-from fsam_optax._batch import path_name
-from fsam_optax._loss import check_averaged
-from fsam_optax._loss import check_loss
-from fsam_optax._loss import check_same_aux
+from fsam_optax._cosine import cosine
+from fsam_optax._gradients import Gradients
 from fsam_optax._options import Options
-from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation import widen
+from fsam_optax._perturbation_state import find_state
+from fsam_optax._perturbation_state import is_memoryless
+from fsam_optax._perturbation_state import radius_norms
+from fsam_optax._perturbation_state import state_difference
+from fsam_optax._perturbation_state import with_radius_norms
+from fsam_optax._tree_paths import leaves_by_path
 
 
 class SharpnessInfo(NamedTuple):
@@ -113,8 +117,12 @@ def two_passes(
   """
   check_perturbation(perturbation)
   _check_params(params)
-  _check_state(perturbation, perturbation_state, params)
-  gradients = _Gradients(loss_fn, options, batch, carry, loss_scale)
+  if found := state_difference(perturbation, perturbation_state, params):
+    raise ValueError(
+      "`perturbation_state` must be that of `perturbation.init(params)`, with "
+      f"{found}."
+    )
+  gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
   ascent = _Ascent(perturbation, perturbation_state, params, options.gate(step))
   schedule = _part_by_part if options.is_part_by_part else _together
   return _concluded(ascent, options, schedule(gradients, ascent))
@@ -133,99 +141,28 @@ def one_pass(
 
   Args:
     options: of which the axes and the number of micro-batches count.
-    loss_fn: see :func:`two_passes`, as are the other arguments.
+    loss_fn: ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry,
+      aux))`` for the part of the batch at ``index``.
     params: the parameters.
-    batch: the batch.
-    carry: what the first part gets.
-    loss_scale: what the loss is multiplied by.
+    batch: a tree of arrays with the rows in front.
+    carry: what the first part gets; passes from part to part.
+    loss_scale: what the loss is multiplied by before it is differentiated; the
+      gradients are divided by it again, in float32 at least.
 
   Returns:
     The outcome, whose perturbation has no state and no length.
   """
   _check_params(params)
   options = dataclasses.replace(options, ascent_fraction=1.0)
-  gradients = _Gradients(loss_fn, options, batch, carry, loss_scale)
-  own_params = varying(params, options.axes)
-  outputs = gradients.over_parts(lambda *part: gradients.at(own_params, *part))
+  gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
+  marked = varying(params, options.axes)
+  outputs = gradients.over_parts(lambda *part: gradients.at(marked, *part))
   (loss, aux, grads), carry = mean(outputs, options.axes)
   zero = jnp.zeros([], jnp.float32)
   info = SharpnessInfo(loss, global_norm(grads), zero, zero, zero)
   return Outcome(
     loss, carry, aux, grads, lambda is_finite=None: optax.EmptyState(), info
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Gradients:
-  """The loss and its gradient on the parts of one batch."""
-
-  loss_fn: Callable[..., Any]
-  options: Options
-  batch: Any
-  carry: Any
-  loss_scale: Any
-
-  def __post_init__(self):
-    check_bound(self.options.axes)
-    check_batch(
-      self.batch, self.options.num_microbatches, self.options.ascent_fraction
-    )
-
-  def over_parts(self, fn: Callable[..., Any]) -> tuple[Any, Any]:
-    """Means over the parts of what `fn` returns, and the last carry.
-
-    Both passes start from the same carry: BatchNorm sees each part once, at
-    the clean parameters, and what the second pass makes of the statistics is
-    dropped by the caller.
-    """
-    options = self.options
-    return mean_over_parts(
-      fn, self.batch, options.num_microbatches, self.carry, self.mark
-    )
-
-  def mark(self, tree: Any) -> Any:
-    """Marks arrays as this replica's own."""
-    return varying(tree, self.options.axes)
-
-  def at(self, params: Any, part: Any, index: Any, carry: Any):
-    """Returns `((loss, aux, gradient), carry)` on one part."""
-    options, scale = self.options, self.loss_scale
-
-    def scaled_loss(params):
-      loss, (new_carry, aux) = self.loss_fn(params, part, index, carry)
-      check_loss(loss)
-      if options.axes or options.num_microbatches > 1:
-        check_averaged(aux)
-      scaled = loss if scale is None else loss * scale
-      return scaled, (loss, new_carry, aux)
-
-    grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
-    if scale is not None:
-      grads = jax.tree.map(lambda g: widen(g) / scale, grads)
-    return (loss, aux, grads), carry
-
-  def first(self, params: Any, gate: Any, part: Any, index: Any, carry: Any):
-    """The pass at the clean parameters: all rows where nothing ascends."""
-    options = self.options
-    whole = lambda: self.at(params, part, index, carry)
-    fewer = lambda: self.at(
-      params, fraction_of_rows(part, options.ascent_fraction), index, carry
-    )
-    with jax.named_scope("ascent"):
-      if gate is False or options.ascent_fraction == 1:
-        return whole()
-      if gate is True:
-        return fewer()
-      check_same_aux(fewer, whole)
-      return jax.lax.cond(
-        gate, lambda: self.mark(fewer()), lambda: self.mark(whole())
-      )
-
-  def second(self, params: Any, part: Any, index: Any, carry: Any):
-    """The pass at the perturbed parameters: `((loss, gradient), carry)`."""
-    with jax.named_scope("descent"):
-      (loss, _, grads), carry = self.at(params, part, index, carry)
-    return (loss, grads), carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +181,7 @@ class _Ascent:
     epsilon, state = update(
       jax.tree.map(jnp.conj, gradient), self.state, self.params, **extra
     )
-    norms = _norms(state)
+    norms = radius_norms(state)
     if not norms:  # Not one of ours: measure.
       norms = [(global_norm(gradient), global_norm(epsilon))]
     return epsilon, state, norms
@@ -258,7 +195,7 @@ class _Ascent:
     perturbation of the first, the average of the second. XLA drops the others.
     """
     _, state, _ = self.perturb(gradient, is_finite=is_finite)
-    return _with_norms(state, norms)
+    return with_radius_norms(state, norms)
 
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
@@ -266,7 +203,9 @@ class _Ascent:
     found = find_state(SubtractGradientEmaState, self.state)
     if found is None:
       return norm, jnp.zeros_like(norm)
-    return norm, _cosine(found.ema, gradient)
+    # The average is that of the conjugate gradients.
+    ema = jax.tree.map(jnp.conj, found.ema)
+    return norm, cosine(ema, gradient)
 
   def descend(
     self,
@@ -307,12 +246,12 @@ def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
   """
   if not options.is_local:
     return True
-  return options.ema_gradient == "ascent" and not _is_memoryless(state)
+  return options.ema_gradient == "ascent" and not is_memoryless(state)
 
 
-def _together(gradients: _Gradients, ascent: _Ascent) -> _Ran:
+def _together(gradients: Gradients, ascent: _Ascent) -> _Ran:
   """All parts take the first pass, then, perturbed alike, all the second."""
-  options, mark = gradients.options, gradients.mark
+  options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
   params = mark(ascent.params)
   (loss, aux, gradient), carry = gradients.over_parts(
@@ -327,6 +266,8 @@ def _together(gradients: _Gradients, ascent: _Ascent) -> _Ran:
     gradient = mean(gradient, options.other_axes)
 
   def descend(perturbed):
+    # The carry is dropped: BatchNorm's statistics are to be those of the
+    # parameters that are trained, at which each part was seen once already.
     outputs, _ = gradients.over_parts(
       lambda *part: gradients.second(perturbed, *part)
     )
@@ -351,9 +292,9 @@ def _together(gradients: _Gradients, ascent: _Ascent) -> _Ran:
   )
 
 
-def _part_by_part(gradients: _Gradients, ascent: _Ascent) -> _Ran:
+def _part_by_part(gradients: Gradients, ascent: _Ascent) -> _Ran:
   """Each part takes both passes, along a perturbation of its own."""
-  options, mark = gradients.options, gradients.mark
+  options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
   params = mark(ascent.params)
 
@@ -362,6 +303,7 @@ def _part_by_part(gradients: _Gradients, ascent: _Ascent) -> _Ran:
       params, ascent.gate, part, index, carry
     )
     epsilon, _, norms = ascent.perturb(gradient)
+    # From the same carry as the first pass, whose new one alone goes on.
     perturbed_loss, grads = ascent.descend(
       epsilon,
       lambda perturbed: mark(
@@ -418,104 +360,13 @@ def _concluded(ascent: _Ascent, options: Options, ran: _Ran) -> Outcome:
   return Outcome(ran.loss, ran.carry, ran.aux, ran.grads, advance, info)
 
 
-# What the engine knows of a perturbation's state.
-
-
-def _is_radius_state(x):
-  return isinstance(x, ScaleToRadiusState)
-
-
-def _norms(state):
-  """Direction and perturbation norms of every `scale_to_radius` inside."""
-  leaves = jax.tree.leaves(state, is_leaf=_is_radius_state)
-  return [
-    (x.direction_norm, x.perturbation_norm)
-    for x in filter(_is_radius_state, leaves)
-  ]
-
-
-def _with_norms(state, norms):
-  """The state with these norms: of the ascent, not of the EMA's update."""
-  left = iter(norms)
-
-  def replace(x):
-    if not _is_radius_state(x):
-      return x
-    direction_norm, perturbation_norm = next(left)
-    return x._replace(
-      direction_norm=direction_norm, perturbation_norm=perturbation_norm
-    )
-
-  return jax.tree.map(replace, state, is_leaf=_is_radius_state)
-
-
-def with_radius_states(is_new: Any, new: Any, old: Any) -> Any:
-  """The new state, with the old count and norms of a radius unless `is_new`."""
-  return jax.tree.map(
-    lambda x, y: (
-      jax.tree.map(lambda a, b: jnp.where(is_new, a, b), x, y)
-      if _is_radius_state(x)
-      else x
-    ),
-    new,
-    old,
-    is_leaf=_is_radius_state,
-  )
-
-
-def _is_memoryless(state):
-  """Whether the state is the same whatever gradients it was updated with."""
-  leaves = jax.tree.leaves(state, is_leaf=_is_radius_state)
-  return all(map(_is_radius_state, leaves))
-
-
-def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
-  """The first state of this type inside a nested optimizer state."""
-  is_found = lambda x: isinstance(x, state_type)
-  leaves = jax.tree.leaves(state, is_leaf=is_found)
-  return next(filter(is_found, leaves), None)
-
-
-def _cosine(ema, gradient):
-  """Cosine over the leaves that `ema` holds; 0 if either side is zero."""
-  is_masked = lambda x: isinstance(x, optax.MaskedNode)
-  gradient = jax.tree.map(
-    lambda m, g: m if is_masked(m) else g, ema, gradient, is_leaf=is_masked
-  )
-  inner = optax.tree.sum(
-    jax.tree.map(
-      # The average is that of the conjugate gradients.
-      lambda m, g: jnp.sum(jnp.real(widen(m) * widen(g))),
-      ema,
-      gradient,
-    )
-  )
-  norms = global_norm(ema) * global_norm(gradient)
-  return jnp.where(norms > 0, inner / jnp.where(norms > 0, norms, 1.0), 0.0)
-
-
-# What the caller may have got wrong.
-
-
-def _check_state(perturbation, state, params):
-  """Raises unless `state` is one that `perturbation` made for `params`."""
-  expected = jax.eval_shape(perturbation.init, params)
-  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  same = jax.tree.structure(state) == jax.tree.structure(expected)
-  if not same or shapes(state) != shapes(expected):
-    raise ValueError(
-      "`perturbation_state` must be that of `perturbation.init(params)`, with "
-      f"shapes {shapes(expected)}, got {shapes(state)}."
-    )
-
-
 def _check_params(params):
-  if not (leaves := jax.tree_util.tree_leaves_with_path(params)):
+  if not (leaves := leaves_by_path(params)):
     raise ValueError("`params` must hold at least one array, got none.")
   for path, x in leaves:
     dtype = getattr(x, "dtype", None) or jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
-        f"`params` must hold floating-point arrays, got {dtype} at "
-        f"{path_name(path)}. Close over it, or keep it in the model state."
+        f"`params` must hold floating-point arrays, got {dtype} at {path}. "
+        "Close over it, or keep it in the model state."
       )

@@ -9,8 +9,8 @@ from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
+from fsam_optax._perturbation_state import find_state
 from fsam_optax._two_passes import SharpnessInfo
-from fsam_optax._two_passes import find_state
 from fsam_optax._two_passes import two_passes
 
 
@@ -117,7 +117,7 @@ def value_and_grad(
   """
   check_loss_fn(loss_fn)
   check_perturbation(perturbation)
-  chosen = Options.of(options)
+  chosen = Options.from_keywords(options)
 
   def fn(params, perturbation_state, batch, *args):
     def loss_of_part(params, batch, index, carry):

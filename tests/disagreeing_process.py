@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 import fsam_optax
+from fsam_optax import sharding
 
 
 def create_state(seed):
@@ -33,18 +34,16 @@ def main(address, process_id):
   mesh = jax.make_mesh(
     (4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
   )
-  feed = fsam_optax.BatchFeeder(mesh)
+  feed = sharding.BatchFeeder(mesh)
   rows = lambda number: np.zeros((number, 3), np.float32)
   report("shapes", lambda: feed({"x": rows(4 + 2 * process_id)}))
+  report("values", lambda: sharding.place_state(create_state(process_id), mesh))
   report(
-    "values", lambda: fsam_optax.place_state(create_state(process_id), mesh)
+    "structure", lambda: sharding.place_state([0] * (1 + process_id), mesh)
   )
-  report(
-    "structure", lambda: fsam_optax.place_state([0] * (1 + process_id), mesh)
-  )
-  report("rows", lambda: fsam_optax.BatchFeeder(mesh)(rows(3)))
+  report("rows", lambda: sharding.BatchFeeder(mesh)(rows(3)))
   # They still hear each other.
-  state = fsam_optax.place_state(create_state(7), mesh)
+  state = sharding.place_state(create_state(7), mesh)
   print({"w": np.asarray(jnp.sum(state.params["w"])).item()}, flush=True)
 
 

@@ -13,6 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import fsam_optax
+from fsam_optax import checkpoint
 
 STEPS = 12
 SAVE_EVERY = 2
@@ -70,9 +71,7 @@ def make_manager(directory):
 
 
 def restore_latest(manager, state):
-  fsam_optax.check_checkpoint(
-    manager.item_metadata(manager.latest_step()), state
-  )
+  checkpoint.check(manager.item_metadata(manager.latest_step()), state)
   return manager.restore(
     manager.latest_step(), args=ocp.args.StandardRestore(state)
   )

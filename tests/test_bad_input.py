@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import fsam_optax
+from fsam_optax import masks
 
 W = {"w": jnp.ones(3)}
 BATCH = {"x": jnp.ones((4, 3)), "y": jnp.ones(4)}
@@ -193,9 +194,9 @@ CASES = [
   ("mask_of_strings", TypeError, "`mask` must hold bools",
    lambda: masked_init(lambda p: {"w": "yes"})),
   ("pattern_that_does_not_parse", ValueError, "`pattern` must be a regular",
-   lambda: fsam_optax.select_by_path("(")),
+   lambda: masks.by_path("(")),
   ("pattern_of_another_type", ValueError, "`pattern` must be a regular",
-   lambda: fsam_optax.select_by_path(3)),
+   lambda: masks.by_path(3)),
   ("radius_of_a_constant_rate", TypeError, "`learning_rate` must be a schedule",
    lambda: radius(0.1, 0.0, 1.0, learning_rate_max=1.0)),
   ("radius_between_equal_rates", ValueError, "`learning_rate_max` must be abo",

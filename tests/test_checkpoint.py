@@ -21,6 +21,7 @@ import pytest
 import resumable_run
 
 import fsam_optax
+from fsam_optax import checkpoint
 
 KEYS = {
   "typed": lambda: jax.random.key(2),
@@ -276,17 +277,17 @@ def test_a_checkpoint_of_another_structure_is_an_error_that_names_it(
   metadata, make, message
 ):
   with pytest.raises(ValueError, match=message):
-    fsam_optax.check_checkpoint(metadata, make())
+    checkpoint.check(metadata, make())
 
 
 def test_what_fits_is_not_an_error(metadata):
   state = resumable_run.make_state()
-  fsam_optax.check_checkpoint(metadata, state)
-  fsam_optax.check_checkpoint(metadata.item_metadata, state)
-  fsam_optax.check_checkpoint(metadata, jax.eval_shape(lambda: state))
-  fsam_optax.check_checkpoint(metadata, state.replace(step=0))
+  checkpoint.check(metadata, state)
+  checkpoint.check(metadata.item_metadata, state)
+  checkpoint.check(metadata, jax.eval_shape(lambda: state))
+  checkpoint.check(metadata, state.replace(step=0))
   # rho is code, not data: it may change from one run to the next.
-  fsam_optax.check_checkpoint(
+  checkpoint.check(
     metadata,
     state.replace(perturbation=fsam_optax.friendly_perturbation(rho=0.2)),
   )
@@ -295,12 +296,12 @@ def test_what_fits_is_not_an_error(metadata):
 def test_a_long_list_of_differences_is_cut(metadata):
   more = with_params(**{f"layer{i:02}": jnp.ones(2) for i in range(30)})
   with pytest.raises(ValueError, match=r"params\.layer09 and 20 more\. Build"):
-    fsam_optax.check_checkpoint(metadata, more)
+    checkpoint.check(metadata, more)
 
 
 def test_a_manager_without_a_handler_is_told_what_it_lacks(tmp_path):
   with pytest.raises(ValueError, match="Create the manager with"):
-    fsam_optax.check_checkpoint(None, resumable_run.make_state())
+    checkpoint.check(None, resumable_run.make_state())
 
 
 def flax_state():

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fsam_optax
+from fsam_optax import masks
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +22,13 @@ def params():
 SELECTED = {
   "exclude_biases_and_norms": {"kernel", "lora_a", "lora_b"},
   "norms_only": {"scale", "bias"},
-  "select_by_path": {"lora_a", "lora_b"},
+  "by_path": {"lora_a", "lora_b"},
 }
 
 
 def ready_mask(name):
-  mask = getattr(fsam_optax, name)
-  return mask("LoRA") if name == "select_by_path" else mask
+  mask = getattr(masks, name)
+  return mask("LoRA") if name == "by_path" else mask
 
 
 @pytest.mark.parametrize("name", SELECTED)
@@ -65,7 +66,7 @@ def test_compiled_excluded_weights_are_not_even_copied(params):
     compiled = update.lower(params, perturbation.init(params), params).compile()
     return compiled.cost_analysis()["bytes accessed"]
 
-  norms = bytes_accessed(fsam_optax.norms_only)
+  norms = bytes_accessed(masks.norms_only)
   assert norms < bytes_accessed(None) / 2
 
 
@@ -85,7 +86,7 @@ def test_ready_masks_select_what_they_say(name, leaves, params):
 def test_norms_are_found_by_the_names_flax_and_others_give():
   names = ["LayerNorm_0", "bn1", "norm", "GroupNorm_2", "RMSNorm_0"]
   params = {name: jnp.ones(2) for name in [*names, "Dense_0", "ebn"]}
-  mask = fsam_optax.norms_only(params)
+  mask = masks.norms_only(params)
   assert {name for name, m in mask.items() if m} == set(names)
 
 

@@ -71,7 +71,7 @@ def sharpness_aware_step(model, optimizer, batch):
 
 @nnx.jit
 def chained_step(model, optimizer, batch):
-  loss, grads, grad_fn = fsam_optax.nnx_value_and_grad(loss_fn)(model, batch)
+  loss, grads, grad_fn = fsam_optax.nnx.value_and_grad(loss_fn)(model, batch)
   optimizer.update(model, grads, grad_fn=grad_fn)
   return loss
 
@@ -91,7 +91,7 @@ def chain_of(rho):
 
 
 def sharpness_aware(model, rho=0.05):
-  return fsam_optax.NNXOptimizer(
+  return fsam_optax.nnx.Optimizer(
     model, sgd(), perturbation=perturbation_of(rho), wrt=nnx.Param
   )
 
@@ -158,7 +158,7 @@ def test_both_passes_see_the_same_dropout_mask(problem, face):
       _, grads = optimizer.value_and_grad(loss_with_mask)(model, batch)
       optimizer.update(model, grads)
     else:
-      fn = fsam_optax.nnx_value_and_grad(loss_with_mask)
+      fn = fsam_optax.nnx.value_and_grad(loss_with_mask)
       _, grads, grad_fn = fn(model, batch)
       optimizer.update(model, grads, grad_fn=grad_fn)
 
@@ -225,7 +225,7 @@ def test_both_faces_equal_value_and_grad_on_the_same_weights(problem, x64):
 
 def test_no_perturbation_is_the_plain_loop_bit_for_bit(problem):
   def base_alone(model):
-    return fsam_optax.NNXOptimizer(
+    return fsam_optax.nnx.Optimizer(
       model, sgd(), perturbation=None, wrt=nnx.Param
     )
 
@@ -344,7 +344,7 @@ def test_only_what_the_filter_selects_is_perturbed_and_trained(problem):
   kernels = nnx.PathContains("kernel")
   model = Network(nnx.Rngs(0))
   before = jax.tree.map(jnp.copy, params_of(model))
-  optimizer = fsam_optax.NNXOptimizer(
+  optimizer = fsam_optax.nnx.Optimizer(
     model,
     sgd(),
     perturbation=fsam_optax.friendly_perturbation(),
@@ -370,7 +370,7 @@ def test_only_what_the_filter_selects_is_perturbed_and_trained(problem):
 def test_a_mask_leaves_the_norms_alone_and_saves_their_memory(problem):
   is_matrix = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
   model = Network(nnx.Rngs(0))
-  optimizer = fsam_optax.NNXOptimizer(
+  optimizer = fsam_optax.nnx.Optimizer(
     model,
     sgd(),
     perturbation=fsam_optax.friendly_perturbation(mask=is_matrix),
@@ -405,7 +405,7 @@ def test_tied_weights_are_one_parameter(problem):
   "make",
   [
     lambda model: sharpness_aware(model),
-    lambda model: fsam_optax.nnx_value_and_grad(loss_fn)(model, None),
+    lambda model: fsam_optax.nnx.value_and_grad(loss_fn)(model, None),
   ],
   ids=FACES,
 )
@@ -431,7 +431,7 @@ def test_a_bad_loss_is_refused_by_name(problem, case, face):
   loss, has_aux, message = BAD_LOSSES[case]
   model = Network(nnx.Rngs(0))
   if face == "chain":
-    fn = fsam_optax.nnx_value_and_grad(loss, has_aux=has_aux)
+    fn = fsam_optax.nnx.value_and_grad(loss, has_aux=has_aux)
   else:
     optimizer = sharpness_aware(model)
     if face == "base alone":
@@ -455,4 +455,4 @@ def test_a_method_of_a_module_is_refused_as_loss():
   with pytest.raises(ValueError, match=message):
     sharpness_aware(model).value_and_grad(model.features)
   with pytest.raises(ValueError, match=message):
-    fsam_optax.nnx_value_and_grad(model.features)
+    fsam_optax.nnx.value_and_grad(model.features)

@@ -24,9 +24,10 @@ def test_the_contracts_name_every_private_module():
     if contract["name"] == "The experiments import public names alone"
     for module in contract["forbidden_modules"]
   }
-  private = (ROOT / "fsam_optax").glob("_*.py")
+  core = ROOT / "fsam_optax"
+  private = [*core.glob("_*.py"), *(core / "sharpness").glob("_*.py")]
   assert named == {
-    f"fsam_optax.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in private
     if not path.stem.startswith("__")
   }

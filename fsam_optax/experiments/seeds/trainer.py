@@ -222,7 +222,7 @@ def _step_of(make_step, num_replicas, options, loss):
   )
   if num_replicas == 1:
     return step()
-  return fsam_optax.group_step(
+  return fsam_optax.sharding.group_step(
     step(axis_name="replica"), num_replicas, "replica"
   )
 

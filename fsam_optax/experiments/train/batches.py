@@ -109,7 +109,7 @@ class Batches:
       )
     )
     self._mesh = mesh
-    self._feeders: dict[int, fsam_optax.BatchFeeder] = {}
+    self._feeders: dict[int, fsam_optax.sharding.BatchFeeder] = {}
     self.waited = 0.0
 
   def __iter__(self) -> "Batches":
@@ -122,7 +122,7 @@ class Batches:
     rows = len(batch["label"])
     # A feeder takes one shape, and the last batch of an epoch is smaller.
     if rows not in self._feeders:
-      self._feeders[rows] = fsam_optax.BatchFeeder(self._mesh)
+      self._feeders[rows] = fsam_optax.sharding.BatchFeeder(self._mesh)
     placed = self._feeders[rows](batch)
     self.waited += time.perf_counter() - start
     return placed

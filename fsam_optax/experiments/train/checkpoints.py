@@ -173,7 +173,7 @@ class Checkpoints:
     if getattr(metadata, "tree", metadata) is None:
       raise ValueError("it has no metadata")
     try:
-      fsam_optax.check_checkpoint(metadata, tree)
+      fsam_optax.checkpoint.check(metadata, tree)
     except ValueError as error:
       raise FolderError(
         f"checkpoint {batches} in {str(self._folder)!r} is of another version "

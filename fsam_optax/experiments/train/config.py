@@ -16,8 +16,8 @@ from fsam_optax.experiments.train import gate
 
 MASKS = {
   "none": None,
-  "exclude_biases_and_norms": fsam_optax.exclude_biases_and_norms,
-  "norms_only": fsam_optax.norms_only,
+  "exclude_biases_and_norms": fsam_optax.masks.exclude_biases_and_norms,
+  "norms_only": fsam_optax.masks.norms_only,
 }
 
 WHOLE = values.integer(1, remedy="write a whole number")

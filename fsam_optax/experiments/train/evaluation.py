@@ -32,7 +32,7 @@ def evaluator(program: Program, rows: int) -> Evaluate:
   """
 
   count = _counter(program)
-  feed = fsam_optax.BatchFeeder(program.mesh)
+  feed = fsam_optax.sharding.BatchFeeder(program.mesh)
   mine = batches_lib.rows_of_process(rows)
 
   def evaluate(state, images, labels):

@@ -156,13 +156,13 @@ class Program:
 
   def sums(self, numbers: Optional[dict[str, Any]] = None) -> means.Sums:
     """The sums of the metrics on the devices: new ones, or of a checkpoint."""
-    return fsam_optax.place_state(
+    return fsam_optax.sharding.place_state(
       means.from_json(numbers or {}, self._dtype), self.mesh
     )
 
   def place(self, progress: Progress) -> Progress:
     """The progress on the devices, the same in every process."""
-    return fsam_optax.place_state(progress, self.mesh, self._rule)
+    return fsam_optax.sharding.place_state(progress, self.mesh, self._rule)
 
   def abstract(self) -> Progress:
     """Shapes, dtypes and shardings of the progress; nothing is computed."""
@@ -250,7 +250,7 @@ class Program:
     """Which arrays are split over the devices; None for none."""
     if self.config.descent.sharding != "fsdp":
       return None
-    return fsam_optax.fsdp_rule(self.mesh, self.mesh.axis_names)
+    return fsam_optax.sharding.fsdp_rule(self.mesh, self.mesh.axis_names)
 
   def _abstract_batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))

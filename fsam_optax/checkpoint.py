@@ -1,7 +1,7 @@
 """The check before a restore: does a checkpoint fit a state?
 
-Orbax saves and restores a :class:`TrainState` as it is, typed keys and
-shardings included. This file adds only what it does not say.
+Orbax saves and restores a :class:`fsam_optax.TrainState` as it is, typed keys
+and shardings included. This file adds only what it does not say.
 """
 
 from typing import Any
@@ -10,17 +10,20 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from fsam_optax._tree_paths import joined_path
 
-def check_checkpoint(metadata: Any, state: Any) -> None:
+
+def check(metadata: Any, state: Any) -> None:
   """Raises an error that names what differs between a checkpoint and a state.
 
-  Orbax needs no help to save and restore a :class:`TrainState`. On a state of
-  another structure it is not always loud, though: it drops what the state has
-  no place for, casts to the state's dtypes, and does not say which array has
-  the wrong shape. This function reads the metadata alone, no array.
+  Orbax needs no help to save and restore a :class:`fsam_optax.TrainState`. On a
+  state of another structure it is not always loud, though: it drops what the
+  state has no place for, casts to the state's dtypes, and does not say which
+  array has the wrong shape. This function reads the metadata alone, no array.
 
   Examples:
     >>> import fsam_optax, jax, jax.numpy as jnp, optax, tempfile
+    >>> from fsam_optax import checkpoint
     >>> import orbax.checkpoint as ocp
     >>> state = fsam_optax.TrainState.create(
     ...   apply_fn=None,
@@ -35,7 +38,7 @@ def check_checkpoint(metadata: Any, state: Any) -> None:
     ... ) as manager:
     ...   _ = manager.save(1, args=ocp.args.StandardSave(state))
     ...   manager.wait_until_finished()
-    ...   fsam_optax.check_checkpoint(manager.item_metadata(1), state)
+    ...   checkpoint.check(manager.item_metadata(1), state)
     ...   state = manager.restore(1, args=ocp.args.StandardRestore(state))
 
     To restore onto other devices, restore into
@@ -68,7 +71,7 @@ def check_checkpoint(metadata: Any, state: Any) -> None:
       "`metadata` must describe a checkpoint, got None. Create the manager "
       "with `item_handlers=orbax.checkpoint.StandardCheckpointHandler()`."
     )
-  saved, wanted = _by_path(tree), _by_path(state)
+  saved, wanted = _leaves_by_dotted_path(tree), _leaves_by_dotted_path(state)
   missing = [path for path in wanted if path not in saved]
   extra = [path for path in saved if path not in wanted]
   changed = [
@@ -111,12 +114,11 @@ def _enumerate(paths):
   return f"{named} and {rest} more" if rest > 0 else named
 
 
-def _by_path(tree):
-  """Leaves by dotted path, the name that Orbax too gives them."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+def _leaves_by_dotted_path(tree):
+  """The leaves by path: the names that Orbax, too, gives them."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in leaves
+    joined_path(path, "."): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 

@@ -1,6 +1,5 @@
 """The Hessian of a loss over a data set, by matfree's matrix-free methods."""
 
-from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple, Optional
 
@@ -9,11 +8,11 @@ from jax import flatten_util
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax import _over_data
-from fsam_optax._batch import path_name
 from fsam_optax._options import check_int
-
-LossFn = Callable[[Any, Any], Any]
+from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax.sharpness import _data_passes
+from fsam_optax.sharpness._data_passes import LossFn
+from fsam_optax.sharpness._progress import progress_bar
 
 
 class SpectralDensity(NamedTuple):
@@ -85,7 +84,7 @@ def hessian_eigenvalues(
     key: a key of :func:`jax.random.key`, for the vector to start from.
     num_matvecs: Hessian-vector products over the data, at least ``num``; None
       for four times ``num`` and 20 more. The more, the closer the inner ones.
-    batch_size: rows at a time; None for all.
+    batch_size: rows at a time; None for all of them.
 
   Returns:
     The eigenvalues, the largest first, shape ``[num]``, float64.
@@ -102,11 +101,11 @@ def hessian_eigenvalues(
   """
   _require_matfree()
   _check_dtype(params)
-  total = sum(np.size(x) for x in jax.tree.leaves(params))
-  _check_count("num", num, total)
+  num_params = sum(np.size(x) for x in jax.tree.leaves(params))
+  _check_at_most_parameters("num", num, num_params)
   if num_matvecs is None:
-    num_matvecs = min(4 * num + 20, total)
-  _check_count("num_matvecs", num_matvecs, total)
+    num_matvecs = min(4 * num + 20, num_params)
+  _check_at_most_parameters("num_matvecs", num_matvecs, num_params)
   if num_matvecs < num:
     raise ValueError(
       f"`num_matvecs` must be at least `num`, {num}, got {num_matvecs}."
@@ -132,12 +131,13 @@ def hessian_trace(
   Needs matfree.
 
   Args:
-    loss_fn: see :func:`hessian_eigenvalues`.
-    params: as there.
-    data: as there.
+    loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows, twice
+      differentiable.
+    params: the parameters, a tree of float32 or float64 arrays.
+    data: a tree of arrays of ``N`` rows.
     key: a key of :func:`jax.random.key`, for the vectors of random signs.
     samples: number of vectors, two at least.
-    batch_size: rows at a time; None for all.
+    batch_size: rows at a time; None for all of them.
 
   Returns:
     The trace and its standard error.
@@ -157,8 +157,8 @@ def hessian_trace(
   check_int("samples", samples, least=2)
   size = _size(batch_size, data)
   draws = [
-    _quadratic_form(loss_fn, size, params, data, own)
-    for own in jax.random.split(key, samples)
+    _quadratic_form(loss_fn, size, params, data, draw)
+    for draw in jax.random.split(key, samples)
   ]
   values = np.array(draws, np.float64)
   _check_finite(values)
@@ -181,13 +181,14 @@ def hessian_density(
   Needs matfree.
 
   Args:
-    loss_fn: see :func:`hessian_eigenvalues`.
-    params: as there.
-    data: as there.
+    loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows, twice
+      differentiable.
+    params: the parameters, a tree of float32 or float64 arrays.
+    data: a tree of arrays of ``N`` rows.
     key: a key of :func:`jax.random.key`, for the vectors to start from.
     num_matvecs: Hessian-vector products over the data for each vector.
     samples: number of vectors, positive.
-    batch_size: rows at a time; None for all.
+    batch_size: rows at a time; None for all of them.
     progress: whether to show a progress bar.
 
   Returns:
@@ -205,14 +206,14 @@ def hessian_density(
   """
   _require_matfree()
   _check_dtype(params)
-  total = sum(np.size(x) for x in jax.tree.leaves(params))
-  _check_count("num_matvecs", num_matvecs, total)
+  num_params = sum(np.size(x) for x in jax.tree.leaves(params))
+  _check_at_most_parameters("num_matvecs", num_matvecs, num_params)
   check_int("samples", samples, least=1)
   size = _size(batch_size, data)
   nodes, weights = [], []
-  with _over_data.progress_bar(progress, "Lanczos", samples) as tick:
-    for own in jax.random.split(key, samples):
-      found = _lanczos(loss_fn, num_matvecs, size, params, data, own)
+  with progress_bar(progress, "Lanczos", samples) as tick:
+    for draw in jax.random.split(key, samples):
+      found = _lanczos(loss_fn, num_matvecs, size, params, data, draw)
       nodes.append(np.asarray(found[0], np.float64))
       weights.append(np.asarray(found[1], np.float64))
       tick()
@@ -227,11 +228,11 @@ def _matvec(loss_fn, batch_size, params, data):
   def product(vector):
     def of_batch(batch):
       gradient = lambda w: jax.grad(
-        lambda w: _over_data.loss_of(loss_fn, unravel(w), batch)
+        lambda w: _data_passes.loss_of(loss_fn, unravel(w), batch)
       )(w)
       return jax.jvp(gradient, (flat,), (vector,))[1]
 
-    return _over_data.traced_mean(of_batch, data, batch_size)
+    return _data_passes.traced_mean_over_batches(of_batch, data, batch_size)
 
   return flat, product
 
@@ -262,12 +263,12 @@ def _quadratic_form(loss_fn, batch_size, params, data, key):
 
 
 def _check_dtype(params) -> None:
-  for path, x in jax.tree_util.tree_leaves_with_path(params):
+  for path, x in leaves_by_path(params):
     dtype = jnp.result_type(x)
     if dtype not in (jnp.float32, jnp.float64):
       raise TypeError(
         "`params` must be float32 or float64 for the Hessian, got "
-        f"{dtype} at {path_name(path)}. Cast them; the loss may cast them back."
+        f"{dtype} at {path}. Cast them; the loss may cast them back."
       )
 
 
@@ -281,11 +282,11 @@ def _require_matfree() -> None:
 
 
 def _size(batch_size, data) -> int:
-  rows = _over_data.num_rows(data)
-  return _over_data.batch_rows("batch_size", batch_size, rows)
+  rows = _data_passes.num_rows(data)
+  return _data_passes.rows_at_a_time("batch_size", batch_size, rows)
 
 
-def _check_count(name, value, most) -> None:
+def _check_at_most_parameters(name, value, most) -> None:
   check_int(name, value, least=1)
   if value > most:
     raise ValueError(

@@ -1,10 +1,15 @@
-"""Masks for the common wishes: which leaves to perturb."""
+"""Masks for the common wishes: which leaves to perturb.
+
+Each goes into ``mask=`` of :func:`fsam_optax.fsam` and the perturbations.
+"""
 
 import re
 from typing import Any, Callable
 
 import jax
 from jax import numpy as jnp
+
+from fsam_optax._tree_paths import joined_path
 
 
 def exclude_biases_and_norms(params: Any) -> Any:
@@ -13,9 +18,10 @@ def exclude_biases_and_norms(params: Any) -> Any:
   Those are the arrays of at most one dimension, by the usual convention.
 
   Examples:
-    >>> import fsam_optax, jax.numpy as jnp
+    >>> import jax.numpy as jnp
+    >>> from fsam_optax import masks
     >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    >>> print(fsam_optax.exclude_biases_and_norms(params))
+    >>> print(masks.exclude_biases_and_norms(params))
     {'bias': False, 'kernel': True}
 
   Args:
@@ -23,22 +29,23 @@ def exclude_biases_and_norms(params: Any) -> Any:
 
   Returns:
     A tree of bools with the structure of ``params``, for ``mask=``. Pass the
-    function itself: ``fsam(mask=exclude_biases_and_norms)``.
+    function itself: ``fsam(mask=masks.exclude_biases_and_norms)``.
   """
   return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
 
 
-def select_by_path(pattern: str) -> Callable[[Any], Any]:
+def by_path(pattern: str) -> Callable[[Any], Any]:
   r"""Selects the leaves whose path matches a regular expression.
 
   The path of a leaf is the names on the way to it, joined by slashes, such as
   ``Dense_0/kernel``; a match anywhere in it counts, upper case or lower. For
-  low-rank adapters: ``select_by_path("lora")``.
+  low-rank adapters: ``masks.by_path("lora")``.
 
   Examples:
-    >>> import fsam_optax, jax.numpy as jnp
+    >>> import jax.numpy as jnp
+    >>> from fsam_optax import masks
     >>> params = {"base": jnp.ones(2), "lora_a": jnp.ones(2)}
-    >>> print(fsam_optax.select_by_path("lora")(params))
+    >>> print(masks.by_path("lora")(params))
     {'base': False, 'lora_a': True}
 
   Args:
@@ -65,22 +72,23 @@ def select_by_path(pattern: str) -> Callable[[Any], Any]:
 
   def mask(params):
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: bool(expression.search(_path_name(path))), params
+      lambda path, _: bool(expression.search(joined_path(path))), params
     )
 
   return mask
 
 
 def norms_only(params: Any) -> Any:
-  """Selects the parameters of normalisation layers alone (SAM-ON).
+  """Selects the parameters of normalization layers alone (SAM-ON).
 
   Those are the leaves with ``norm`` in their path, or a part of it that begins
   with ``bn``, as Flax names them (``BatchNorm_0/scale``).
 
   Examples:
-    >>> import fsam_optax, jax.numpy as jnp
+    >>> import jax.numpy as jnp
+    >>> from fsam_optax import masks
     >>> params = {"Dense_0": jnp.ones(2), "LayerNorm_0": jnp.ones(2)}
-    >>> print(fsam_optax.norms_only(params))
+    >>> print(masks.norms_only(params))
     {'Dense_0': False, 'LayerNorm_0': True}
 
   Args:
@@ -93,15 +101,4 @@ def norms_only(params: Any) -> Any:
     Mueller et al., `Normalization Layers Are All That Sharpness-Aware
     Minimization Needs <https://arxiv.org/abs/2306.04226>`_, 2023
   """
-  return select_by_path(r"norm|(^|/)bn")(params)
-
-
-def _path_name(path) -> str:
-  """The names on a path, joined by slashes."""
-  names = []
-  for entry in path:
-    for attribute in ("key", "name", "idx"):
-      if hasattr(entry, attribute):
-        names.append(str(getattr(entry, attribute)))
-        break
-  return "/".join(names)
+  return by_path(r"norm|(^|/)bn")(params)

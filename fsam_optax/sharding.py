@@ -1,66 +1,36 @@
-"""The devices: meshes, placing, feeding and the step on many of them.
+"""The step on many devices: placing, feeding, and mapping it over a mesh.
 
-Nothing here changes what a step computes: :func:`make_train_step` is compiled
-by :func:`jax.jit` over sharded arrays as it is, and a step with an
+Nothing here changes what a step computes: :func:`fsam_optax.make_train_step` is
+compiled by :func:`jax.jit` over sharded arrays as it is, and a step with an
 ``axis_name`` runs inside :func:`jax.pmap`, :func:`jax.shard_map` or
-:func:`jax.vmap`. These functions write out the lines around it.
+:func:`jax.vmap`.
+
+.. note::
+  On the CPU, wait for each step by :func:`jax.block_until_ready`: with many
+  steps in flight, the collectives of several processes of several devices can
+  wait for each other forever.
 """
 
 from typing import Any, Callable, Optional
 
 import jax
 from jax import numpy as jnp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from fsam_optax._agreement import ShapeAgreement
+from fsam_optax._agreement import check_same_values
 from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
-from fsam_optax._processes import Agreement
-from fsam_optax._processes import check_same_values
-from fsam_optax._train_step import TrainState
+from fsam_optax._options import check_int
+from fsam_optax._train_state import TrainState
+from fsam_optax._tree_paths import joined_path
+from fsam_optax._tree_paths import leaves_by_path
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 Rule = Callable[[str, Any], PartitionSpec]
-
-
-def make_mesh(**sizes: int) -> Mesh:
-  """A mesh over all devices of all processes.
-
-  Examples:
-    >>> import fsam_optax
-    >>> fsam_optax.make_mesh().axis_names
-    ('batch',)
-    >>> mesh = fsam_optax.make_mesh(batch=-1, model=1)
-
-  Args:
-    **sizes: number of devices along each axis, in order; one of them may be -1
-      for what is left. Without any, one axis ``batch`` over all devices.
-
-  Returns:
-    The mesh, with axes that the compiler may choose along (``AxisType.Auto``).
-
-  Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
-  """
-  sizes = sizes or {"batch": -1}
-  number = jax.device_count()
-  known = int(np.prod([size for size in sizes.values() if size != -1]))
-  is_open = list(sizes.values()).count(-1) == 1
-  if is_open and known > 0 and number % known == 0:
-    sizes = {k: number // known if v == -1 else v for k, v in sizes.items()}
-  elif is_open or known != number or min(sizes.values()) < 1:
-    raise ValueError(
-      f"`sizes` must multiply to the number of devices, {number}, got {sizes}. "
-      "One of them may be -1, for what is left."
-    )
-  return jax.make_mesh(
-    tuple(sizes.values()),
-    tuple(sizes),
-    axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-  )
 
 
 def fsdp_rule(
@@ -106,45 +76,29 @@ def fsdp_rule(
   return rule
 
 
-def state_shardings(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
-  """The sharding of every array of a train state.
-
-  Args:
-    state: a tree of arrays or of ``jax.ShapeDtypeStruct``.
-    mesh: the mesh.
-    rule: see :func:`place_state`.
-
-  Returns:
-    A tree of :class:`jax.sharding.NamedSharding`, to restore a checkpoint with
-    or to compile for devices that are not there.
-  """
-
-  def sharding_of(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    spec = PartitionSpec() if rule is None else rule(name, leaf)
-    return NamedSharding(mesh, spec)
-
-  return jax.tree_util.tree_map_with_path(sharding_of, state)
-
-
 def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
   """Puts a train state on the devices of a mesh.
 
   Examples:
-    >>> import fsam_optax, jax.numpy as jnp, optax
+    >>> import fsam_optax, jax, jax.numpy as jnp, optax
+    >>> from fsam_optax import sharding
     >>> state = fsam_optax.TrainState.create(
     ...   apply_fn=None,
     ...   params={"w": jnp.zeros((8, 2))},
     ...   tx=optax.sgd(0.1),
     ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
     ... )
-    >>> mesh = fsam_optax.make_mesh()
-    >>> state = fsam_optax.place_state(state, mesh)
+    >>> mesh = jax.make_mesh(
+    ...   (jax.device_count(),),
+    ...   ("batch",),
+    ...   axis_types=(jax.sharding.AxisType.Auto,),
+    ... )
+    >>> state = sharding.place_state(state, mesh)
 
   Args:
-    state: a :class:`TrainState` or another tree of arrays, with the same values
-      in every process. Its arrays may become the placed ones.
-    mesh: from :func:`make_mesh` or :func:`jax.make_mesh`.
+    state: a :class:`fsam_optax.TrainState` or another tree of arrays, with the
+      same values in every process. Its arrays may become the placed ones.
+    mesh: from :func:`jax.make_mesh`.
     rule: ``rule(path, leaf)`` returns the
       :class:`jax.sharding.PartitionSpec` of an array, such as
       :func:`fsdp_rule` does; ``path`` is of the form
@@ -157,7 +111,12 @@ def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
   Raises:
     ValueError: if the values are not the same in every process.
   """
-  shardings = state_shardings(state, mesh, rule)
+
+  def sharding_of(path, leaf):
+    spec = PartitionSpec() if rule is None else rule(joined_path(path), leaf)
+    return NamedSharding(mesh, spec)
+
+  shardings = jax.tree_util.tree_map_with_path(sharding_of, state)
   if jax.process_count() == 1:
     return jax.device_put(state, shardings)
   check_same_values(state)
@@ -168,8 +127,14 @@ class BatchFeeder:
   """Turns each process's rows into one global batch, split over the devices.
 
   Examples:
-    >>> import fsam_optax, jax, numpy as np
-    >>> feed = fsam_optax.BatchFeeder(fsam_optax.make_mesh())
+    >>> import jax, numpy as np
+    >>> from fsam_optax import sharding
+    >>> mesh = jax.make_mesh(
+    ...   (jax.device_count(),),
+    ...   ("batch",),
+    ...   axis_types=(jax.sharding.AxisType.Auto,),
+    ... )
+    >>> feed = sharding.BatchFeeder(mesh)
     >>> batch = feed({"x": np.ones((4 * jax.device_count(), 3))})
 
   One feeder feeds batches of one shape: the processes compare theirs at the
@@ -191,7 +156,7 @@ class BatchFeeder:
     _check_axes(mesh, axes)
     self._sharding = NamedSharding(mesh, PartitionSpec(axes))
     self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
-    self._agreement = Agreement()
+    self._shapes = ShapeAgreement()
 
   def __call__(self, batch: Any) -> Any:
     """Places a batch.
@@ -207,7 +172,7 @@ class BatchFeeder:
       ValueError: if the global batch does not split evenly over the devices, or
         if the shapes differ between processes or from those of the first batch.
     """
-    if self._agreement.check(batch):
+    if self._shapes.check(batch):
       _check_rows(batch, self._replicas, jax.process_count())
     return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(
@@ -215,26 +180,6 @@ class BatchFeeder:
       ),
       batch,
     )
-
-
-def jit_step(step: Step, state: Any) -> Step:
-  """A step over sharded arrays, by :func:`jax.jit`.
-
-  ``make_train_step(loss_fn)`` alone runs over sharded arrays, too, but leaves
-  to the compiler how the state comes out. This keeps every array as it went in,
-  so that no second program is compiled and no array quietly changes its place.
-
-  Args:
-    step: from ``make_train_step(loss_fn, jit=False)``, without ``axis_name``,
-      or from :func:`group_step`.
-    state: a state from :func:`place_state`.
-
-  Returns:
-    A function ``step(state, batch)``, compiled, with the state donated. The
-    batch is global, as :class:`BatchFeeder` returns it.
-  """
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def shard_map_step(
@@ -247,12 +192,17 @@ def shard_map_step(
   """A step on every device of a mesh, by :func:`jax.shard_map`.
 
   Examples:
-    >>> import fsam_optax, jax.numpy as jnp
+    >>> import fsam_optax, jax, jax.numpy as jnp
+    >>> from fsam_optax import sharding
     >>> loss_fn = lambda params, model_state, batch, rng: (
     ...   jnp.mean((batch @ params) ** 2), (model_state, {})
     ... )
-    >>> mesh = fsam_optax.make_mesh()
-    >>> step = fsam_optax.shard_map_step(
+    >>> mesh = jax.make_mesh(
+    ...   (jax.device_count(),),
+    ...   ("batch",),
+    ...   axis_types=(jax.sharding.AxisType.Auto,),
+    ... )
+    >>> step = sharding.shard_map_step(
     ...   fsam_optax.make_train_step(
     ...     loss_fn,
     ...     axis_name="batch",
@@ -301,51 +251,12 @@ def shard_map_step(
     if found != devices:
       raise ValueError(
         f"`state` must be replicated over the {len(devices)} devices of the "
-        f"mesh, got one on {len(found)}. Place it: `place_state(state, mesh)`."
+        f"mesh, got one on {len(found)}. Place it: "
+        "`sharding.place_state(state, mesh)`."
       )
     return mapped(state, batch)
 
   call.lower = mapped.lower
-  return call
-
-
-def pmap_step(step: Step, axis_name: str = "batch") -> Step:
-  """A step on every local device, by :func:`jax.pmap`.
-
-  Args:
-    step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
-    axis_name: the name given there.
-
-  Returns:
-    A function ``step(state, batch)``, compiled, with the state donated. The
-    state is replicated by ``flax.jax_utils.replicate(state)``, with an axis
-    over the local devices in front, and so is the state returned; the batch
-    holds this process's rows, ``[B, ...]``. The metrics have no such axis.
-
-  Raises:
-    ValueError: at call, if the rows do not split evenly over the local devices,
-      the state was not replicated, or the shapes of the batch differ between
-      processes or, there, from those of the first.
-  """
-  mapped = jax.pmap(
-    step, axis_name=axis_name, out_axes=(0, None), donate_argnums=0
-  )
-  agreement = Agreement()
-
-  def call(state, batch):
-    replicas = jax.local_device_count()
-    if jnp.shape(state.step) != (replicas,):
-      raise ValueError(
-        "`state` must be replicated, with `state.step` of shape "
-        f"[{replicas}] over the local devices, got "
-        f"{list(jnp.shape(state.step))}. Replicate it: "
-        "`flax.jax_utils.replicate(state)`."
-      )
-    batch = _split_rows(batch, replicas)
-    if jax.process_count() > 1:
-      agreement.check(batch)
-    return mapped(state, batch)
-
   return call
 
 
@@ -363,43 +274,17 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
     axis_name: the name given there.
 
   Returns:
-    A pure function ``step(state, batch)``, to be compiled by :func:`jit_step`
-    or ``jax.jit(..., donate_argnums=0)``. It holds a gradient for each group at
-    a time.
+    A pure function ``step(state, batch)``, to be compiled by
+    ``jax.jit(..., donate_argnums=0)``. It holds a gradient for each group at a
+    time.
 
   Raises:
     TypeError: if ``num_groups`` is not an int.
     ValueError: if it is not positive; at call, if it does not divide the rows.
   """
-  if isinstance(num_groups, bool) or not isinstance(num_groups, int):
-    raise TypeError(f"`num_groups` must be an int, got {num_groups!r}.")
-  if num_groups < 1:
-    raise ValueError(f"`num_groups` must be at least 1, got {num_groups}.")
+  check_int("num_groups", num_groups, least=1)
   mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=axis_name)
   return lambda state, batch: mapped(state, _split_rows(batch, num_groups))
-
-
-def host_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-  """The metrics of a step on the host, in every process.
-
-  Args:
-    metrics: what a step returned.
-
-  Returns:
-    A dict with a Python number for each scalar, and a NumPy array for anything
-    else. Waits for the step to finish.
-  """
-
-  def fetch(x):
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      if x.is_fully_replicated:
-        x = x.addressable_data(0)
-      else:
-        x = multihost_utils.process_allgather(x, tiled=True)
-    x = np.asarray(x)
-    return x.item() if x.ndim == 0 else x
-
-  return jax.tree.map(fetch, metrics)
 
 
 def _place(x, sharding):
@@ -430,15 +315,14 @@ def _split_rows(batch, number):
 
 
 def _check_rows(batch, replicas, processes):
-  for path, x in jax.tree_util.tree_leaves_with_path(batch):
+  for path, x in leaves_by_path(batch):
     rows = processes * jnp.shape(x)[0] if jnp.ndim(x) else 0
     if rows == 0 or rows % replicas:
-      name = jax.tree_util.keystr(path) or "the root"
       got = f"{rows} rows" if jnp.ndim(x) else "a scalar"
       remedy = f"Drop or pad {rows % replicas} of them." if rows else ""
       raise ValueError(
         f"`batch` must split evenly over {replicas} devices or groups, got "
-        f"{got} at {name}. {remedy}".rstrip()
+        f"{got} at {path}. {remedy}".rstrip()
       )
 
 

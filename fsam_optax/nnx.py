@@ -1,4 +1,8 @@
-"""The Flax NNX face: an optimizer that takes the second gradient."""
+"""The two passes in a Flax NNX loop.
+
+An optimizer that takes the second gradient itself, and for chains with
+:func:`fsam_optax.fsam` in them the ``grad_fn`` that those ask for.
+"""
 
 from typing import Any, Callable, Optional
 
@@ -8,19 +12,24 @@ from jax import numpy as jnp
 import optax
 
 from fsam_optax._loss import check_loss
+from fsam_optax._loss import loss_and_aux
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation_state import state_difference
 from fsam_optax._two_passes import SharpnessInfo
-from fsam_optax._value_and_grad import value_and_grad
+from fsam_optax._value_and_grad import value_and_grad as two_pass_value_and_grad
 
 
-class NNXOptimizer(nnx.Optimizer):
+class Optimizer(nnx.Optimizer):
   """An :class:`flax.nnx.Optimizer` with what the two passes need besides.
 
   The loop changes in two places: where the optimizer is made, and where the
   gradient is taken::
 
-    optimizer = fsam_optax.NNXOptimizer(
-      model, tx, perturbation=friendly_perturbation(rho=0.05), wrt=nnx.Param
+    optimizer = fsam_optax.nnx.Optimizer(
+      model,
+      tx,
+      wrt=nnx.Param,
+      perturbation=fsam_optax.friendly_perturbation(rho=0.05),
     )
 
     @nnx.jit
@@ -39,7 +48,7 @@ class NNXOptimizer(nnx.Optimizer):
     >>> import fsam_optax, jax.numpy as jnp, optax
     >>> from flax import nnx
     >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-    >>> optimizer = fsam_optax.NNXOptimizer(
+    >>> optimizer = fsam_optax.nnx.Optimizer(
     ...   model,
     ...   optax.sgd(0.1),
     ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
@@ -66,20 +75,20 @@ class NNXOptimizer(nnx.Optimizer):
     model: Any,
     tx: optax.GradientTransformation,
     *,
-    perturbation: Optional[optax.GradientTransformation],
     wrt: nnx.filterlib.Filter,
+    perturbation: Optional[optax.GradientTransformation],
   ):
-    """Initialises the states of the optimizer and of the perturbation.
+    """Initializes the states of the optimizer and of the perturbation.
 
     Args:
       model: an NNX module, or another graph node.
-      tx: the base optimizer. Not a chain with :func:`fsam` in it: here
-        :meth:`value_and_grad` takes the second gradient.
-      perturbation: such as :func:`friendly_perturbation`; None for the base
-        optimizer alone. A ``mask`` in it is a tree like
+      tx: the base optimizer. Not a chain with :func:`fsam_optax.fsam` in it:
+        here :meth:`value_and_grad` takes the second gradient.
+      wrt: filter of the Variables to train, usually ``nnx.Param``.
+      perturbation: such as :func:`fsam_optax.friendly_perturbation`; None for
+        the base optimizer alone. A ``mask`` in it is a tree like
         ``nnx.as_pure(nnx.state(model, wrt))``, or a callable that gets an
         ``nnx.State``.
-      wrt: filter of the Variables to train, usually ``nnx.Param``.
 
     Raises:
       ValueError: if ``wrt`` selects no Variable of ``model``.
@@ -110,7 +119,7 @@ class NNXOptimizer(nnx.Optimizer):
       loss_fn: ``loss_fn(model, *args, **kwargs)`` returns the loss, a real
         scalar, or with ``has_aux`` the pair ``(loss, aux)``.
       has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
-      return_info: whether to return the :class:`SharpnessInfo` as well.
+      return_info: whether to return the :class:`fsam_optax.SharpnessInfo`, too.
 
     Returns:
       A function ``fn(model, *args, **kwargs)`` that returns ``(value,
@@ -139,7 +148,7 @@ class NNXOptimizer(nnx.Optimizer):
       else:
         state = nnx.as_pure(self.perturbation_state)
         _check_belongs(state, self.perturbation, call.params)
-        (loss, aux), grads, state, info = value_and_grad(
+        (loss, aux), grads, state, info = two_pass_value_and_grad(
           call.loss_fn, self.perturbation, has_aux=True
         )(call.params, state, call.rest)
         nnx.update(self.perturbation_state, nnx.state(state))
@@ -149,7 +158,7 @@ class NNXOptimizer(nnx.Optimizer):
     return fn
 
 
-def nnx_value_and_grad(
+def value_and_grad(
   loss_fn: Callable[..., Any],
   *,
   has_aux: bool = False,
@@ -157,8 +166,8 @@ def nnx_value_and_grad(
 ) -> Callable[..., tuple[Any, Any, Callable[[Any], Any]]]:
   """Value and gradient, and the ``grad_fn`` that a chain with F-SAM needs.
 
-  For loops that hold :func:`fsam` in the chain of their
-  :class:`flax.nnx.Optimizer`; :class:`NNXOptimizer` fits the others.
+  For loops that hold :func:`fsam_optax.fsam` in the chain of their
+  :class:`flax.nnx.Optimizer`; :class:`Optimizer` fits the others.
 
   Examples:
     >>> import fsam_optax, jax.numpy as jnp, optax
@@ -168,7 +177,7 @@ def nnx_value_and_grad(
     >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     >>> loss_fn = lambda model, x: jnp.mean((model(x) - 1) ** 2)
     >>> x = jnp.eye(2)
-    >>> fn = fsam_optax.nnx_value_and_grad(loss_fn)
+    >>> fn = fsam_optax.nnx.value_and_grad(loss_fn)
     >>> loss, grads, grad_fn = fn(model, x)
     >>> _ = optimizer.update(model, grads, grad_fn=grad_fn)
     >>> print(bool(loss_fn(model, x) < loss))
@@ -239,12 +248,7 @@ class _Call:
     nodes = nnx.merge(self._graphdef, nnx.State({0: params}), rest)
     model, args, kwargs = nodes
     output = self._loss_fn(model, *args, **kwargs)
-    if self._has_aux and not (isinstance(output, tuple) and len(output) == 2):
-      raise TypeError(
-        "`loss_fn` must return a pair (loss, aux) when `has_aux=True`, got "
-        f"{type(output).__name__}."
-      )
-    loss, aux = output if self._has_aux else (output, None)
+    loss, aux = loss_and_aux(output, self._has_aux)
     check_loss(loss)
     return loss, (aux, nnx.state(nodes, nnx.Variable))
 
@@ -283,19 +287,9 @@ def _check_unbound(loss_fn):
 
 def _check_belongs(state, perturbation, params):
   """Raises unless the state is one for parameters of these shapes."""
-  shapes = lambda tree: {
-    jax.tree_util.keystr(path): jnp.shape(x)
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
-  got, expected = (
-    shapes(state),
-    shapes(jax.eval_shape(perturbation.init, params)),
-  )
-  for path in [*expected, *got]:
-    if got.get(path) != expected.get(path):
-      raise ValueError(
-        "`model` must be the one that the optimizer was made for: at "
-        f"perturbation_state{path} its parameters need the shape "
-        f"{expected.get(path)}, got {got.get(path)}. Make an optimizer for "
-        "this model."
-      )
+  if found := state_difference(perturbation, state, params):
+    raise ValueError(
+      "`model` must be the one that the optimizer was made for: its parameters "
+      f"ask for a perturbation state with {found}. Make an optimizer for this "
+      "model."
+    )

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import fsam_optax
+from fsam_optax import sharding
 
 DEVICES, ROWS, STEPS = 8, 32, 3
 RHO, LMBDA, LEARNING_RATE = 0.3, 0.5, 0.1
@@ -59,6 +60,21 @@ def make_state(rng=None):
   )
 
 
+def make_mesh(**sizes):
+  """A mesh along whose axes the compiler may choose, by default of one axis."""
+  sizes = sizes or {"batch": DEVICES}
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+  )
+
+
+def split(batch):
+  """The rows with an axis over the devices in front, as pmap takes them."""
+  return jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+
+
 def run(kind, batches, rng=None, **options):
   """The state and the metrics after a step a batch, by one kind of wrapper."""
   state = make_state(rng)
@@ -72,16 +88,25 @@ def run(kind, batches, rng=None, **options):
     loss_fn, axis_name="batch", jit=False, **options
   )
   if kind == "pmap":
-    step, state = fsam_optax.pmap_step(step), jax_utils.replicate(state)
-  elif kind == "vmap":
-    step = jax.jit(fsam_optax.group_step(step, DEVICES), donate_argnums=0)
+    return run_pmap(step, state, batches)
+  if kind == "vmap":
+    step = jax.jit(sharding.group_step(step, DEVICES), donate_argnums=0)
   else:
-    mesh = fsam_optax.make_mesh()
-    step = fsam_optax.shard_map_step(step, mesh, check_vma=kind == "checked")
-    state = fsam_optax.place_state(state, mesh)
+    mesh = make_mesh()
+    step = sharding.shard_map_step(step, mesh, check_vma=kind == "checked")
+    state = sharding.place_state(state, mesh)
   for batch in batches:
     state, metrics = step(state, batch)
-  return (jax_utils.unreplicate(state) if kind == "pmap" else state), metrics
+  return state, metrics
+
+
+def run_pmap(step, state, batches):
+  """The state and the metrics of the first replica after a step a batch."""
+  step = jax.pmap(step, axis_name="batch", donate_argnums=0)
+  state = jax_utils.replicate(state)
+  for batch in batches:
+    state, metrics = step(state, split(batch))
+  return jax_utils.unreplicate(state), jax_utils.unreplicate(metrics)
 
 
 def numbers(state):
@@ -100,13 +125,13 @@ MODES = {
   "default": {},
   "average_of_descent": {"ema_gradient": "descent"},
   "micro_batches": {"num_microbatches": 2},
-  "share": {"ascent_fraction": 0.5},
+  "fraction": {"ascent_fraction": 0.5},
   "gate": {"every": 2, "ascent_fraction": 0.5},
 }
 LOCAL_MODES = {
   "local": {"sync_perturbation": False},
   "lean": LEAN,
-  "lean_gate_share": {**LEAN, "every": 2, "ascent_fraction": 0.5},
+  "lean_gate_fraction": {**LEAN, "every": 2, "ascent_fraction": 0.5},
   "lean_micro_batches": {**LEAN, "num_microbatches": 2},
 }
 modes = lambda which: pytest.mark.parametrize(
@@ -193,9 +218,9 @@ def test_each_replica_ascends_along_its_own_gradient_minus_the_global_average(
 def test_groups_of_replicas_ascend_along_their_own_mean(
   ema_gradient, check_vma, batches
 ):
-  mesh = fsam_optax.make_mesh(group=4, replica=2)
+  mesh = make_mesh(group=4, replica=2)
   axes = ("group", "replica")
-  step = fsam_optax.shard_map_step(
+  step = sharding.shard_map_step(
     fsam_optax.make_train_step(
       loss_fn,
       axis_name=axes,
@@ -207,8 +232,8 @@ def test_groups_of_replicas_ascend_along_their_own_mean(
     axes,
     check_vma=check_vma,
   )
-  state = fsam_optax.place_state(make_state(), mesh)
-  feed = fsam_optax.BatchFeeder(mesh, axes)
+  state = sharding.place_state(make_state(), mesh)
+  feed = sharding.BatchFeeder(mesh, axes)
   for batch in batches:
     state, _ = step(state, feed(batch))
   weights, average = in_numpy(batches, 4, ema_gradient)
@@ -219,15 +244,17 @@ def test_groups_of_replicas_ascend_along_their_own_mean(
 
 
 def test_replicas_stay_bitwise_equal_and_average_what_they_report(batches):
-  step = fsam_optax.pmap_step(
+  step = jax.pmap(
     fsam_optax.make_train_step(
       loss_fn, axis_name="batch", sync_perturbation=False, jit=False
-    )
+    ),
+    axis_name="batch",
+    donate_argnums=0,
   )
   state = jax_utils.replicate(make_state(jax.random.key(5)))
   for _ in range(5):
     for batch in batches:
-      state, metrics = step(state, batch)
+      state, metrics = step(state, split(batch))
   for leaf in jax.tree.leaves(numbers(state)):
     assert leaf.shape[0] == DEVICES
     assert (leaf == leaf[:1]).all()
@@ -244,15 +271,14 @@ def test_replicas_stay_bitwise_equal_and_average_what_they_report(batches):
   np.testing.assert_allclose(metrics["noise"], np.mean(noise), rtol=1e-12)
 
 
-def test_pmap_by_hand_needs_no_helper(batches):
+def test_a_step_of_one_gradient_a_replica_is_one_line_of_pmap(batches):
   step = jax.pmap(
     fsam_optax.make_train_step(loss_fn, axis_name="batch", jit=False),
     axis_name="batch",
   )
   state = jax_utils.replicate(make_state())
   for batch in batches:
-    split = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-    state, metrics = step(state, split)
+    state, metrics = step(state, split(batch))
   expected, _ = run("one device", batches)
   close(numbers(jax_utils.unreplicate(state)), numbers(expected))
   assert metrics["loss"].shape == (DEVICES,)
@@ -272,11 +298,11 @@ def test_under_jit_the_state_keeps_its_sharding_and_the_numbers(
   layout, batches
 ):
   if layout == "tensor":
-    mesh, rule = fsam_optax.make_mesh(batch=-1, model=4), split_rule
+    mesh, rule = make_mesh(batch=2, model=4), split_rule
   else:
-    mesh = fsam_optax.make_mesh()
-    rule = fsam_optax.fsdp_rule(mesh, min_size=8) if layout == "fsdp" else None
-  state = fsam_optax.place_state(make_state(), mesh, rule)
+    mesh = make_mesh()
+    rule = sharding.fsdp_rule(mesh, min_size=8) if layout == "fsdp" else None
+  state = sharding.place_state(make_state(), mesh, rule)
   shardings = jax.tree.map(lambda x: x.sharding, state)
   if layout == "fsdp":
     for tree in (
@@ -286,26 +312,26 @@ def test_under_jit_the_state_keeps_its_sharding_and_the_numbers(
     ):
       for leaf in jax.tree.leaves(tree):
         assert leaf.addressable_data(0).size == leaf.size // DEVICES
-  feed = fsam_optax.BatchFeeder(mesh)
-  step = fsam_optax.jit_step(step_of(), state)
+  feed = sharding.BatchFeeder(mesh)
+  step = jax.jit(step_of(), donate_argnums=0, out_shardings=(shardings, None))
   for batch in batches:
     state, metrics = step(state, feed(batch))
   same = jax.tree.map(
-    lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim),
+    lambda x, before: x.sharding.is_equivalent_to(before, x.ndim),
     state,
     shardings,
   )
   assert jax.tree.all(same)
   expected, expected_metrics = run("one device", batches)
   close(numbers(state), numbers(expected))
-  assert fsam_optax.host_metrics(metrics)["loss"] == pytest.approx(
+  assert jax.device_get(metrics)["loss"] == pytest.approx(
     float(expected_metrics["loss"]), rel=1e-10
   )
 
 
 def test_fsdp_splits_over_two_axes_what_neither_divides_alone():
-  mesh = fsam_optax.make_mesh(rows=4, more=2)
-  rule = fsam_optax.fsdp_rule(mesh, ("rows", "more"), min_size=8)
+  mesh = make_mesh(rows=4, more=2)
+  rule = sharding.fsdp_rule(mesh, ("rows", "more"), min_size=8)
   spec = lambda *shape: rule("", jax.ShapeDtypeStruct(shape, "float32"))
   assert spec(3, 4, 6) == PartitionSpec(None, "rows", "more")
   assert spec(3, 16) == PartitionSpec(None, ("rows", "more"))
@@ -313,7 +339,7 @@ def test_fsdp_splits_over_two_axes_what_neither_divides_alone():
   assert spec(3, 5) == PartitionSpec(None, None)
   assert spec(4) == PartitionSpec()  # Smaller than the rule splits.
   with pytest.raises(ValueError, match="must name axes of the mesh"):
-    fsam_optax.fsdp_rule(mesh, "model")
+    sharding.fsdp_rule(mesh, "model")
 
 
 def collectives(compiled):
@@ -334,7 +360,7 @@ def collectives(compiled):
 
 def words_all_reduced(perturbation=None, **options):
   """Elements all-reduced per parameter, by the compiled step."""
-  mesh = fsam_optax.make_mesh()
+  mesh = make_mesh()
   step = fsam_optax.make_train_step(
     lambda params, model_state, batch, rng: (
       jnp.mean((batch @ params["w"]) ** 2),
@@ -382,19 +408,19 @@ def test_lean_f_sam_all_reduces_what_sgd_does():
 @modes(
   {
     "default": {},
-    "share": {"ascent_fraction": 0.5},
+    "fraction": {"ascent_fraction": 0.5},
     "micro_batches": {"num_microbatches": 2},
     "groups": {"sync_perturbation": False, "axis_name": "batch"},
   }
 )
 def test_under_jit_no_collective_moves_the_batch(options, batches):
-  mesh = fsam_optax.make_mesh()
+  mesh = make_mesh()
   step = fsam_optax.make_train_step(loss_fn, jit=False, **options)
   if "axis_name" in options:
-    step = fsam_optax.group_step(step, DEVICES)
-  state = fsam_optax.place_state(make_state(), mesh)
-  sharding = NamedSharding(mesh, PartitionSpec("batch"))
-  batch = jax.device_put(batches[0], sharding)
+    step = sharding.group_step(step, DEVICES)
+  state = sharding.place_state(make_state(), mesh)
+  rows = NamedSharding(mesh, PartitionSpec("batch"))
+  batch = jax.device_put(batches[0], rows)
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}
   new_state, _ = compiled(state, batch)
@@ -410,17 +436,17 @@ def test_a_nonfinite_gradient_of_one_replica_skips_the_step_on_all(batches):
   x, y = batches[0]
   y = y.copy()
   y[-1] = np.nan
-  mesh = fsam_optax.make_mesh()
+  mesh = make_mesh()
   for options in ({}, LEAN):
-    step = fsam_optax.shard_map_step(
+    step = sharding.shard_map_step(
       fsam_optax.make_train_step(
         loss_fn, axis_name="batch", jit=False, **options
       ),
       mesh,
     )
-    state = fsam_optax.place_state(make_state(), mesh)
+    state = sharding.place_state(make_state(), mesh)
     new_state, metrics = step(state, (x, y))
-    assert fsam_optax.host_metrics(metrics)["skipped"] == 1
+    assert int(metrics["skipped"]) == 1
     close(numbers(new_state), numbers(make_state()))
 
 
@@ -436,29 +462,24 @@ def test_an_unbound_axis_is_named_with_the_remedy(batches):
     step_of(axis_name="batch")(make_state(), batches[0])
 
 
-def test_a_state_that_was_not_replicated_is_refused(batches):
+def test_a_state_that_was_not_placed_is_refused(batches):
   step = step_of(axis_name="batch")
-  with pytest.raises(ValueError, match=r"`state`.*shape \[8\].*replicate"):
-    fsam_optax.pmap_step(step)(make_state(), batches[0])
-  on_mesh = fsam_optax.shard_map_step(step, fsam_optax.make_mesh())
+  on_mesh = sharding.shard_map_step(step, make_mesh())
   with pytest.raises(ValueError, match=r"`state`.* 8 devices.*place_state"):
     on_mesh(make_state(), batches[0])
 
 
 def test_rows_that_do_not_divide_are_refused_with_the_numbers(batches):
-  mesh = fsam_optax.make_mesh()
+  mesh = make_mesh()
   ragged = jax.tree.map(lambda x: x[:27], batches[0])
   message = r"`batch` must split evenly over 8 .* got 27 rows .* 3 of them"
   step = step_of(axis_name="batch")
   for refuse in (
-    lambda: fsam_optax.pmap_step(step)(
-      jax_utils.replicate(make_state()), ragged
+    lambda: sharding.shard_map_step(step, mesh)(
+      sharding.place_state(make_state(), mesh), ragged
     ),
-    lambda: fsam_optax.shard_map_step(step, mesh)(
-      fsam_optax.place_state(make_state(), mesh), ragged
-    ),
-    lambda: fsam_optax.group_step(step, 8)(make_state(), ragged),
-    lambda: fsam_optax.BatchFeeder(mesh)(ragged),
+    lambda: sharding.group_step(step, 8)(make_state(), ragged),
+    lambda: sharding.BatchFeeder(mesh)(ragged),
   ):
     with pytest.raises(ValueError, match=message):
       refuse()
@@ -467,7 +488,7 @@ def test_rows_that_do_not_divide_are_refused_with_the_numbers(batches):
 @pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
 def test_a_feeder_splits_the_rows_over_the_devices(asarray, batches):
   x, y = batches[0]
-  fed = fsam_optax.BatchFeeder(fsam_optax.make_mesh())((asarray(x), asarray(y)))
+  fed = sharding.BatchFeeder(make_mesh())((asarray(x), asarray(y)))
   for array, rows in zip(fed, (x, y), strict=True):
     np.testing.assert_array_equal(array, rows)
     for i, shard in enumerate(array.addressable_shards):
@@ -475,7 +496,7 @@ def test_a_feeder_splits_the_rows_over_the_devices(asarray, batches):
 
 
 def test_a_feeder_refuses_a_batch_of_another_shape(batches):
-  feed = fsam_optax.BatchFeeder(fsam_optax.make_mesh())
+  feed = sharding.BatchFeeder(make_mesh())
   feed(batches[0])
   with pytest.raises(ValueError, match=r"`batch`.*shapes of the first.*16"):
     feed(jax.tree.map(lambda x: x[:16], batches[0]))
@@ -485,22 +506,12 @@ def test_a_feeder_refuses_a_batch_of_another_shape(batches):
   ("call", "error", "message"),
   [
     (
-      lambda: fsam_optax.make_mesh(batch=3),
-      ValueError,
-      "`sizes` must multiply to the number of devices, 8",
-    ),
-    (
-      lambda: fsam_optax.make_mesh(batch=-1, model=3),
-      ValueError,
-      "`sizes` must multiply",
-    ),
-    (
-      lambda: fsam_optax.BatchFeeder(fsam_optax.make_mesh(), "rows"),
+      lambda: sharding.BatchFeeder(make_mesh(), "rows"),
       ValueError,
       r"`axis_name` must name axes of the mesh.*rows",
     ),
-    (lambda: fsam_optax.group_step(loss_fn, 0), ValueError, "`num_groups`"),
-    (lambda: fsam_optax.group_step(loss_fn, 2.0), TypeError, "`num_groups`"),
+    (lambda: sharding.group_step(loss_fn, 0), ValueError, "`num_groups`"),
+    (lambda: sharding.group_step(loss_fn, 2.0), TypeError, "`num_groups`"),
     (lambda: step_of(axis_name=3), TypeError, "`axis_name` must be the name"),
     (lambda: step_of(axis_name=()), ValueError, "`axis_name` must name"),
     (
@@ -537,7 +548,7 @@ def test_integer_outputs_that_would_be_averaged_are_refused(batches):
     loss, (model_state, _) = loss_fn(params, model_state, batch, rng)
     return loss, (model_state, {"rows": batch[1].shape[0]})
 
-  step = fsam_optax.group_step(
+  step = sharding.group_step(
     fsam_optax.make_train_step(counting, axis_name="batch", jit=False), 2
   )
   with pytest.raises(TypeError, match=r"floating auxiliary outputs.*rows"):

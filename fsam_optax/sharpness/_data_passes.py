@@ -1,0 +1,293 @@
+"""The loss and its gradient over a whole data set, a batch at a time."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import functools
+import math
+from typing import Any, NamedTuple, Optional
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from fsam_optax._loss import check_loss
+from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax.sharpness._progress import Tick
+from fsam_optax.sharpness._progress import progress_bar
+
+LossFn = Callable[[Any, Any], Any]
+
+
+def mean_loss(
+  loss_fn: LossFn,
+  params: Any,
+  data: Any,
+  *,
+  batch_size: Optional[int] = None,
+  progress: bool = False,
+) -> float:
+  """The loss over a whole data set.
+
+  Args:
+    loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows of the
+      batch, a scalar. Compiled once for each function object and batch shape.
+    params: the parameters, any tree of arrays.
+    data: a tree of arrays of ``N`` rows, on the host or on a device.
+    batch_size: rows at a time, in memory; None for all of them.
+    progress: whether to show a progress bar.
+
+  Returns:
+    The mean over the rows. It may be infinite or NaN.
+
+  Raises:
+    TypeError: if the loss is not a scalar.
+    ValueError: if there are no rows, or fewer than ``batch_size``.
+  """
+  with data_passes(loss_fn, data, batch_size, "loss", progress) as passes:
+    return passes.loss(params)
+
+
+def full_gradient(
+  loss_fn: LossFn,
+  params: Any,
+  data: Any,
+  *,
+  batch_size: Optional[int] = None,
+  progress: bool = False,
+) -> tuple[float, Any]:
+  """The loss and its gradient over a whole data set.
+
+  Args:
+    loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows of the
+      batch, a scalar. Compiled once for each function object and batch shape.
+    params: the parameters, any tree of arrays.
+    data: a tree of arrays of ``N`` rows, on the host or on a device.
+    batch_size: rows at a time, in memory; None for all of them.
+    progress: whether to show a progress bar.
+
+  Returns:
+    The mean loss, and the gradient in the tree, shapes and dtypes of
+    ``params``.
+
+  Raises:
+    TypeError: if the loss is not a scalar.
+    ValueError: if there are no rows, or fewer than ``batch_size``.
+  """
+  with data_passes(loss_fn, data, batch_size, "gradient", progress) as passes:
+    return passes.gradient(params)
+
+
+class DataPasses(NamedTuple):
+  """Losses and gradients over one data set.
+
+  Attributes:
+    loss_fn: returns the mean over the rows of a batch.
+    data: a tree of arrays with the same number of rows.
+    batch_size: rows at a time.
+    tick: called after each batch.
+  """
+
+  loss_fn: LossFn
+  data: Any
+  batch_size: int
+  tick: Tick
+
+  def loss(self, params: Any) -> float:
+    """The mean loss at some parameters."""
+    return float(self._mean(functools.partial(loss_of, self.loss_fn, params)))
+
+  def gradient(self, params: Any) -> tuple[float, Any]:
+    """The mean loss and its gradient at some parameters."""
+    both = functools.partial(loss_and_gradient, self.loss_fn, params)
+    loss, gradient = self._mean(both)
+    return float(loss), gradient
+
+  def _mean(self, fn: Callable[[Any], Any]) -> Any:
+    return mean_over_batches(fn, self.data, self.batch_size, self.tick)
+
+
+@contextlib.contextmanager
+def data_passes(
+  loss_fn: LossFn,
+  data: Any,
+  batch_size: Optional[int],
+  title: str,
+  progress: bool,
+  num_passes: int = 1,
+) -> Iterator[DataPasses]:
+  """Passes over a data set, beneath a progress bar.
+
+  Args:
+    loss_fn: see :class:`DataPasses`.
+    data: a tree of arrays with the same number of rows.
+    batch_size: rows at a time; None for all of them.
+    title: what stands before the bar.
+    progress: whether to show it.
+    num_passes: passes that the bar waits for.
+
+  Yields:
+    The passes.
+
+  Raises:
+    TypeError: if ``batch_size`` is no int.
+    ValueError: if there are no rows, or fewer than ``batch_size``.
+  """
+  rows = num_rows(data)
+  size = rows_at_a_time("batch_size", batch_size, rows)
+  total = num_passes * num_batches(rows, size)
+  with progress_bar(progress, title, total) as tick:
+    yield DataPasses(loss_fn, data, size, tick)
+
+
+def num_rows(data: Any) -> int:
+  """Rows of a data set.
+
+  Args:
+    data: a tree of arrays with the same number of rows.
+
+  Returns:
+    The length of their leading axis.
+
+  Raises:
+    ValueError: if there are no rows, or the arrays differ.
+  """
+  lengths = {
+    path: np.shape(x)[0] if np.ndim(x) else None
+    for path, x in leaves_by_path(data)
+  }
+  found = set(lengths.values())
+  if len(found) != 1 or found & {None, 0}:
+    raise ValueError(
+      "`data` must hold arrays of one number of rows, and one row at least, "
+      f"got {lengths}. Close over what is not per row."
+    )
+  return next(iter(lengths.values())) or 0
+
+
+def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
+  """A number of rows that was asked for, or all of them for None.
+
+  Args:
+    name: what the argument is called, for the error.
+    size: a positive number of rows, or None.
+    rows: of the data set.
+
+  Returns:
+    The number of rows.
+
+  Raises:
+    TypeError: if it is not an int.
+    ValueError: if it is not positive, or more than there are.
+  """
+  if size is None:
+    return rows
+  if isinstance(size, bool) or not isinstance(size, int):
+    raise TypeError(f"`{name}` must be an int or None, got {size!r}.")
+  if size < 1:
+    raise ValueError(f"`{name}` must be at least 1, got {size}.")
+  if size > rows:
+    raise ValueError(
+      f"`{name}` must be at most the number of rows of `data`, {rows}, "
+      f"got {size}. Hand over more rows, or leave it out."
+    )
+  return size
+
+
+def mean_over_batches(
+  fn: Callable[[Any], Any], data: Any, batch_size: int, tick: Tick
+) -> Any:
+  """The mean over the rows of what `fn(batch)` returns as a mean over its own.
+
+  Args:
+    fn: a compiled function of a batch. The last batch may have fewer rows.
+    data: a tree of arrays with the same number of rows.
+    batch_size: rows of a batch.
+    tick: called after each batch.
+
+  Returns:
+    The mean, in the tree that ``fn`` returns.
+  """
+  rows = num_rows(data)
+  total = None
+  for start in range(0, rows, batch_size):
+    stop = min(start + batch_size, rows)
+    batch = jax.tree.map(lambda x, at=slice(start, stop): x[at], data)
+    total = _add_scaled(total, fn(batch), (stop - start) / rows)
+    # Or the batches of the whole data set would queue up on the device.
+    jax.block_until_ready(total)
+    tick()
+  return total
+
+
+def traced_mean_over_batches(
+  fn: Callable[[Any], Any], data: Any, batch_size: int
+) -> Any:
+  """The mean over the rows of what `fn` returns, inside a compiled function.
+
+  Args:
+    fn: from a batch to a mean over its rows.
+    data: a tree of arrays with the same number of rows.
+    batch_size: rows of a batch; the last one may have fewer.
+
+  Returns:
+    The mean, in the tree that ``fn`` returns.
+  """
+  rows = num_rows(data)
+  whole = rows // batch_size
+  parts = jax.tree.map(
+    lambda x: jnp.reshape(
+      x[: whole * batch_size], (whole, batch_size, *jnp.shape(x)[1:])
+    ),
+    data,
+  )
+  at = lambda i: jax.tree.map(lambda x: x[i], parts)
+  if whole == 1:
+    total = fn(at(0))
+  else:
+
+    def body(total, part):
+      return jax.tree.map(jnp.add, total, fn(part)), None
+
+    shapes = jax.eval_shape(fn, at(0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, parts)
+  total = jax.tree.map(lambda x: x * (batch_size / rows), total)
+  left = rows - whole * batch_size
+  if left:
+    rest = fn(jax.tree.map(lambda x: x[whole * batch_size :], data))
+    total = jax.tree.map(lambda t, x: t + x * (left / rows), total, rest)
+  return total
+
+
+def num_batches(rows: int, batch_size: int) -> int:
+  """Batches of a pass, the last of which may have fewer rows."""
+  return math.ceil(rows / batch_size)
+
+
+@jax.jit
+def _add_scaled(total: Any, values: Any, fraction: jax.Array) -> Any:
+  scaled = jax.tree.map(lambda x: x * fraction.astype(x.dtype), values)
+  return scaled if total is None else jax.tree.map(jnp.add, total, scaled)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(loss_fn: Callable[..., Any], params: Any, batch: Any) -> jax.Array:
+  """The loss of a batch, checked to be a scalar."""
+  loss = loss_fn(params, batch)
+  check_loss(loss)
+  return jnp.asarray(loss)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradient(
+  loss_fn: Callable[..., Any], params: Any, batch: Any
+) -> tuple[jax.Array, Any]:
+  """The loss of a batch and its gradient."""
+
+  def checked(params):
+    loss = loss_fn(params, batch)
+    check_loss(loss)
+    return loss
+
+  return jax.value_and_grad(checked)(params)

@@ -1,0 +1,42 @@
+"""A progress bar, by rich where one is wished for."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+
+Tick = Callable[[], object]
+
+
+@contextlib.contextmanager
+def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Tick]:
+  """A bar of `total` steps, or nothing.
+
+  Args:
+    is_shown: whether to show it.
+    title: what stands before it.
+    total: number of steps.
+
+  Yields:
+    The function that moves it by one.
+
+  Raises:
+    ImportError: if it is to be shown and rich is not installed.
+  """
+  if not is_shown:
+    yield lambda: None
+    return
+  try:
+    from rich import progress
+  except ImportError as error:
+    raise ImportError(
+      "`progress=True` needs rich. Run: pip install 'fsam-optax[sharpness]'"
+    ) from error
+
+  with progress.Progress(
+    progress.TextColumn("{task.description}"),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
+    progress.TimeRemainingColumn(),
+  ) as bars:
+    task = bars.add_task(title, total=total)
+    yield lambda: bars.advance(task)
