@@ -22,7 +22,7 @@ import shlex
 import time
 from typing import Any, Callable, NamedTuple, Optional
 
-import tpu  # Before JAX, which it keeps from looking for a chip.
+import absent_tpu  # Before JAX, which it keeps from looking for a chip.
 
 # isort: split
 import hlo
@@ -159,7 +159,9 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     return NamedSharding(mesh, rule(name, leaf))
 
-  state = tpu.place(state, jax.tree_util.tree_map_with_path(sharding_of, state))
+  state = absent_tpu.place(
+    state, jax.tree_util.tree_map_with_path(sharding_of, state)
+  )
   rows = model.rows_a_chip * mesh.size
   batch = {
     name: jax.ShapeDtypeStruct(
@@ -188,7 +190,7 @@ def row_of(
 ) -> dict[str, Any]:
   """Compiles one mode for one topology and counts."""
   start = time.perf_counter()
-  devices = tpu.devices(topology)
+  devices = absent_tpu.devices(topology)
   mesh = Mesh(devices, ("batch",))
   if MODES[mode_name].how == "fsdp":  # Two axes, to split two dimensions.
     rows = 2 ** (devices.size.bit_length() // 2)
@@ -212,7 +214,7 @@ def train_row(
     description="The flags of train.",
   )
   config = train_settings.config_of(settings)
-  devices = tpu.devices(topology)[:chips]
+  devices = absent_tpu.devices(topology)[:chips]
   built = plan.program_of(
     config,
     plan.sizes_of(settings.recipe, config, None),

@@ -39,7 +39,7 @@ import time
 from typing import Any, Callable, NamedTuple
 
 if "--tpu" in sys.argv and importlib.util.find_spec("libtpu"):
-  import tpu  # Before JAX, which it keeps from looking for a chip.
+  import absent_tpu  # Before JAX, which it keeps from looking for a chip.
 
 import hlo
 import jax
@@ -139,14 +139,14 @@ def count_for_tpu(
   workload: workloads.Workload, batch_size: int, names: Collection[str]
 ):
   """Yields a row of counts for each step, compiled for one chip."""
-  chip = tpu.devices(TOPOLOGY)[0]
+  chip = absent_tpu.devices(TOPOLOGY)[0]
   sharding = jax.sharding.SingleDeviceSharding(chip)
   params, model_state, num_params = shapes_of(workload)
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
   rows = []
   for name, step in chosen_steps(workload, batch_size, names).items():
     state = jax.eval_shape(step.init, params, model_state)
-    shapes = tpu.place((state, batch), sharding)
+    shapes = absent_tpu.place((state, batch), sharding)
     row, _ = counted(step, *shapes, num_params)
     row |= {"step": name, "batch_size": batch_size, "chip": chip.device_kind}
     rows.append(row)
@@ -414,7 +414,7 @@ def main():
     versions["torch"], make_others = peers_of(parser)
   device = jax.devices()[0].device_kind
   if args.tpu:
-    device = f"compiled for {tpu.devices(TOPOLOGY)[0].device_kind}"
+    device = f"compiled for {absent_tpu.devices(TOPOLOGY)[0].device_kind}"
   print(
     f"{device}, {os.cpu_count()} cores, {platform.machine()}, "
     + ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -39,7 +39,7 @@ from fsam_optax._perturbation import scale_to_radius as scale_to_radius
 from fsam_optax._perturbation import (
   subtract_gradient_ema as subtract_gradient_ema,
 )
-from fsam_optax._schedule import radius_schedule as radius_schedule
+from fsam_optax._radius_schedule import radius_schedule as radius_schedule
 from fsam_optax._train_state import TrainState as TrainState
 from fsam_optax._train_step import make_train_step as make_train_step
 from fsam_optax._two_passes import SharpnessInfo as SharpnessInfo

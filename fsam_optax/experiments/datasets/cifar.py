@@ -18,7 +18,7 @@ import zlib
 
 import numpy as np
 
-from fsam_optax.experiments.datasets import registry
+from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets.images import DataError
 from fsam_optax.experiments.datasets.images import Images
 
@@ -245,23 +245,23 @@ def _pickled(source: pathlib.Path, remedy: str) -> DataError:
   )
 
 
-def _register(name: str, about: str) -> None:
+def _entry(name: str, about: str) -> entry.DataSet:
   expected = FORMATS[name]
-  registry.register(
-    registry.DataSet(
-      name=name,
-      about=about,
-      read=lambda path, size: load(name, str(path)).resized(size),
-      takes_path=True,
-      sizes=registry.Sizes(
-        sum(expected.train.values()),
-        sum(expected.test.values()),
-        (32, 32, 3),
-        expected.classes,
-      ),
-    )
+  return entry.DataSet(
+    name=name,
+    about=about,
+    read=lambda path, size: load(name, str(path)).resized(size),
+    takes_path=True,
+    sizes=entry.Sizes(
+      sum(expected.train.values()),
+      sum(expected.test.values()),
+      (32, 32, 3),
+      expected.classes,
+    ),
   )
 
 
-_register("cifar10", "CIFAR-10, its binary version")
-_register("cifar100", "CIFAR-100, its binary version")
+ENTRIES = (
+  _entry("cifar10", "CIFAR-10, its binary version"),
+  _entry("cifar100", "CIFAR-100, its binary version"),
+)

@@ -5,8 +5,8 @@ from typing import Optional
 import numpy as np
 
 from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets import images
-from fsam_optax.experiments.datasets import registry
 
 
 def load(image_size: Optional[int] = None) -> images.Images:
@@ -31,12 +31,10 @@ def load(image_size: Optional[int] = None) -> images.Images:
   return images.drawn("digits", x, y, classes=10, test=500).resized(image_size)
 
 
-registry.register(
-  registry.DataSet(
-    name="digits",
-    about="the 1,797 digits of scikit-learn, 8 x 8",
-    read=lambda path, image_size: load(image_size),
-    sizes=registry.Sizes(1297, 500, (8, 8, 1), 10),
-    seed_rows=registry.SeedRows(train=800, validation=300),
-  )
+ENTRY = entry.DataSet(
+  name="digits",
+  about="the 1,797 digits of scikit-learn, 8 x 8",
+  read=lambda path, image_size: load(image_size),
+  sizes=entry.Sizes(1297, 500, (8, 8, 1), 10),
+  seed_rows=entry.SeedRows(train=800, validation=300),
 )

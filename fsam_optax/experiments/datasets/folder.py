@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.datasets import registry
+from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets.images import DataError
 from fsam_optax.experiments.datasets.images import Images
 
@@ -161,12 +161,10 @@ def _read(file: pathlib.Path, size: Optional[int]) -> np.ndarray:
     ) from error
 
 
-registry.register(
-  registry.DataSet(
-    name="folder",
-    about="a folder of images with train/CLASS/ and test/CLASS/",
-    read=lambda path, image_size: load(str(path), image_size),
-    takes_path=True,
-    recognizes=is_image_folder,
-  )
+ENTRY = entry.DataSet(
+  name="folder",
+  about="a folder of images with train/CLASS/ and test/CLASS/",
+  read=lambda path, image_size: load(str(path), image_size),
+  takes_path=True,
+  recognizes=is_image_folder,
 )

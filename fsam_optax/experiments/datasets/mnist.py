@@ -5,8 +5,8 @@ from typing import Optional
 import numpy as np
 
 from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets import images
-from fsam_optax.experiments.datasets import registry
 
 
 def load(image_size: Optional[int] = None) -> images.Images:
@@ -29,12 +29,10 @@ def load(image_size: Optional[int] = None) -> images.Images:
   return images.drawn("mnist", x, y, classes=10, test=1000).resized(image_size)
 
 
-registry.register(
-  registry.DataSet(
-    name="mnist",
-    about="5,000 digits of MNIST, 28 x 28",
-    read=lambda path, image_size: load(image_size),
-    sizes=registry.Sizes(4000, 1000, (28, 28, 1), 10),
-    seed_rows=registry.SeedRows(train=1000, validation=1000),
-  )
+ENTRY = entry.DataSet(
+  name="mnist",
+  about="5,000 digits of MNIST, 28 x 28",
+  read=lambda path, image_size: load(image_size),
+  sizes=entry.Sizes(4000, 1000, (28, 28, 1), 10),
+  seed_rows=entry.SeedRows(train=1000, validation=1000),
 )

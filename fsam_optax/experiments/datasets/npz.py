@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from fsam_optax.experiments.datasets import registry
+from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets.images import DataError
 from fsam_optax.experiments.datasets.images import Images
 
@@ -159,12 +159,10 @@ def _check_labels(name: str, y: np.ndarray, rows: int) -> np.ndarray:
   return y.astype(np.int32)
 
 
-registry.register(
-  registry.DataSet(
-    name="npz",
-    about="an .npz with x_train, y_train, x_test and y_test",
-    read=lambda path, image_size: load(str(path), image_size),
-    takes_path=True,
-    recognizes=lambda path: path.endswith(".npz"),
-  )
+ENTRY = entry.DataSet(
+  name="npz",
+  about="an .npz with x_train, y_train, x_test and y_test",
+  read=lambda path, image_size: load(str(path), image_size),
+  takes_path=True,
+  recognizes=lambda path: path.endswith(".npz"),
 )

@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from fsam_optax.experiments.networks import registry
+from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import HE_FAN_IN
 
 
@@ -64,14 +64,12 @@ def _patches(x: jax.Array) -> jax.Array:
   )
 
 
-registry.register(
-  registry.Network(
-    name="cnn",
-    build=lambda classes, depth, width, dtype, **_: CNN(
-      classes, tuple(width * 2**i for i in range(depth)), dtype
-    ),
-    depth=2,
-    width=16,
-    about="convolutions, and channels of the first, twice as many in the next",
-  )
+ENTRY = entry.Network(
+  name="cnn",
+  build=lambda classes, depth, width, dtype, **_: CNN(
+    classes, tuple(width * 2**i for i in range(depth)), dtype
+  ),
+  depth=2,
+  width=16,
+  about="convolutions, and channels of the first, twice as many in the next",
 )

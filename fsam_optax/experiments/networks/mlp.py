@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from fsam_optax.experiments.networks import registry
+from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import HE_FAN_IN
 
 
@@ -42,15 +42,13 @@ class MLP(nn.Module):
     return nn.Dense(self.classes, kernel_init=HE_FAN_IN)(x)
 
 
-registry.register(
-  registry.Network(
-    name="mlp",
-    build=lambda classes, depth, width, dtype, **_: MLP(
-      classes, (width,) * depth, dtype
-    ),
-    depth=2,
-    width=64,
-    about="hidden layers, and units of each",
-    takes_vectors=True,
-  )
+ENTRY = entry.Network(
+  name="mlp",
+  build=lambda classes, depth, width, dtype, **_: MLP(
+    classes, (width,) * depth, dtype
+  ),
+  depth=2,
+  width=64,
+  about="hidden layers, and units of each",
+  takes_vectors=True,
 )

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from fsam_optax.experiments.networks import registry
+from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import HE_FAN_OUT
 from fsam_optax.experiments.networks.layers import TORCH
 from fsam_optax.experiments.networks.layers import batch_norm
@@ -74,23 +74,21 @@ class ResNet(nn.Module):
     return nn.Dense(self.classes, kernel_init=self.kernel_init)(x)
 
 
-registry.register(
-  registry.Network(
-    name="resnet",
-    # With the initialization of the authors' framework.
-    build=lambda classes, depth, width, dtype, **_: ResNet(
-      classes,
-      width=width,
-      blocks=((depth - 2) // 8,) * 4,
-      dtype=dtype,
-      kernel_init=TORCH,
-    ),
-    depth=18,
-    width=64,
-    about="layers, 8 n + 2, and channels of the first stage",
-    depth_rule=lambda depth: (
-      "8 n + 2, such as 10 or 18," if depth < 10 or (depth - 2) % 8 else None
-    ),
-    has_statistics=True,
-  )
+ENTRY = entry.Network(
+  name="resnet",
+  # With the initialization of the authors' framework.
+  build=lambda classes, depth, width, dtype, **_: ResNet(
+    classes,
+    width=width,
+    blocks=((depth - 2) // 8,) * 4,
+    dtype=dtype,
+    kernel_init=TORCH,
+  ),
+  depth=18,
+  width=64,
+  about="layers, 8 n + 2, and channels of the first stage",
+  depth_rule=lambda depth: (
+    "8 n + 2, such as 10 or 18," if depth < 10 or (depth - 2) % 8 else None
+  ),
+  has_statistics=True,
 )

@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from fsam_optax.experiments.networks import registry
+from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import HE_FAN_OUT
 from fsam_optax.experiments.networks.layers import TORCH
 from fsam_optax.experiments.networks.layers import batch_norm
@@ -81,17 +81,15 @@ class VGG(nn.Module):
     return dense(self.classes)(x)
 
 
-registry.register(
-  registry.Network(
-    name="vgg",
-    build=VGG,
-    depth=16,
-    width=64,
-    about="layers with weights, and channels of the first stage",
-    depth_rule=lambda depth: (
-      None if depth in STAGES else f"one of {', '.join(map(str, STAGES))}"
-    ),
-    least_image=32,
-    has_statistics=True,
-  )
+ENTRY = entry.Network(
+  name="vgg",
+  build=VGG,
+  depth=16,
+  width=64,
+  about="layers with weights, and channels of the first stage",
+  depth_rule=lambda depth: (
+    None if depth in STAGES else f"one of {', '.join(map(str, STAGES))}"
+  ),
+  least_image=32,
+  has_statistics=True,
 )

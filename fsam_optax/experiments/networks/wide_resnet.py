@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
-from fsam_optax.experiments.networks import registry
+from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import batch_norm
 
 
@@ -70,20 +70,16 @@ class WideResNet(nn.Module):
     return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(x)
 
 
-registry.register(
-  registry.Network(
-    name="wide_resnet",
-    build=lambda classes, depth, width, dtype, **_: WideResNet(
-      classes, depth, width, dtype
-    ),
-    depth=28,
-    width=10,
-    about="layers, 6 n + 4, and the widening factor",
-    depth_rule=lambda depth: (
-      "6 n + 4, such as 10, 16 or 28,"
-      if depth < 10 or (depth - 4) % 6
-      else None
-    ),
-    has_statistics=True,
-  )
+ENTRY = entry.Network(
+  name="wide_resnet",
+  build=lambda classes, depth, width, dtype, **_: WideResNet(
+    classes, depth, width, dtype
+  ),
+  depth=28,
+  width=10,
+  about="layers, 6 n + 4, and the widening factor",
+  depth_rule=lambda depth: (
+    "6 n + 4, such as 10, 16 or 28," if depth < 10 or (depth - 4) % 6 else None
+  ),
+  has_statistics=True,
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -41,6 +41,4 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   return {**found, "config": {"batch_size": list(sizes)}}
 
 
-registry.register(
-  registry.Study("batch-size", "does the gain depend on the batch?", run)
-)
+ENTRY = entry.Study("batch-size", "does the gain depend on the batch?", run)

@@ -14,7 +14,7 @@ import optax
 
 import fsam_optax
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies.problem import Problem
 
@@ -130,8 +130,6 @@ def _squared_norms(context, problem, perturbation, rate, steps) -> np.ndarray:
   return np.asarray(problem.over_seeds(run, seed=1), np.float64)
 
 
-registry.register(
-  registry.Study(
-    "convergence", "how fast does the gradient vanish?", run, seeds=8
-  )
+ENTRY = entry.Study(
+  "convergence", "how fast does the gradient vanish?", run, seeds=8
 )

@@ -7,7 +7,7 @@ import numpy as np
 
 from fsam_optax import sharpness
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -108,6 +108,4 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
   return {"header": header, "rows": rows}
 
 
-registry.register(
-  registry.Study("curvature", "how curved is the loss where it ends?", run)
-)
+ENTRY = entry.Study("curvature", "how curved is the loss where it ends?", run)

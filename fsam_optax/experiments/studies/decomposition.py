@@ -9,7 +9,7 @@ import numpy as np
 from fsam_optax import sharpness
 from fsam_optax.experiments.studies import arms as arms_lib
 from fsam_optax.experiments.studies import directions
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -183,10 +183,8 @@ def _mean_or_none(model: Any, measure: Any, **options: Any) -> Any:
   return found and found.mean
 
 
-registry.register(
-  registry.Study(
-    "decomposition",
-    "which part of the gradient is a good ascent direction?",
-    run,
-  )
+ENTRY = entry.Study(
+  "decomposition",
+  "which part of the gradient is a good ascent direction?",
+  run,
 )

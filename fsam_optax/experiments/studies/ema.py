@@ -16,7 +16,7 @@ import optax
 import fsam_optax
 from fsam_optax.experiments.seeds import one_run
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies.problem import Problem
 
@@ -171,8 +171,6 @@ def _flat(tree: Any) -> jax.Array:
   return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-registry.register(
-  registry.Study(
-    "ema", "does the average track the full gradient?", run, seeds=8
-  )
+ENTRY = entry.Study(
+  "ema", "does the average track the full gradient?", run, seeds=8
 )

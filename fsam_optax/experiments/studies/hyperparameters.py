@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -77,6 +77,6 @@ def _panel(results, what, fixed, values, at) -> dict[str, Any]:
   )
 
 
-registry.register(
-  registry.Study("hyperparameters", "how much do sigma and lmbda matter?", run)
+ENTRY = entry.Study(
+  "hyperparameters", "how much do sigma and lmbda matter?", run
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -39,6 +39,4 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   return {**found, "config": {"label_noise": list(fractions)}}
 
 
-registry.register(
-  registry.Study("label-noise", "how does it do with wrong labels?", run)
-)
+ENTRY = entry.Study("label-noise", "how does it do with wrong labels?", run)

@@ -5,7 +5,7 @@ from typing import Any
 
 import fsam_optax
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -68,6 +68,4 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   }
 
 
-registry.register(
-  registry.Study("metric", "does it help in the metric of ASAM, too?", run)
-)
+ENTRY = entry.Study("metric", "does it help in the metric of ASAM, too?", run)

@@ -1,36 +1,37 @@
-"""The studies by name: one question each."""
+"""The studies by name. To add one: its file, and its entry below."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from fsam_optax.experiments.studies import batch_size
+from fsam_optax.experiments.studies import convergence
+from fsam_optax.experiments.studies import curvature
+from fsam_optax.experiments.studies import decomposition
+from fsam_optax.experiments.studies import ema
+from fsam_optax.experiments.studies import hyperparameters
+from fsam_optax.experiments.studies import label_noise
+from fsam_optax.experiments.studies import metric
+from fsam_optax.experiments.studies import rho
+from fsam_optax.experiments.studies.entry import Study
 
-from fsam_optax.experiments.studies.arms import Context
-
-
-class Study(NamedTuple):
-  """A study, as its file declares it.
-
-  Attributes:
-    name: what the command calls it.
-    question: one line.
-    run: from what it works on to what the JSON holds: ``results``, ``tables``,
-      the ``panels`` of the figure, and what its ``config`` says otherwise.
-    seeds: to report by default.
-  """
-
-  name: str
-  question: str
-  run: Callable[[Context], dict[str, Any]]
-  seeds: int = 64
-
-
-REGISTRY: dict[str, Study] = {}
+REGISTRY: dict[str, Study] = {
+  entry.name: entry
+  for entry in (
+    batch_size.ENTRY,
+    convergence.ENTRY,
+    curvature.ENTRY,
+    decomposition.ENTRY,
+    ema.ENTRY,
+    hyperparameters.ENTRY,
+    label_noise.ENTRY,
+    metric.ENTRY,
+    rho.ENTRY,
+  )
+}
 
 
 def register(study: Study) -> Study:
   """Enters a study into :data:`REGISTRY`, under its name.
 
   Args:
-    study: what a file of this room declares.
+    study: what its file declares.
 
   Returns:
     The same.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import registry
+from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
@@ -49,6 +49,4 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   }
 
 
-registry.register(
-  registry.Study("rho", "does F-SAM work at radii where SAM collapses?", run)
-)
+ENTRY = entry.Study("rho", "does F-SAM work at radii where SAM collapses?", run)

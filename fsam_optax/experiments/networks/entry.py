@@ -1,0 +1,74 @@
+"""What a network declares: how it is built, and what it asks for."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
+
+from flax import linen as nn
+from jax import numpy as jnp
+
+
+class Network(NamedTuple):
+  """A network, as its file declares it.
+
+  The module maps ``x`` of shape ``[B, H, W, C]`` to logits ``[B, classes]``,
+  by ``apply(variables, x, train=False)``.
+
+  Attributes:
+    name: what commands call it.
+    build: from ``classes, depth, width, dropout, dtype`` to the module; it may
+      ignore what it has no use for.
+    depth: by default.
+    width: by default.
+    about: of depth and width, for a help text.
+    depth_rule: from a depth to None, or to what it must be where it is not.
+    least_image: side of the smallest image that it takes, in pixels.
+    takes_vectors: whether rows ``[B, features]`` do, too.
+    has_statistics: whether it keeps statistics of batches beside its
+      parameters, in the collection ``batch_stats``.
+  """
+
+  name: str
+  build: Callable[..., nn.Module]
+  depth: int
+  width: int
+  about: str
+  depth_rule: Callable[[int], Optional[str]] = lambda depth: (
+    None if depth >= 1 else "1 or more"
+  )
+  least_image: int = 1
+  takes_vectors: bool = False
+  has_statistics: bool = False
+
+  def create(
+    self,
+    classes: int,
+    *,
+    depth: Optional[int] = None,
+    width: Optional[int] = None,
+    dropout: float = 0.5,
+    dtype: Any = jnp.float32,
+  ) -> nn.Module:
+    """Builds the module.
+
+    Args:
+      classes: number of outputs.
+      depth: None for the default.
+      width: None for the default.
+      dropout: probability that a unit is dropped, where there are such.
+      dtype: of the computation; parameters are float32.
+
+    Returns:
+      The module.
+    """
+    return self.build(
+      classes=classes,
+      depth=depth or self.depth,
+      width=width or self.width,
+      dropout=dropout,
+      dtype=dtype,
+    )
+
+  def check_depth(self, depth: int) -> Optional[str]:
+    """What the depth must be, or None where it is so."""
+    must = self.depth_rule(depth)
+    return must and f"{must} for {self.name}"
