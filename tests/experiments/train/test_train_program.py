@@ -73,6 +73,7 @@ def outcome(devices, **options):
   return found, is_split
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_give_the_same_numbers(x64):
   one, eight = outcome(1, dtype="float64"), outcome(8, dtype="float64")
   # Conditioned by BatchNorm over few rows: six steps lose some digits.
