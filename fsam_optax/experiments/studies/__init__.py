@@ -2,4 +2,3 @@
 
 from fsam_optax.experiments.studies.entry import Study as Study
 from fsam_optax.experiments.studies.registry import REGISTRY as REGISTRY
-from fsam_optax.experiments.studies.registry import register as register

@@ -25,16 +25,3 @@ REGISTRY: dict[str, Study] = {
     rho.ENTRY,
   )
 }
-
-
-def register(study: Study) -> Study:
-  """Enters a study into :data:`REGISTRY`, under its name.
-
-  Args:
-    study: what its file declares.
-
-  Returns:
-    The same.
-  """
-  REGISTRY[study.name] = study
-  return study
