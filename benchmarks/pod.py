@@ -38,8 +38,9 @@ import transformer
 import fsam_optax
 from fsam_optax.experiments.common import flags as flags_lib
 from fsam_optax.experiments.networks import resnet
+from fsam_optax.experiments.train import config as train_config
+from fsam_optax.experiments.train import flags as train_flags
 from fsam_optax.experiments.train import plan
-from fsam_optax.experiments.train import settings as train_settings
 
 LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
 MEBI = 2**20
@@ -208,12 +209,12 @@ def train_row(
   """Compiles the step of ``train`` for the first chips of a topology."""
   start = time.perf_counter()
   settings = flags_lib.parse(
-    train_settings.Settings,
+    train_flags.Settings,
     shlex.split(flags),
     program="--train",
     description="The flags of train.",
   )
-  config = train_settings.config_of(settings)
+  config = train_config.config_of(settings)
   devices = absent_tpu.devices(topology)[:chips]
   built = plan.program_of(
     config,

@@ -15,7 +15,7 @@ from fsam_optax.experiments.common import values
 from fsam_optax.experiments.seeds import plan as plan_lib
 from fsam_optax.experiments.seeds import recipes
 from fsam_optax.experiments.seeds import report
-from fsam_optax.experiments.seeds import settings
+from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.seeds import trainer
 
 
@@ -36,26 +36,26 @@ class Compare:
       seeds that differ.
   """
 
-  data: settings.Data = dataclasses.field(default_factory=settings.Data)
-  training: settings.Training = dataclasses.field(
-    default_factory=settings.Training
+  data: shared_flags.Data = dataclasses.field(default_factory=shared_flags.Data)
+  training: shared_flags.Training = dataclasses.field(
+    default_factory=shared_flags.Training
   )
   rho: Annotated[
     values.PerOptimizer,
-    settings.rho(is_grid=False),
+    shared_flags.rho(is_grid=False),
     values.default(recipes.describe("rho")),
   ] = dataclasses.field(default_factory=dict)
   learning_rate: Annotated[
     values.PerOptimizer,
-    settings.learning_rate(is_grid=False),
+    shared_flags.learning_rate(is_grid=False),
     values.default(recipes.describe("learning_rate")),
   ] = dataclasses.field(default_factory=dict)
   seeds: Annotated[
     Optional[int],
-    settings.SEEDS,
+    shared_flags.SEEDS,
     values.default("64 for the mlp on mnist or digits, 16 otherwise"),
   ] = None
-  first_seed: Annotated[int, settings.FIRST_SEED] = recipes.FIRST_SEED
+  first_seed: Annotated[int, shared_flags.FIRST_SEED] = recipes.FIRST_SEED
 
 
 def run(given: Compare) -> None:

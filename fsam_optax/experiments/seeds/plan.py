@@ -12,7 +12,7 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.common.values import PerOptimizer
 from fsam_optax.experiments.seeds import one_run
 from fsam_optax.experiments.seeds import recipes
-from fsam_optax.experiments.seeds import settings
+from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.seeds import splits
 from fsam_optax.experiments.seeds import trainer
 
@@ -21,9 +21,9 @@ class Flags(Protocol):
   """The settings that ``compare`` and ``tune`` share."""
 
   @property
-  def data(self) -> settings.Data: ...
+  def data(self) -> shared_flags.Data: ...
   @property
-  def training(self) -> settings.Training: ...
+  def training(self) -> shared_flags.Training: ...
   @property
   def learning_rate(self) -> PerOptimizer: ...
   @property
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
   """
 
   pool: splits.Pool
-  data: settings.Data
+  data: shared_flags.Data
   optimizers: tuple[str, ...]
   learning_rate: dict[str, tuple[float, ...]]
   rho: dict[str, tuple[float, ...]]
@@ -102,7 +102,7 @@ class Plan(NamedTuple):
     }
 
 
-def describe_data(pool: splits.Pool, data: settings.Data) -> dict[str, Any]:
+def describe_data(pool: splits.Pool, data: shared_flags.Data) -> dict[str, Any]:
   """What the JSON of a command says of its data and network."""
   return {
     "dataset": pool.name,
@@ -151,12 +151,12 @@ def make(flags: Flags, *, is_grid: bool) -> Plan:
   return plan
 
 
-def recipe_of(data: settings.Data) -> recipes.Recipe:
+def recipe_of(data: shared_flags.Data) -> recipes.Recipe:
   """The recipe of the data set and network of the flags."""
   return recipes.recipe(data.dataset, data.model, data.image_size)
 
 
-def load(data: settings.Data) -> splits.Pool:
+def load(data: shared_flags.Data) -> splits.Pool:
   """Loads the data set of the flags, which the network of the flags can take.
 
   Args:
@@ -220,10 +220,10 @@ def _batch_size(
 
 def _seeds(flags: Flags, default: int) -> range:
   seeds = range(flags.first_seed, flags.first_seed + (flags.seeds or default))
-  if seeds[-1] > settings.LARGEST_SEED:
+  if seeds[-1] > shared_flags.LARGEST_SEED:
     raise FlagError(
       "--first-seed",
-      f"must leave the last seed at {settings.LARGEST_SEED} at most, got "
+      f"must leave the last seed at {shared_flags.LARGEST_SEED} at most, got "
       f"{seeds[-1]}. Start lower",
     )
   return seeds

@@ -16,7 +16,7 @@ from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.seeds import plan as plan_lib
 from fsam_optax.experiments.seeds import recipes
-from fsam_optax.experiments.seeds import settings
+from fsam_optax.experiments.seeds import shared_flags
 
 _AROUND = values.default("a grid around the tuned values")
 
@@ -40,24 +40,26 @@ class Tune:
       seeds that differ.
   """
 
-  data: settings.Data = dataclasses.field(default_factory=settings.Data)
-  training: settings.Training = dataclasses.field(
-    default_factory=settings.Training
+  data: shared_flags.Data = dataclasses.field(default_factory=shared_flags.Data)
+  training: shared_flags.Training = dataclasses.field(
+    default_factory=shared_flags.Training
   )
-  rho: Annotated[values.PerOptimizer, settings.rho(is_grid=True), _AROUND] = (
-    dataclasses.field(default_factory=dict)
-  )
+  rho: Annotated[
+    values.PerOptimizer, shared_flags.rho(is_grid=True), _AROUND
+  ] = dataclasses.field(default_factory=dict)
   learning_rate: Annotated[
-    values.PerOptimizer, settings.learning_rate(is_grid=True), _AROUND
+    values.PerOptimizer, shared_flags.learning_rate(is_grid=True), _AROUND
   ] = dataclasses.field(default_factory=dict)
   seeds: Annotated[
     Optional[int],
-    settings.SEEDS,
+    shared_flags.SEEDS,
     values.default(
       "16 for the mlp on mnist or other images, 48 on digits, 4 for the cnn"
     ),
   ] = None
-  first_seed: Annotated[int, settings.FIRST_SEED] = recipes.TUNING_FIRST_SEED
+  first_seed: Annotated[int, shared_flags.FIRST_SEED] = (
+    recipes.TUNING_FIRST_SEED
+  )
 
 
 def run(given: Tune) -> None:

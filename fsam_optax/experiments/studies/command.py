@@ -17,7 +17,7 @@ from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.seeds import one_run
 from fsam_optax.experiments.seeds import plan
-from fsam_optax.experiments.seeds import settings
+from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.studies import arms
 from fsam_optax.experiments.studies import report
 
@@ -50,9 +50,11 @@ class Settings:
       tyro.conf.arg(help=_QUESTIONS),
     ]
   ]
-  data: settings.Data = dataclasses.field(default_factory=settings.Data)
+  data: shared_flags.Data = dataclasses.field(default_factory=shared_flags.Data)
   quick: bool = False
-  seeds: Annotated[Optional[int], settings.SEEDS, values.default(_SEEDS)] = None
+  seeds: Annotated[
+    Optional[int], shared_flags.SEEDS, values.default(_SEEDS)
+  ] = None
   first_seed: Annotated[
     int,
     values.integer(
@@ -62,7 +64,7 @@ class Settings:
       metavar="SEED",
     ),
   ] = 2000
-  epochs: settings.Epochs = None
+  epochs: shared_flags.Epochs = None
   output: pathlib.Path = pathlib.Path("studies")
 
 
@@ -134,7 +136,7 @@ def _context(given: Settings, seeds: int, bars: progress.Bars) -> arms.Context:
   )
 
 
-def config(context: arms.Context, data: settings.Data) -> dict[str, Any]:
+def config(context: arms.Context, data: shared_flags.Data) -> dict[str, Any]:
   """What the JSON says about how its numbers came to be.
 
   Args:

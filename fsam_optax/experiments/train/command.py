@@ -17,10 +17,10 @@ from fsam_optax.experiments.train import launch
 from fsam_optax.experiments.train import plan
 from fsam_optax.experiments.train import processes
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.flags import Settings
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.recipes import RECIPES
-from fsam_optax.experiments.train.settings import Settings
-from fsam_optax.experiments.train.settings import config_of
 
 
 def run(settings: Settings) -> None:

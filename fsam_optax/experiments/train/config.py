@@ -1,190 +1,15 @@
 """The configuration of a run: all that its numbers depend on, but for the data.
 
-A field is a flag, its line under ``Attributes:`` the flag's help text. A field
-that is None by default is what the recipe, the network or the images say.
+It follows from the flags, and what must hold between two of them is said here.
 """
 
 import dataclasses
-from typing import Annotated, Any, Literal, Optional
+from typing import Any
 
-import fsam_optax
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.common import optimizers
-from fsam_optax.experiments.common import values
-from fsam_optax.experiments.datasets.label_noise import KINDS
-from fsam_optax.experiments.train import gate
-
-MASKS = {
-  "none": None,
-  "exclude_biases_and_norms": fsam_optax.masks.exclude_biases_and_norms,
-  "norms_only": fsam_optax.masks.norms_only,
-}
-
-WHOLE = values.integer(1, remedy="write a whole number")
-_Number = Annotated[float, values.number(0, remedy="write one such as 0.05")]
-_Positive = Annotated[
-  float, values.number(0, above=True, remedy="write one such as 0.05")
-]
-_Fraction = Annotated[float, values.number(0, 1, remedy="write 0.5 for a half")]
-_Below1 = Annotated[
-  float, values.number(0, 1, below=True, remedy="write one such as 0.4")
-]
-_Count = Annotated[int, WHOLE]
-_Natural = Annotated[int, values.integer(0, remedy="write a whole number")]
-_Channels = Annotated[
-  Optional[tuple[float, ...]],
-  values.numbers("0.5,0.5,0.5", metavar="R,G,B"),
-  values.default("CIFAR's, or that of the training images"),
-]
-_Spreads = Annotated[
-  Optional[tuple[float, ...]],
-  values.numbers("0.5,0.5,0.5", metavar="R,G,B", above=0),
-  values.default("CIFAR's, or that of the training images"),
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ascent:
-  """The perturbation at which the second gradient is taken.
-
-  Attributes:
-    optimizer: who ascends, and along what; sgd does not.
-    rho: radius of the perturbation.
-    sigma: fraction of the average that F-SAM subtracts from the gradient.
-    lmbda: decay of the average.
-    adaptive: measure the radius in the metric of ASAM.
-    eta: added to the weights in that metric.
-    mask: the parameters that are perturbed; none perturbs all.
-    order: take the average before (paper) or after (official) it is used.
-    accumulator_dtype: of the average.
-    ema_gradient: which gradient the average takes in, the first or the second.
-    ascent_fraction: of the rows that the ascent takes.
-    sync_perturbation: ascend along the gradient of all devices, and not each
-      along its own, which needs --sharding shard_map.
-    every: ascend at one step in so many.
-    start: first step that ascends, or the first epoch as in 10epochs. Batches
-      are counted, from 0, those that were skipped among them.
-    stop: first step, or epoch as in 150epochs, that ascends no more.
-  """
-
-  optimizer: Annotated[str, values.choice(optimizers.NAMES)] = "fsam"
-  rho: _Number = 0.2
-  sigma: _Number = 1.0
-  lmbda: _Fraction = 0.95
-  adaptive: bool = False
-  eta: _Number = 0.0
-  mask: Annotated[str, values.choice(MASKS)] = "none"
-  order: Literal["official", "paper"] = "official"
-  accumulator_dtype: Annotated[
-    Optional[str],
-    values.choice(("float32", "bfloat16", "float16", "float64")),
-    values.default("that of the parameters"),
-  ] = None
-  ema_gradient: Literal["ascent", "descent"] = "ascent"
-  ascent_fraction: Annotated[
-    float, values.number(0, 1, above=True, remedy="write 0.5 for a half")
-  ] = 1.0
-  sync_perturbation: bool = True
-  every: _Count = 1
-  start: Annotated[str, values.value("STEPS", gate.parse)] = "0"
-  stop: Annotated[
-    Optional[str], values.value("STEPS", gate.parse), values.default("never")
-  ] = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Descent:
-  """SGD with the second gradient, and the batches that it goes through.
-
-  Attributes:
-    learning_rate: at the first step; a cosine takes it to 0.
-    momentum: of SGD.
-    nesterov: take Nesterov's momentum.
-    weight_decay: coupled, of all parameters.
-    label_smoothing: of the loss that is trained on.
-    epochs: passes over the training rows.
-    batch_size: rows a step, of all devices together.
-    drop_last: leave rows that fill no whole batch for another epoch.
-    num_microbatches: parts of a batch that go through one at a time, in less
-      memory.
-    skip_nonfinite: leave the parameters as they were at a step whose loss or
-      gradient is not finite.
-    sharding: replicated keeps the parameters whole on every device, fsdp in
-      parts; shard_map runs the step on each device by itself, where BatchNorm
-      sees the rows of that one alone.
-  """
-
-  learning_rate: _Positive = 0.05
-  momentum: _Below1 = 0.9
-  nesterov: bool = False
-  weight_decay: _Number = 1e-3
-  label_smoothing: _Below1 = 0.0
-  epochs: _Count = 200
-  batch_size: _Count = 128
-  drop_last: bool = False
-  num_microbatches: _Count = 1
-  skip_nonfinite: bool = True
-  sharding: Literal["replicated", "fsdp", "shard_map"] = "replicated"
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-  """The network.
-
-  Attributes:
-    model: its kind.
-    depth: layers.
-    width: channels of the first stage; of wide_resnet, the widening factor.
-    dropout: of vgg, before its linear layers.
-    dtype: of the computation; the parameters are float32, or float64 with it.
-  """
-
-  model: Annotated[
-    Optional[str],
-    values.choice(networks.REGISTRY),
-    values.default("the recipe's"),
-  ] = None
-  depth: Annotated[Optional[int], WHOLE, values.default("the network's")] = None
-  width: Annotated[Optional[int], WHOLE, values.default("the network's")] = None
-  dropout: _Below1 = 0.5
-  dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-  """The images, their augmentation and their labels.
-
-  Attributes:
-    flip: mirror half of the images.
-    crop_padding: width of the black frame, in pixels, that crops are taken in.
-    cutout: side of the square that is erased, in pixels; 0 is off.
-    cutout_probability: fraction of the images that it is erased in.
-    mean: of each channel in [0, 1].
-    standard_deviation: of each channel in [0, 1].
-    image_size: side to scale the files of a folder to, in pixels.
-    label_noise: fraction of the training labels that are replaced.
-    label_noise_kind: each by another class (symmetric), by any class (uniform),
-      or by one that is easily taken for it (asymmetric).
-    validation: training rows to evaluate on in the place of the test rows,
-      which nothing may be chosen by.
-  """
-
-  flip: bool = True
-  crop_padding: _Natural = 4
-  cutout: _Natural = 16
-  cutout_probability: _Fraction = 0.5
-  mean: _Channels = None
-  standard_deviation: _Spreads = None
-  image_size: Annotated[Optional[int], WHOLE, values.default("their own")] = (
-    None
-  )
-  label_noise: _Fraction = 0.0
-  label_noise_kind: Annotated[
-    Optional[str],
-    values.choice(KINDS),
-    values.default("uniform of CIFAR, else symmetric"),
-  ] = None
-  validation: _Natural = 0
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.train import flags
+from fsam_optax.experiments.train.recipes import RECIPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +19,10 @@ class Config:
   The defaults are the authors' script for ResNet-18 on CIFAR-100.
   """
 
-  ascent: Ascent = dataclasses.field(default_factory=Ascent)
-  descent: Descent = dataclasses.field(default_factory=Descent)
-  network: Network = dataclasses.field(default_factory=Network)
-  images: Images = dataclasses.field(default_factory=Images)
+  ascent: flags.Ascent = dataclasses.field(default_factory=flags.Ascent)
+  descent: flags.Descent = dataclasses.field(default_factory=flags.Descent)
+  network: flags.Network = dataclasses.field(default_factory=flags.Network)
+  images: flags.Images = dataclasses.field(default_factory=flags.Images)
 
   def by_flag(self) -> dict[str, Any]:
     """All values, as ``{"--rho": 0.2, ...}``."""
@@ -207,3 +32,97 @@ class Config:
       for group in groups
       for field in dataclasses.fields(group)
     }
+
+
+def config_of(settings: flags.Settings) -> Config:
+  """The configuration of the flags, with what the recipe says of the network.
+
+  Args:
+    settings: what the command line says.
+
+  Returns:
+    The configuration. What depends on the images is still open.
+
+  Raises:
+    FlagError: if what must hold between two flags does not.
+  """
+  network = settings.network
+  model = network.model or RECIPES[settings.recipe].model
+  entry = networks.REGISTRY[model]
+  network = dataclasses.replace(
+    network,
+    model=model,
+    depth=network.depth or entry.depth,
+    width=network.width or entry.width,
+  )
+  config = Config(settings.ascent, settings.descent, network, settings.images)
+  _check_between_flags(config)
+  _check_processes(settings.processes)
+  return config
+
+
+def _check_between_flags(config: Config) -> None:
+  ascent, descent, network = config.ascent, config.descent, config.network
+  assert network.model is not None
+  assert network.depth is not None
+  if must := networks.REGISTRY[network.model].check_depth(network.depth):
+    raise FlagError("--depth", f"must be {must}, got {network.depth}")
+  if descent.nesterov and not descent.momentum:
+    raise FlagError("--nesterov", "must have a --momentum, got 0")
+  is_local = not ascent.sync_perturbation
+  if (
+    is_local
+    and descent.sharding != "shard_map"
+    and descent.num_microbatches == 1
+  ):
+    # The compiler sums a gradient over all devices before anybody sees it.
+    raise FlagError(
+      "--no-sync-perturbation",
+      "must have --sharding shard_map, where a device has a gradient of its "
+      f"own, or --num-microbatches above 1, got --sharding {descent.sharding}",
+    )
+  if ascent.accumulator_dtype == "float64" and network.dtype != "float64":
+    raise FlagError(
+      "--accumulator-dtype",
+      f"must have --dtype float64 to be float64, got --dtype {network.dtype}",
+    )
+
+
+def _check_processes(processes: flags.Processes) -> None:
+  job = {
+    "--coordinator-address": processes.coordinator_address,
+    "--num-processes": processes.num_processes,
+    "--process-id": processes.process_id,
+  }
+  given = [flag for flag, value in job.items() if value is not None]
+  missing = [flag for flag in job if flag not in given]
+  if given and missing:
+    raise FlagError(
+      given[0],
+      f"must come with {' and '.join(missing)}, got none. A TPU pod needs "
+      "--distributed alone",
+    )
+  if given:
+    _, _, port = str(processes.coordinator_address).rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+      raise FlagError(
+        "--coordinator-address",
+        "must be a host and a port such as 10.0.0.1:8476, got "
+        f"{processes.coordinator_address!r}",
+      )
+    assert processes.num_processes is not None
+    assert processes.process_id is not None
+    if processes.process_id >= processes.num_processes:
+      raise FlagError(
+        "--process-id",
+        f"must be below --num-processes, {processes.num_processes}, got "
+        f"{processes.process_id}. Count from 0",
+      )
+  if processes.launch is not None and processes.is_job:
+    raise FlagError(
+      "--launch", "must be left out where a process joins a job by itself"
+    )
+  if processes.devices and (processes.is_job or processes.launch):
+    raise FlagError(
+      "--devices", "must be left out where there are several processes"
+    )

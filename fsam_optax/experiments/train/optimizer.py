@@ -6,8 +6,8 @@ from jax import numpy as jnp
 import optax
 
 from fsam_optax.experiments.common import optimizers
-from fsam_optax.experiments.train.config import MASKS
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.flags import MASKS
 
 
 def learning_rate(config: Config, steps: int) -> optax.Schedule:

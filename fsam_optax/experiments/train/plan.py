@@ -12,9 +12,9 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import recipes
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.flags import Settings
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.program import Shapes
-from fsam_optax.experiments.train.settings import Settings
 
 
 class Sizes(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train.settings import Processes
+from fsam_optax.experiments.train.flags import Processes
 
 
 class JoinError(RuntimeError):

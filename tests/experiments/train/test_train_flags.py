@@ -5,27 +5,27 @@ import dataclasses
 import pytest
 
 from fsam_optax.__main__ import main
-from fsam_optax.experiments.common import flags
+from fsam_optax.experiments.common import flags as common_flags
 from fsam_optax.experiments.train import config
-from fsam_optax.experiments.train import settings
+from fsam_optax.experiments.train import flags
 
 
 def parse(*words):
-  return flags.parse(
-    settings.Settings, words, program="train", description="Train."
+  return common_flags.parse(
+    flags.Settings, words, program="train", description="Train."
   )
 
 
 def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
-  found = settings.config_of(parse())
+  found = config.config_of(parse())
   assert dataclasses.astuple(found.network)[:3] == ("resnet", 18, 64)
-  assert found.descent == config.Descent()
-  found = settings.config_of(parse("--recipe=cifar100-wrn28x10", "--rho=0.1"))
+  assert found.descent == flags.Descent()
+  found = config.config_of(parse("--recipe=cifar100-wrn28x10", "--rho=0.1"))
   assert dataclasses.astuple(found.network)[:3] == ("wide_resnet", 28, 10)
-  assert found.ascent == config.Ascent(rho=0.1)
-  found = settings.config_of(parse("--model=vgg", "--width=8", "--no-flip"))
+  assert found.ascent == flags.Ascent(rho=0.1)
+  found = config.config_of(parse("--model=vgg", "--width=8", "--no-flip"))
   assert dataclasses.astuple(found.network)[:3] == ("vgg", 16, 8)
-  assert found.images == config.Images(flip=False)
+  assert found.images == flags.Images(flip=False)
 
 
 def test_every_option_of_the_step_is_a_flag():
