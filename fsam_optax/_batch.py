@@ -5,6 +5,7 @@ from typing import Any, Callable
 
 import jax
 from jax import numpy as jnp
+import numpy as np
 
 from fsam_optax._tree_paths import leaves_by_path
 
@@ -100,7 +101,7 @@ def fraction_of_rows(batch: Any, fraction: float) -> Any:
 def check_batch(
   batch: Any, num_microbatches: int, ascent_fraction: float
 ) -> None:
-  """Raises for an empty batch, or one that does not split evenly.
+  """Raises for a batch without rows, or one that does not split evenly.
 
   Args:
     batch: a tree of arrays.
@@ -108,16 +109,17 @@ def check_batch(
     ascent_fraction: fraction of each part's rows.
 
   Raises:
-    ValueError: if there are no rows, or a part or its fraction is not a whole
+    ValueError: if no array has rows, or a part or its fraction is not a whole
       number of rows.
   """
   lengths = {
-    path: jnp.shape(x)[0] if jnp.ndim(x) else None
+    path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(batch)
   }
-  if empty := [path for path, length in lengths.items() if length == 0]:
+  # One empty array says nothing: a graph may have no edges.
+  if lengths and set(lengths.values()) == {0}:
     raise ValueError(
-      f"`batch` must not be empty, got no rows at {', '.join(empty)}."
+      f"`batch` must not be empty, got no rows at {', '.join(lengths)}."
     )
   if num_microbatches == 1 and ascent_fraction == 1:
     return

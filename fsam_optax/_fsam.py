@@ -1,19 +1,28 @@
 """The optax interface: F-SAM as a link of `optax.chain`."""
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import jax
+from jax import core
 from jax import numpy as jnp
 import optax
+import optax.tree
 
 from fsam_optax._perturbation import Mask
 from fsam_optax._perturbation import Order
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import friendly_perturbation
+from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation import widen
+
+AxisName = Union[str, tuple[str, ...]]
 
 
 def sharpness_aware(
   perturbation: optax.GradientTransformation,
+  *,
+  axis_name: Optional[AxisName] = None,
+  checked: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Replaces the gradient by the one at the perturbed parameters.
 
@@ -38,6 +47,14 @@ def sharpness_aware(
   Args:
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
+    axis_name: axis of :func:`jax.pmap`, :func:`jax.shard_map` or
+      :func:`jax.vmap`, or a tuple of them, over which both gradients are
+      averaged. None where ``grad_fn`` averages by itself, and under
+      :func:`jax.jit` alone.
+    checked: whether each update takes a third gradient, ``grad_fn(params)``,
+      and raises unless it is ``updates``: for the first steps of a new loop. It
+      finds what stands in front in the chain, a scale or a mean over replicas
+      outside of ``grad_fn``, other rows, another dropout key.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`. Its ``update(updates,
@@ -46,19 +63,25 @@ def sharpness_aware(
     ``perturbation``.
 
   Raises:
-    TypeError: if ``perturbation`` is no gradient transformation; at update, if
-      ``grad_fn`` is not callable.
+    TypeError: if ``perturbation`` is no gradient transformation, or asks for
+      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, if
       ``params`` is only a part of the parameters because of a wrapper such as
-      :func:`optax.masked`, or if ``grad_fn`` returns another structure, other
-      shapes or other dtypes than ``updates`` has.
+      :func:`optax.masked`, if ``updates`` has other shapes than ``params``, if
+      ``axis_name`` is not bound, or if ``grad_fn`` returns another structure,
+      other shapes or other dtypes than ``updates`` has, or under
+      :func:`jax.shard_map` a gradient that still differs between replicas; with
+      ``checked``, if ``updates`` is not ``grad_fn(params)`` (compiled, the same
+      message in the runtime's error).
 
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the
     same batch, with the same dropout key. That of :func:`optax.contrib.sam`
-    takes a second argument. It receives the perturbed parameters of the network
-    that this optimizer owns; whatever else its loss reads, such as another
-    network, it sees unperturbed.
+    takes a second argument. Whatever makes the gradient belongs into it: the
+    mean over replicas, the division by a loss scale, casts, the same batch
+    statistics as the first pass had. It receives the perturbed parameters of
+    the network that this optimizer owns; whatever else its loss reads, such as
+    another network, it sees unperturbed.
   """
 
   check_perturbation(perturbation)
@@ -89,8 +112,14 @@ def sharpness_aware(
         "`grad_fn` must be callable, a function of the parameters that returns "
         f"their gradient, got {type(grad_fn).__name__}."
       )
+    _check_shapes(updates, params)
+    gradient = _averaged(grad_fn, axis_name)
+    if axis_name is not None:
+      updates = _mean(updates, axis_name)
+    if checked:
+      _check_gradient(updates, gradient(params))
     epsilon, state = perturbation.update(updates, state, params)
-    perturbed_updates = grad_fn(optax.apply_updates(params, epsilon))
+    perturbed_updates = gradient(optax.apply_updates(params, epsilon))
     _check_like(perturbed_updates, updates)
     return perturbed_updates, state
 
@@ -107,6 +136,8 @@ def fsam(
   order: Order = "official",
   accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
   eta: float = 0.0,
+  axis_name: Optional[AxisName] = None,
+  checked: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Friendly Sharpness-Aware Minimization, the first link of a chain.
 
@@ -150,6 +181,10 @@ def fsam(
       parameters.
     eta: added to the absolute weights when adaptive, see
       :func:`scale_to_radius`.
+    axis_name: axis, or axes, over which both gradients are averaged, see
+      :func:`sharpness_aware`.
+    checked: whether to compare ``updates`` with ``grad_fn(params)`` at each
+      update, see :func:`sharpness_aware`.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`, see
@@ -165,9 +200,13 @@ def fsam(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. warning::
-    Put gradient clipping behind it in the chain. In front, it changes the
-    gradient against the average of the gradients. Inside
-    :class:`optax.MultiSteps`, ``grad_fn`` sees the last micro-batch alone.
+    What stands in front of it in the chain is lost to the descent, which is
+    ``grad_fn``'s: behind an optimizer it ascends against the gradient, and
+    clipping or weight decay in front is undone. Inside
+    :class:`optax.MultiSteps` the descent drops all micro-batches but the last:
+    put the wrapper around the base optimizer, ``chain(fsam(),
+    MultiSteps(...))``. Frozen leaves that no ``mask`` excludes are perturbed
+    and fill the radius.
   """
   return sharpness_aware(
     friendly_perturbation(
@@ -179,8 +218,70 @@ def fsam(
       order=order,
       accumulator_dtype=accumulator_dtype,
       eta=eta,
-    )
+    ),
+    axis_name=axis_name,
+    checked=checked,
   )
+
+
+def _averaged(grad_fn, axis_name):
+  if axis_name is None:
+    return grad_fn
+  return lambda params: _mean(grad_fn(params), axis_name)
+
+
+def _mean(gradient: optax.Updates, axis_name: AxisName) -> optax.Updates:
+  try:
+    return jax.tree.map(lambda g: jax.lax.pmean(g, axis_name), gradient)
+  except NameError as error:
+    raise ValueError(
+      "`axis_name` must be an axis of the jax.pmap, jax.shard_map or jax.vmap "
+      f"around the update, got {axis_name!r}, which none of them names. Under "
+      "plain jax.jit leave it out."
+    ) from error
+
+
+def _check_gradient(updates: optax.Updates, gradient: optax.Updates):
+  """Raises, compiled from the running program, where these two differ."""
+  _check_like(gradient, updates)
+  difference = global_norm(
+    jax.tree.map(lambda u, g: widen(u) - widen(g), updates, gradient)
+  )
+  # A dtype's own rounding is no fault of the loop.
+  eps = max(
+    float(jnp.finfo(jnp.result_type(g)).eps) for g in jax.tree.leaves(gradient)
+  )
+  allowed = max(1e-3, 8 * eps) * global_norm(gradient)
+  is_same = ~(difference > allowed)  # True for what is not finite, too.
+  if isinstance(is_same, core.Tracer):
+    jax.debug.callback(_raise_unless, is_same)
+  else:
+    _raise_unless(is_same)
+
+
+def _raise_unless(is_same: Any):
+  if not is_same:
+    raise ValueError(
+      "`updates` must be the gradient, `grad_fn(params)`, got another. Put "
+      "`fsam` first in its chain; take what scales or averages the gradient "
+      "into `grad_fn`, and give it the rows and the dropout key of the first "
+      "pass."
+    )
+
+
+def _check_shapes(updates: optax.Updates, params: optax.Params):
+  """Raises unless the gradient is one of these parameters, and not of rows."""
+  if jax.tree.structure(updates) != jax.tree.structure(params):
+    return  # The perturbation says so.
+  leaves = jax.tree_util.tree_leaves_with_path(updates)
+  for (path, g), w in zip(leaves, jax.tree.leaves(params), strict=True):
+    if jnp.shape(g) != jnp.shape(w):
+      raise ValueError(
+        "`updates` must have the shapes of `params`, got "
+        f"{list(jnp.shape(g))} for {list(jnp.shape(w))} at "
+        f"{jax.tree_util.keystr(path) or 'the root'}. Take the mean of "
+        "gradients per row first."
+      )
 
 
 def _check_complete(params: optax.Params):
@@ -191,8 +292,11 @@ def _check_complete(params: optax.Params):
       "`params` must hold every parameter of the model, got masked nodes: "
       "`grad_fn` cannot run on a part. Instead of wrapping a chain that holds "
       "`fsam` in optax.masked, optax.partition or optax.multi_transform, put "
-      "`fsam(mask=...)` first and wrap what follows, or use the two-pass "
-      "`fsam_optax.value_and_grad` with any optimizer."
+      "`fsam(mask=trained)` first, with the leaves that are trained at True, "
+      "and wrap what follows: `chain(fsam(mask=trained), partition(...))`. "
+      "Without the mask the frozen leaves would be perturbed. Or take the "
+      "two-pass `fsam_optax.value_and_grad`, with the same mask, and wrap as "
+      "you like."
     )
 
 
@@ -219,3 +323,14 @@ def _check_like(updates: optax.Updates, reference: optax.Updates):
         f"{jax.tree_util.keystr(path) or 'the root'}. Take both gradients with "
         "the same function."
       )
+    if left := _axes_of(g) - _axes_of(r):
+      raise ValueError(
+        "`grad_fn` must return the gradient of all replicas, as `updates` is, "
+        f"got one that differs along {sorted(left)}. Give `fsam` the "
+        "`axis_name`, or take the mean inside `grad_fn`."
+      )
+
+
+def _axes_of(x: Any) -> frozenset:
+  """The axes of an enclosing shard_map along which an array varies."""
+  return getattr(jax.typeof(x), "vma", frozenset())

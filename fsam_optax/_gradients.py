@@ -1,9 +1,10 @@
 """The loss and its gradient on the parts of a batch, in either pass."""
 
 import dataclasses
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import jax
+from jax import numpy as jnp
 
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import varying
@@ -13,8 +14,52 @@ from fsam_optax._batch import mean_over_parts
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
+from fsam_optax._loss import weight_of
 from fsam_optax._options import Options
 from fsam_optax._perturbation import widen
+
+
+class Weighed(NamedTuple):
+  """What one pass found, of which means can be taken.
+
+  Where the parts of a batch count differently, loss, aux and gradient are those
+  of a part times its weight, so that a mean over parts and replicas is one of
+  the rows after :meth:`divided`.
+
+  Attributes:
+    loss: shape ``[]``.
+    aux: the auxiliary outputs, which are weighed with more than one part alone.
+    grads: the gradient, tree and shapes of the parameters.
+    weight: shape ``[]``, or None where all parts count alike.
+  """
+
+  loss: Any
+  aux: Any
+  grads: Any
+  weight: Any
+
+  def divided(self) -> "Weighed":
+    """Loss and gradient divided by the weight; zero where that is zero."""
+    loss, grads = divided((self.loss, self.grads), self.weight)
+    return self._replace(loss=loss, grads=grads)
+
+
+def times(tree: Any, weight: Any) -> Any:
+  """A tree times a weight: zero where that is zero, whatever the tree holds."""
+  if weight is None:
+    return tree
+  # Selected: the mean of no rows is 0 / 0, and stays that times zero.
+  return jax.tree.map(
+    lambda x: jnp.where(weight > 0, widen(jnp.asarray(x)) * weight, 0.0), tree
+  )
+
+
+def divided(tree: Any, weight: Any) -> Any:
+  """Undoes :func:`times`, after sums or means of both."""
+  if weight is None:
+    return tree
+  safe = jnp.where(weight > 0, weight, 1.0)
+  return jax.tree.map(lambda x: x / safe, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +109,19 @@ class Gradients:
     """Marks arrays as different on each replica."""
     return varying(tree, self.options.axes)
 
-  def at(self, params: Any, part: Any, index: Any, carry: Any):
-    """Returns `((loss, aux, gradient), carry)` on one part."""
+  def at(
+    self, params: Any, part: Any, index: Any, carry: Any
+  ) -> tuple[Weighed, Any]:
+    """What the loss and its gradient are on one part, and the new carry."""
     options, scale = self.options, self.loss_scale
+    has_parts = options.num_microbatches > 1
 
     def scaled_loss(params):
       loss, (new_carry, aux) = self.loss_fn(params, part, index, carry)
       check_loss(loss)
-      if options.axes or options.num_microbatches > 1:
+      if options.weight is not None:
+        aux = {**aux, options.weight: weight_of(aux, options.weight)}
+      if has_parts:
         check_averaged(aux)
       scaled = loss if scale is None else loss * scale
       return scaled, (loss, new_carry, aux)
@@ -79,7 +129,19 @@ class Gradients:
     grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
     if scale is not None:
       grads = jax.tree.map(lambda g: widen(g) / scale, grads)
-    return (loss, aux, grads), carry
+    weight = None
+    if options.weight is not None:
+      weight = aux[options.weight]
+      loss, grads = times((loss, grads), weight)
+      aux = times(aux, weight) if has_parts else aux
+    return Weighed(loss, aux, grads, weight), carry
+
+  def aux_of(self, found: Weighed) -> Any:
+    """The auxiliary outputs of all parts together, the weight as their sum."""
+    parts, name = self.options.num_microbatches, self.options.weight
+    if name is None or parts == 1:
+      return found.aux
+    return {**divided(found.aux, found.weight), name: found.weight * parts}
 
   def first(self, params: Any, gate: Any, part: Any, index: Any, carry: Any):
     """The pass at the clean parameters: all rows where nothing ascends."""
@@ -101,7 +163,7 @@ class Gradients:
       )
 
   def second(self, params: Any, part: Any, index: Any, carry: Any):
-    """The pass at the perturbed parameters: `((loss, gradient), carry)`."""
+    """The pass at the perturbed parameters, whose aux nobody asks for."""
     with jax.named_scope("descent"):
-      (loss, _, grads), carry = self.at(params, part, index, carry)
-    return (loss, grads), carry
+      found, carry = self.at(params, part, index, carry)
+    return found._replace(aux=None), carry

@@ -1,10 +1,13 @@
 """The loss: what a user's function must be and return."""
 
-from typing import Any, Callable
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
 
 import jax
 from jax import numpy as jnp
 
+from fsam_optax._perturbation import widen
+from fsam_optax._tree_paths import joined_path
 from fsam_optax._tree_paths import leaves_by_path
 
 
@@ -46,51 +49,77 @@ def check_loss(loss: Any) -> None:
 
 
 def check_averaged(aux: Any) -> None:
-  """Raises unless the auxiliary outputs have means."""
+  """Raises unless the auxiliary outputs have means: floating scalars."""
   for path, x in leaves_by_path(aux):
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    dtype, shape = jnp.result_type(x), jnp.shape(x)
+    if shape or not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
-        "`loss_fn` must return floating auxiliary outputs when "
-        "`num_microbatches` is above 1 or `axis_name` is given, because they "
-        f"are averaged, got {dtype} at {path}. Cast it to float32."
+        "`loss_fn` must return auxiliary outputs that are floating scalars "
+        "where they are averaged, which is over the micro-batches of "
+        "`num_microbatches` and over the replicas of a train step with "
+        f"`axis_name`, got {dtype}{list(shape)} at {path}. Reduce it over the "
+        "rows and cast it to float32; take outputs that are per row from a "
+        "pass of their own."
       )
+
+
+def weight_of(aux: Any, name: str) -> jax.Array:
+  """The auxiliary output that says how much a part of the batch counts.
+
+  Args:
+    aux: must be a dict that holds it as a real scalar.
+    name: its name.
+
+  Returns:
+    The weight, float32 at least, that no gradient flows through.
+
+  Raises:
+    TypeError: if it is missing or no real scalar.
+  """
+  found = aux.get(name) if isinstance(aux, Mapping) else None
+  if found is None or jnp.shape(found) or jnp.iscomplexobj(found):
+    raise TypeError(
+      f"`loss_fn` must return the weight {name!r} of its rows, a real scalar, "
+      "in a dict of auxiliary outputs (value_and_grad with `has_aux=True`) or "
+      f"of metrics (make_train_step), got {_kind(found)}."
+    )
+  return widen(jax.lax.stop_gradient(jnp.asarray(found, float)))
 
 
 def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
   """Raises unless the auxiliary outputs are the same for fewer rows.
 
   Args:
-    fewer: the first pass on the ascent's rows, ``((loss, aux, grads), carry)``.
+    fewer: the first pass on the ascent's rows, ``((loss, aux, ...), carry)``.
     whole: the same on all rows.
 
   Raises:
     ValueError: if a shape or dtype depends on the number of rows.
   """
-  outputs = [
-    jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(fn)[0][1])
-    for fn in (fewer, whole)
-  ]
-  if outputs[0] != outputs[1]:
+  few, all_rows = (jax.eval_shape(fn)[0][1] for fn in (fewer, whole))
+  if found := difference(few, all_rows):
     raise ValueError(
       "`loss_fn` must return auxiliary outputs whose shapes do not depend on "
       "the number of rows when `ascent_fraction` is below 1 and `every`, "
-      f"`start` or `stop` is set, got {outputs[0]} and {outputs[1]}. Reduce "
-      "them over the rows."
+      f"`start` or `stop` is set, got {found} on all rows. Reduce them over "
+      "the rows."
     )
 
 
-def check_step_output(output: Any, model_state: Any) -> None:
-  """Raises unless the loss of a train step returned what it must.
+def step_output(output: Any, model_state: Any) -> Any:
+  """What the loss of a train step returned, with the model state as it was.
 
   Args:
     output: must be ``(loss, (model_state, metrics))``.
-    model_state: what the loss was given, whose structure, shapes and dtypes
-      those of the new one must be.
+    model_state: what the loss was given, whose names, shapes and dtypes those
+      of the new one must be. A dict may come back for a FrozenDict.
+
+  Returns:
+    The output, its model state in the containers of the one given.
 
   Raises:
     TypeError: if the output is no such tuple.
-    ValueError: if the new model state differs in structure, shape or dtype.
+    ValueError: if the new model state differs in a name, a shape or a dtype.
   """
   is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
   if not (
@@ -101,12 +130,52 @@ def check_step_output(output: Any, model_state: Any) -> None:
       "metrics, which may be empty. Return the `model_state` it was given "
       "where the model has none."
     )
-  describe = lambda tree: jax.tree.map(
-    lambda x: (jnp.shape(x), jnp.result_type(x)), tree
-  )
-  given, returned = describe(model_state), describe(output[1][0])
-  if returned != given:
+  loss, (returned, metrics) = output
+  if found := difference(model_state, returned):
     raise ValueError(
       "`loss_fn` must return the model state in the structure, shapes and "
-      f"dtypes of the one it was given, {given}, got {returned}."
+      f"dtypes of the one it was given, with {found}."
     )
+  by_name = _leaves_by_name(returned)
+  ordered = [by_name[name] for name in _leaves_by_name(model_state)]
+  as_given = jax.tree.unflatten(jax.tree.structure(model_state), ordered)
+  return loss, (as_given, metrics)
+
+
+def difference(tree: Any, other: Any) -> Optional[str]:
+  """Where two trees first differ in names, shapes or dtypes.
+
+  Leaves are compared one by one, never containers: what ``==`` means for a
+  user's class nobody knows.
+
+  Args:
+    tree: what is wanted; arrays, or their shapes and dtypes.
+    other: what came.
+
+  Returns:
+    Such as ``"float32[3] at mean/bias, got float32[2]"``, or None.
+  """
+  wanted, found = _leaves_by_name(tree), _leaves_by_name(other)
+  for name in [*wanted, *found]:
+    if _kind(wanted.get(name)) != _kind(found.get(name)):
+      return (
+        f"{_kind(wanted.get(name))} at {name or 'the root'}, got "
+        f"{_kind(found.get(name))}"
+      )
+  return None
+
+
+def _leaves_by_name(tree: Any) -> dict[str, Any]:
+  return {
+    joined_path(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _kind(x: Any) -> str:
+  """What a leaf is: its dtype and shape, or that there is none."""
+  if x is None:
+    return "nothing"
+  if hasattr(x, "dtype") or isinstance(x, (bool, int, float, complex)):
+    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+  return type(x).__name__

@@ -21,6 +21,8 @@ class Options:
       direction; names out of ``axis_name``: those on these axes do.
     ema_gradient: which gradient the moving average takes in.
     num_microbatches: parts of the batch that go through one at a time.
+    weight: name of the auxiliary output that says how much a part of the batch
+      counts in means; None where all count alike.
     ascent_fraction: fraction of the rows that the first pass sees.
     every: ascend at every k-th step.
     start: first step at which to ascend.
@@ -35,6 +37,7 @@ class Options:
   sync_perturbation: Union[bool, AxisName] = True
   ema_gradient: EmaGradient = "ascent"
   num_microbatches: int = 1
+  weight: Optional[str] = None
   ascent_fraction: float = 1.0
   every: int = 1
   start: int = 0
@@ -50,6 +53,11 @@ class Options:
       )
     _check_fraction(self.ascent_fraction)
     check_int("num_microbatches", self.num_microbatches, least=1)
+    if self.weight is not None and not isinstance(self.weight, str):
+      raise TypeError(
+        "`weight` must be the name of an auxiliary output, or None, got "
+        f"{self.weight!r}."
+      )
     check_int("every", self.every, least=1)
     check_int("start", self.start, least=0)
     if self.stop is not None:
@@ -94,6 +102,11 @@ class Options:
   def other_axes(self) -> tuple[str, ...]:
     """Those along which replicas ascend by themselves."""
     return tuple(axis for axis in self.axes if axis not in self.ascent_axes)
+
+  @property
+  def splits_rows(self) -> bool:
+    """Whether the rows of the batch are told apart."""
+    return self.num_microbatches > 1 or self.ascent_fraction < 1
 
   @property
   def is_part_by_part(self) -> bool:

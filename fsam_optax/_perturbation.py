@@ -4,6 +4,7 @@ Plain optax gradient transformations. They know no loss and ask for no second
 gradient, so they compose with everything in optax.
 """
 
+import inspect
 import math
 from typing import Any, Callable, Literal, NamedTuple, Optional, Union
 
@@ -453,11 +454,17 @@ def _check_mask(mask: Any, tree: Any):
 
 
 def check_perturbation(perturbation: Any):
-  """Raises unless `perturbation` is a gradient transformation."""
+  """Raises unless this transforms a gradient, and asks for no second one."""
   if not isinstance(perturbation, optax.GradientTransformation):
     raise TypeError(
       "`perturbation` must be an optax.GradientTransformation, such as "
       f"friendly_perturbation(rho=0.05) returns, got {perturbation!r}."
+    )
+  if "grad_fn" in inspect.signature(perturbation.update).parameters:
+    raise TypeError(
+      "`perturbation` must make a perturbation of a gradient alone, as "
+      "friendly_perturbation(rho=0.05) does, got a transformation that asks "
+      "for `grad_fn`, as fsam does: that one is a link of an optimizer's chain."
     )
 
 

@@ -1,5 +1,6 @@
 """The train state of a Flax loop."""
 
+import functools
 from typing import Any, Optional
 
 from flax import struct
@@ -9,8 +10,10 @@ import jax
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._perturbation import check_perturbation
 
-class TrainState(train_state.TrainState):
+
+class TrainState(train_state.TrainState, kw_only=True):
   """Flax's train state with what the two passes need besides.
 
   Attributes:
@@ -63,6 +66,8 @@ class TrainState(train_state.TrainState):
     Returns:
       The state, with ``step`` an int32 array of shape ``[]``.
     """
+    if perturbation is not None:
+      check_perturbation(perturbation)
     state = super().create(
       apply_fn=apply_fn,
       params=params,
@@ -77,7 +82,58 @@ class TrainState(train_state.TrainState):
       dynamic_scale=_as_arrays(dynamic_scale),
       **kwargs,
     )
-    return state.replace(step=jnp.zeros([], jnp.int32))
+    return without_aliases(state.replace(step=jnp.zeros([], jnp.int32)))
+
+  def apply_gradients(self, *, grads, grad_fn=None, extra_args=None, **kwargs):
+    """One update of the parameters by gradients that were taken already.
+
+    :func:`make_train_step` calls it. A loop of its own takes the gradients by
+    :func:`value_and_grad` and hands over the state that came with them::
+
+      fn = fsam_optax.value_and_grad(loss_fn, state.perturbation)
+      loss, grads, perturbation_state, info = fn(
+        state.params, state.perturbation_state, batch
+      )
+      state = state.apply_gradients(
+        grads=grads, perturbation_state=perturbation_state
+      )
+
+    Args:
+      grads: tree, shapes and dtypes of the parameters.
+      grad_fn: what a ``tx`` with :func:`fsam` in its chain asks for, in a state
+        without a perturbation.
+      extra_args: dict of what else the update of ``tx`` gets by name, such as
+        ``value``.
+      **kwargs: fields to replace, ``perturbation_state`` among them where the
+        state has a perturbation.
+
+    Returns:
+      The state, one step on.
+
+    Raises:
+      ValueError: if the state has a perturbation and its next state is not
+        handed over: gradients at the clean parameters would train it without.
+    """
+    if self.perturbation is not None and "perturbation_state" not in kwargs:
+      raise ValueError(
+        "`perturbation_state` must be given where the state has a "
+        "perturbation, got gradients alone, which no perturbed pass may have "
+        "seen. Use `make_train_step`, or `fsam_optax.value_and_grad(loss_fn, "
+        "state.perturbation)` and hand over the perturbation's state that it "
+        "returns; `create(perturbation=None)` trains without."
+      )
+    extra_args = dict(extra_args or {})
+    if grad_fn is not None:
+      extra_args["grad_fn"] = grad_fn
+    update = optax.with_extra_args_support(self.tx).update
+    bound = optax.GradientTransformation(
+      self.tx.init, functools.partial(update, **extra_args)
+    )
+    # By way of flax's own method, which knows more of parameters than weights.
+    state = super(TrainState, self.replace(tx=bound)).apply_gradients(
+      grads=grads, **kwargs
+    )
+    return state.replace(tx=self.tx)
 
   @classmethod
   def from_flax(
@@ -149,11 +205,36 @@ class TrainState(train_state.TrainState):
       dynamic_scale=dynamic_scale,
       **kwargs,
     )
-    return created.replace(
-      step=jnp.asarray(state.step, jnp.int32),
-      tx=state.tx,
-      opt_state=state.opt_state,
+    return without_aliases(
+      created.replace(
+        step=jnp.asarray(state.step, jnp.int32),
+        tx=state.tx,
+        opt_state=state.opt_state,
+      )
     )
+
+
+def without_aliases(tree: Any) -> Any:
+  """Copies every array that a tree holds a second time.
+
+  A step that the state is donated to needs each buffer once. Optimizers such as
+  :func:`optax.contrib.prodigy` keep the parameters that they begin with.
+
+  Args:
+    tree: any tree.
+
+  Returns:
+    The tree, with a copy in place of an array that came before.
+  """
+  seen = set()
+
+  def copy_again(x):
+    if id(x) in seen and isinstance(x, jax.Array):
+      return jnp.copy(x)
+    seen.add(id(x))
+    return x
+
+  return jax.tree.map(copy_again, tree)
 
 
 def _as_arrays(scale):

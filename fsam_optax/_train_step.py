@@ -7,9 +7,13 @@ from jax import core
 from jax import numpy as jnp
 
 from fsam_optax._axes import check_bound
+from fsam_optax._axes import mean
 from fsam_optax._axes import replica_index
+from fsam_optax._gradients import divided
+from fsam_optax._gradients import times
+from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss_fn
-from fsam_optax._loss import check_step_output
+from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation_state import with_radius_states
@@ -22,6 +26,7 @@ def make_train_step(
   loss_fn: Callable[..., Any],
   *,
   metrics: Collection[str] = (),
+  extra_args: Collection[str] = (),
   jit: bool = True,
   skip_nonfinite: bool = True,
   **options: Any,
@@ -58,6 +63,9 @@ def make_train_step(
     metrics: the fields of :class:`SharpnessInfo` to report besides, out of
       ``"gradient_norm"``, ``"direction_norm"`` and ``"gradient_ema_cosine"``.
       What is not asked for costs nothing.
+    extra_args: the loss's own metrics that the optimizer's update gets by name,
+      besides ``value``, the loss, which it gets always:
+      :func:`optax.contrib.reduce_on_plateau` reads that one.
     skip_nonfinite: whether a step whose loss or gradient, of either pass, is
       not finite leaves parameters, optimizer state, model state and ``step``
       bit for bit as they were. The average keeps a first gradient that was
@@ -128,11 +136,18 @@ def make_train_step(
       f"`metrics` must be a collection of names out of "
       f"{sorted(_OPTIONAL_METRICS)}, got {metrics!r}."
     )
+  if isinstance(extra_args, str):
+    raise TypeError(
+      "`extra_args` must be a collection of names of metrics, got "
+      f"{extra_args!r}. Write `extra_args=({extra_args!r},)`."
+    )
   chosen = Options.from_keywords(options)
 
   def step_with(options):
     def step(state: TrainState, batch: Any):
-      return _step(loss_fn, metrics, skip_nonfinite, options, state, batch)
+      return _step(
+        loss_fn, metrics, extra_args, skip_nonfinite, options, state, batch
+      )
 
     return step
 
@@ -174,7 +189,7 @@ class _HostGatedStep:
     return state, metrics
 
 
-def _step(loss_fn, names, skip_nonfinite, options, state, batch):
+def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
   """One step: the two passes, the update where they are finite, the metrics."""
   check_bound(options.axes)
   if state.dynamic_scale is not None and not skip_nonfinite:
@@ -183,7 +198,10 @@ def _step(loss_fn, names, skip_nonfinite, options, state, batch):
       "got False: a step that overflows must be skipped."
     )
   found = _passes(_loss_of_part(loss_fn, state, options), options, state, batch)
-  new_state, is_finite = _updated(state, found, options, skip_nonfinite)
+  found = found._replace(aux=_mean_metrics(found, options))
+  new_state, is_finite = _updated(
+    state, found, extra_args, options, skip_nonfinite
+  )
   info = found.info
   reported = {
     "loss": found.loss,
@@ -213,9 +231,7 @@ def _loss_of_part(loss_fn, state, options):
     key = rng
     if rng is not None and options.num_microbatches > 1:
       key = jax.random.fold_in(rng, index)
-    output = loss_fn(params, model_state, part, key)
-    check_step_output(output, model_state)
-    return output
+    return step_output(loss_fn(params, model_state, part, key), model_state)
 
   return loss_of_part
 
@@ -248,7 +264,19 @@ def _passes(loss_of_part, options, state, batch):
   )
 
 
-def _updated(state, found, options, skip_nonfinite):
+def _mean_metrics(found, options):
+  """The loss's own metrics, over all replicas by what their rows weigh."""
+  if not options.axes:
+    return found.aux
+  check_averaged(found.aux)
+  totals = mean((times(found.aux, found.weight), found.weight), options.axes)
+  means = divided(*totals)
+  if options.weight is not None:
+    means[options.weight] = jax.lax.psum(found.weight, options.axes)
+  return means
+
+
+def _updated(state, found, extra_args, options, skip_nonfinite):
   """The next state, and whether what it was made from was finite."""
   # A first gradient that was finite stays in the average even if the step is
   # skipped: to undo that costs a copy of the average. The second gradient is
@@ -256,10 +284,17 @@ def _updated(state, found, options, skip_nonfinite):
   is_apart = options.ema_gradient == "ascent"
   advanced = found.advance() if is_apart else None
   before = state.replace(perturbation_state=None) if is_apart else state
+  if unknown := sorted(set(extra_args) - found.aux.keys()):
+    raise ValueError(
+      f"`extra_args` must name metrics of the loss, {sorted(found.aux)}, got "
+      f"{unknown}."
+    )
+  named = {name: found.aux[name] for name in extra_args}
 
   def update():
     return before.apply_gradients(
       grads=found.grads,
+      extra_args={"value": found.loss, **named},
       model_state=found.carry,
       perturbation_state=(
         None if is_apart else found.advance(skip_nonfinite or None)

@@ -13,15 +13,18 @@ from typing import Any, Callable, NamedTuple, Optional
 import jax
 from jax import numpy as jnp
 import optax
+import optax.tree
 
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
 from fsam_optax._cosine import cosine
 from fsam_optax._gradients import Gradients
+from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation import widen
 from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import is_memoryless
 from fsam_optax._perturbation_state import radius_norms
@@ -46,10 +49,13 @@ class SharpnessInfo(NamedTuple):
     direction_norm: the norm that the radius was divided by; of the gradient
       minus the average for F-SAM, of its product with the absolute weights
       where the perturbation is adaptive. Not finite where the gradient was not.
-      The mean over replicas and micro-batches where each has its own.
+      The mean over replicas and micro-batches where each has its own; of
+      several radii, as groups of parameters have, the root of the sum of
+      squares.
     perturbation_norm: Euclidean norm of the perturbation; the mean over
       replicas and micro-batches where each has its own, 0 where a gate skipped
-      the ascent.
+      the ascent. Where a parameter is narrower than float32, of what is left of
+      the perturbation in the rounded sum.
     gradient_ema_cosine: cosine between the gradient of ``gradient_norm`` and
       the moving average that is subtracted from it; 0 where there is none or
       one of them is zero.
@@ -68,7 +74,9 @@ class Outcome(NamedTuple):
   Attributes:
     loss: of the first pass, shape ``[]``.
     carry: of the first pass over the last part of the batch.
-    aux: of the first pass.
+    aux: of the first pass, the mean over the parts of the batch, and this
+      replica's own.
+    weight: of this replica's rows, or None where all count alike.
     grads: at the perturbed parameters, tree, shapes and dtypes of these.
     advance: ``advance(is_finite=None)`` returns the perturbation's state after
       the step. With ``ema_gradient="descent"`` a caller that updates the
@@ -80,6 +88,7 @@ class Outcome(NamedTuple):
   loss: jax.Array
   carry: Any
   aux: Any
+  weight: Any
   grads: optax.Updates
   advance: Callable[..., optax.OptState]
   info: SharpnessInfo
@@ -156,13 +165,36 @@ def one_pass(
   options = dataclasses.replace(options, ascent_fraction=1.0)
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
   marked = varying(params, options.axes)
-  outputs = gradients.over_parts(lambda *part: gradients.at(marked, *part))
-  (loss, aux, grads), carry = mean(outputs, options.axes)
+  found, carry = gradients.over_parts(lambda *part: gradients.at(marked, *part))
+  aux = gradients.aux_of(found)
+  everywhere = mean(found._replace(aux=None), options.axes).divided()
+  loss, grads = everywhere.loss, optax.tree.cast_like(everywhere.grads, params)
   zero = jnp.zeros([], jnp.float32)
   info = SharpnessInfo(loss, global_norm(grads), zero, zero, zero)
   return Outcome(
-    loss, carry, aux, grads, lambda is_finite=None: optax.EmptyState(), info
+    loss,
+    mean(carry, options.axes),
+    aux,
+    found.weight,
+    grads,
+    lambda is_finite=None: optax.EmptyState(),
+    info,
   )
+
+
+class _Norms(NamedTuple):
+  """How long the direction and the perturbation were.
+
+  Attributes:
+    of_radii: a pair for each radius in the perturbation's state, as that has
+      them.
+    direction: of all parameters.
+    perturbation: of all parameters.
+  """
+
+  of_radii: Any
+  direction: jax.Array
+  perturbation: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,20 +206,28 @@ class _Ascent:
   params: optax.Params
   gate: Any  # True, False or a traced bool.
 
-  def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, list[Any]]:
+  def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, _Norms]:
     """The perturbation, the next state, and the norms of both steps to it."""
     # For complex parameters JAX's gradient is the conjugate of the ascent.
     update = optax.with_extra_args_support(self.perturbation).update
     epsilon, state = update(
       jax.tree.map(jnp.conj, gradient), self.state, self.params, **extra
     )
-    norms = radius_norms(state)
-    if not norms:  # Not one of ours: measure.
-      norms = [(global_norm(gradient), global_norm(epsilon))]
-    return epsilon, state, norms
+    found = radius_norms(state)
+    if not found:  # Not one of ours.
+      direction = global_norm(gradient)
+    else:
+      squares = [jnp.square(direction) for direction, _ in found]
+      direction = jnp.sqrt(sum(squares)) if found[1:] else found[0][0]
+    is_narrow = any(_is_narrow(x) for x in jax.tree.leaves(self.params))
+    if len(found) == 1 and not is_narrow:
+      perturbation = found[0][1]
+    else:
+      perturbation = global_norm(jax.tree.map(_move, self.params, epsilon))
+    return epsilon, state, _Norms(found, direction, perturbation)
 
   def advance(
-    self, gradient: Any, norms: list[Any], is_finite: Optional[bool]
+    self, gradient: Any, norms: _Norms, is_finite: Optional[bool]
   ) -> optax.OptState:
     """The next state where another gradient feeds the average than ascends.
 
@@ -195,7 +235,7 @@ class _Ascent:
     perturbation of the first, the average of the second. XLA drops the others.
     """
     _, state, _ = self.perturb(gradient, is_finite=is_finite)
-    return with_radius_norms(state, norms)
+    return with_radius_norms(state, norms.of_radii)
 
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
@@ -225,11 +265,12 @@ class _Ascent:
 
 
 class _Ran(NamedTuple):
-  """What a schedule leaves for the conclusion, alike on all replicas."""
+  """What a schedule leaves for the conclusion."""
 
   loss: Any
   carry: Any
-  aux: Any
+  aux: Any  # Of this replica alone, as is the weight.
+  weight: Any
   perturbed_loss: Any
   grads: Any
   first_gradient: Any  # The mean over all replicas and parts, or None.
@@ -254,38 +295,41 @@ def _together(gradients: Gradients, ascent: _Ascent) -> _Ran:
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
   params = mark(ascent.params)
-  (loss, aux, gradient), carry = gradients.over_parts(
+  first, carry = gradients.over_parts(
     lambda *part: gradients.first(params, ascent.gate, *part)
   )
-  gradient = mean(gradient, options.ascent_axes)
+  aux = gradients.aux_of(first)
+  grads, weight = mean((first.grads, first.weight), options.ascent_axes)
+  group = Weighed(None, None, grads, weight)
+  gradient = group.divided().grads
   epsilon, state, norms = ascent.perturb(gradient)
   measured = ascent.measure(gradient)
   # The replicas along these axes have perturbations of their own.
   norms, measured = mean((norms, measured), options.other_axes)
-  if keeps:
-    gradient = mean(gradient, options.other_axes)
+  everywhere = lambda: mean(group, options.other_axes).divided().grads
+  gradient = everywhere() if keeps else None
 
   def descend(perturbed):
     # The carry is dropped: BatchNorm's statistics are to be those of the
     # parameters that are trained, at which each part was seen once already.
-    outputs, _ = gradients.over_parts(
+    second, _ = gradients.over_parts(
       lambda *part: gradients.second(perturbed, *part)
     )
-    return mean(outputs, options.axes)
+    return _loss_and_grads(second, options)
 
   def stay():
-    grads = gradient if keeps else mean(gradient, options.other_axes)
-    return mean(loss, options.axes), grads
+    grads = everywhere() if gradient is None else gradient
+    return _loss(first, options), grads
 
   perturbed_loss, grads = ascent.descend(epsilon, descend, stay, mark)
-  loss, aux, carry = mean((loss, aux, carry), options.axes)
   return _Ran(
-    loss,
-    carry,
+    _loss(first, options),
+    mean(carry, options.axes),
     aux,
+    first.weight,
     perturbed_loss,
     grads,
-    gradient if keeps else None,
+    gradient,
     state,
     norms,
     measured,
@@ -299,30 +343,32 @@ def _part_by_part(gradients: Gradients, ascent: _Ascent) -> _Ran:
   params = mark(ascent.params)
 
   def both(part, index, carry):
-    (loss, aux, gradient), new_carry = gradients.first(
-      params, ascent.gate, part, index, carry
-    )
+    first, new_carry = gradients.first(params, ascent.gate, part, index, carry)
+    gradient = first.divided().grads
     epsilon, _, norms = ascent.perturb(gradient)
     # From the same carry as the first pass, whose new one alone goes on.
-    perturbed_loss, grads = ascent.descend(
+    second = ascent.descend(
       epsilon,
       lambda perturbed: mark(
         gradients.second(perturbed, part, index, carry)[0]
       ),
-      lambda: mark((loss, gradient)),
+      lambda: mark(first._replace(aux=None)),
       mark,
     )
     measured = ascent.measure(gradient)
-    kept = gradient if keeps else None
-    outputs = (loss, aux, perturbed_loss, grads, kept, norms, measured)
-    return outputs, new_carry
+    if not keeps:
+      first = first._replace(grads=None)
+    return (first, second, norms, measured), new_carry
 
-  outputs, carry = mean(gradients.over_parts(both), options.axes)
-  loss, aux, perturbed_loss, grads, gradient, norms, measured = outputs
+  (first, second, norms, measured), carry = gradients.over_parts(both)
+  norms, measured, carry = mean((norms, measured, carry), options.axes)
+  perturbed_loss, grads = _loss_and_grads(second, options)
+  loss, gradient = _loss_and_grads(first, options)
   return _Ran(
     loss,
     carry,
-    aux,
+    gradients.aux_of(first),
+    first.weight,
     perturbed_loss,
     grads,
     gradient,
@@ -332,41 +378,73 @@ def _part_by_part(gradients: Gradients, ascent: _Ascent) -> _Ran:
   )
 
 
+def _loss_and_grads(found: Weighed, options: Options) -> tuple[Any, Any]:
+  """The means over all replicas."""
+  means = mean(found._replace(aux=None), options.axes).divided()
+  return means.loss, means.grads
+
+
+def _loss(found: Weighed, options: Options) -> Any:
+  return _loss_and_grads(found._replace(grads=None), options)[0]
+
+
 def _concluded(ascent: _Ascent, options: Options, ran: _Ran) -> Outcome:
   """The outcome: which gradient the average takes in, and the scalars."""
   gradient, norms = ran.first_gradient, ran.norms
+  # Of a scaled or weighed loss they are wide.
+  grads = optax.tree.cast_like(ran.grads, ascent.params)
 
   def advance(is_finite=None):
     if options.ema_gradient == "descent":
-      return ascent.advance(ran.grads, norms, is_finite)
+      return ascent.advance(grads, norms, is_finite)
     if options.is_local:
       # With nothing to remember, any gradient serves to count the update.
-      last = ran.grads if gradient is None else gradient
+      last = grads if gradient is None else gradient
       return ascent.advance(last, norms, None)
     return ran.state
 
   measured = ran.measured if gradient is None else ascent.measure(gradient)
   gradient_norm, gradient_ema_cosine = measured
-  direction_norm, perturbation_norm = norms[0]
+  perturbation_norm = norms.perturbation
   if ascent.gate is not True:
     perturbation_norm = jnp.where(ascent.gate, perturbation_norm, 0.0)
   info = SharpnessInfo(
     perturbed_value=ran.perturbed_loss,
     gradient_norm=gradient_norm,
-    direction_norm=direction_norm,
+    direction_norm=norms.direction,
     perturbation_norm=perturbation_norm,
     gradient_ema_cosine=gradient_ema_cosine,
   )
-  return Outcome(ran.loss, ran.carry, ran.aux, ran.grads, advance, info)
+  return Outcome(ran.loss, ran.carry, ran.aux, ran.weight, grads, advance, info)
+
+
+def _is_narrow(x: Any) -> bool:
+  return jnp.finfo(jnp.result_type(x)).bits < 32
+
+
+def _move(weight: Any, step: Any) -> Any:
+  """What a step moves a weight by, when the sum is rounded to its dtype."""
+  if not _is_narrow(weight):
+    return step
+  dtype = jnp.finfo(weight.dtype)
+  # A compiler may leave out a cast there and back, this never.
+  moved = jax.lax.reduce_precision(
+    widen(weight) + widen(step), dtype.nexp, dtype.nmant
+  )
+  return moved - widen(weight)
 
 
 def _check_params(params):
   if not (leaves := leaves_by_path(params)):
     raise ValueError("`params` must hold at least one array, got none.")
   for path, x in leaves:
-    dtype = getattr(x, "dtype", None) or jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    dtype = getattr(x, "dtype", None)
+    if dtype is None and isinstance(x, (bool, int, float, complex)):
+      dtype = jnp.result_type(x)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
-        f"`params` must hold floating-point arrays, got {dtype} at {path}. "
-        "Close over it, or keep it in the model state."
+        "`params` must hold floating-point arrays, got "
+        f"{type(x).__name__ if dtype is None else dtype} at {path}. Close over "
+        "it, or keep it in the model state; in Equinox take `params, static = "
+        "eqx.partition(model, eqx.is_inexact_array)`."
       )

@@ -42,8 +42,10 @@ def value_and_grad(
     1.00 1.15
 
   Args:
-    loss_fn: ``loss_fn(params, batch, *args)`` returns the loss, a real scalar,
-      or with ``has_aux`` the pair ``(loss, aux)``.
+    loss_fn: ``loss_fn(params, *args, **kwargs)`` returns the loss, a real
+      scalar, or with ``has_aux`` the pair ``(loss, aux)``. Only the options
+      that split rows ask what the arguments are: then the first of ``args`` is
+      the batch, a tree of arrays of shape ``[B, ...]``.
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
@@ -51,9 +53,10 @@ def value_and_grad(
 
       ``axis_name=None``: name of the axis of :func:`jax.pmap`,
       :func:`jax.shard_map` or :func:`jax.vmap` over which the replicas average
-      loss, aux and gradients, or a tuple of such names. None where nothing is
+      loss and gradients, or a tuple of such names. None where nothing is
       to be averaged, as in a program compiled by :func:`jax.jit`, of which the
-      arrays' shardings alone say where it runs.
+      arrays' shardings alone say where it runs. The aux is that of each
+      replica.
 
       ``sync_perturbation=True``: whether all replicas and all micro-batches
       ascend along the mean gradient, so that N devices do what one does on the
@@ -71,6 +74,13 @@ def value_and_grad(
       ``num_microbatches=1``: number n of micro-batches that a batch of B rows
       is split into, one at a time in memory; row i goes to micro-batch i modulo
       n. Loss, aux and gradients are means over them, the state is updated once.
+      The aux must then be floating scalars.
+
+      ``weight=None``: name of the entry of ``aux``, then a dict, that says how
+      much the rows of a micro-batch or replica count, such as its number of
+      tokens: for a loss that divides by it. Loss, gradients and the rest of the
+      aux are then weighted means, over all tokens, and that entry is the sum. A
+      part that weighs nothing does not count, whatever its loss.
 
       ``ascent_fraction=1.0``: fraction of the rows, in (0, 1], that the first
       pass sees, for a step of 1 + ``ascent_fraction`` gradients. Of B rows (of
@@ -86,13 +96,13 @@ def value_and_grad(
       ``stop=None``: first step at which to ascend no more; None for never.
 
   Returns:
-    A function ``fn(params, perturbation_state, batch, *args)`` that returns
+    A function ``fn(params, perturbation_state, *args, **kwargs)`` that returns
     ``(value, grads, perturbation_state, info)``. ``value`` is the loss, or
     ``(loss, aux)``, of the first pass, at ``params``. ``grads`` has the tree,
     shapes and dtypes of ``params``. ``info`` is a :class:`SharpnessInfo`. Both
-    passes, and all micro-batches, get the same ``args``, so the same dropout
-    key. The step of the gates is the number of updates that the perturbation
-    has counted.
+    passes, and all micro-batches, get the same arguments beside the batch, so
+    the same dropout key. The step of the gates is the number of updates that
+    the perturbation has counted.
 
     The first pass sees ``ascent_fraction`` of the rows, and ``value`` is still
     its: at the parameters that are trained, not beside them, and so without
@@ -104,8 +114,9 @@ def value_and_grad(
   Raises:
     TypeError: if an argument is of a wrong type, or no option; at call, if the
       loss is not a real scalar, ``loss_fn`` does not return a pair although
-      ``has_aux`` promises one, an aux that must be averaged or a parameter is
-      not floating.
+      ``has_aux`` promises one, an aux that must be averaged is no floating
+      scalar, a parameter is not floating, or rows are to be split and there is
+      no batch.
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
       not bound, if the batch is empty or does not split evenly into
       micro-batches or the ascent's fraction, if the state is not one of these
@@ -119,10 +130,20 @@ def value_and_grad(
   check_perturbation(perturbation)
   chosen = Options.from_keywords(options)
 
-  def fn(params, perturbation_state, batch, *args):
-    def loss_of_part(params, batch, index, carry):
+  def fn(params, perturbation_state, *args, **kwargs):
+    if chosen.splits_rows and not args:
+      raise TypeError(
+        "`batch` must be given when `num_microbatches` or `ascent_fraction` "
+        "split its rows, got no argument after the perturbation's state. Call "
+        "`fn(params, perturbation_state, batch)`."
+      )
+    batch = args[0] if args else None
+
+    def loss_of_part(params, part, index, carry):
       del index
-      loss, aux = loss_and_aux(loss_fn(params, batch, *args), has_aux)
+      arguments = (part, *args[1:]) if args else ()
+      output = loss_fn(params, *arguments, **kwargs)
+      loss, aux = loss_and_aux(output, has_aux)
       return loss, (carry, aux)
 
     radius_state = find_state(ScaleToRadiusState, perturbation_state)

@@ -13,10 +13,11 @@ import optax
 
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
-from fsam_optax._perturbation import global_norm
+from fsam_optax._options import Options
+from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation_state import state_difference
-from fsam_optax._two_passes import SharpnessInfo
-from fsam_optax._value_and_grad import value_and_grad as two_pass_value_and_grad
+from fsam_optax._two_passes import one_pass
+from fsam_optax._two_passes import two_passes
 
 
 class Optimizer(nnx.Optimizer):
@@ -66,6 +67,8 @@ class Optimizer(nnx.Optimizer):
       None trains with the base optimizer alone, one gradient a step.
     perturbation_state: its state, with a Variable in place of each array, so
       that ``nnx.jit``, ``nnx.split`` and checkpoints carry it.
+    took_pass: whether :meth:`value_and_grad` ran since the last ``update``
+      (static).
     step: see :class:`flax.nnx.Optimizer`, as are ``tx``, ``opt_state`` and
       ``wrt``.
   """
@@ -91,11 +94,15 @@ class Optimizer(nnx.Optimizer):
         ``nnx.State``.
 
     Raises:
+      TypeError: if ``perturbation`` is no transformation of gradients alone.
       ValueError: if ``wrt`` selects no Variable of ``model``.
     """
     _check_selects(wrt, model)
+    if perturbation is not None:
+      check_perturbation(perturbation)
     super().__init__(model, tx, wrt=wrt)
     self.perturbation = perturbation
+    self.took_pass = False
     self.perturbation_state = nnx.data(
       None
       if perturbation is None
@@ -109,6 +116,7 @@ class Optimizer(nnx.Optimizer):
     *,
     has_aux: bool = False,
     return_info: bool = False,
+    **options: Any,
   ) -> Callable[..., Any]:
     """Value at the parameters, gradient at the perturbed parameters.
 
@@ -120,6 +128,12 @@ class Optimizer(nnx.Optimizer):
         scalar, or with ``has_aux`` the pair ``(loss, aux)``.
       has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
       return_info: whether to return the :class:`fsam_optax.SharpnessInfo`, too.
+      **options: those of :func:`fsam_optax.value_and_grad`. The batch that
+        ``num_microbatches`` and ``ascent_fraction`` split is the first argument
+        after the model, a tree of arrays. The model's other Variables pass from
+        one micro-batch to the next, as a loop over them would move them. Over
+        ``axis_name`` they are averaged, keys left alone; an integer must agree
+        on all replicas. The gates go by the optimizer's ``step``.
 
     Returns:
       A function ``fn(model, *args, **kwargs)`` that returns ``(value,
@@ -130,32 +144,80 @@ class Optimizer(nnx.Optimizer):
       other arguments, and the perturbation's own state: one call a step.
 
     Raises:
-      TypeError: at call, if the loss is not a real scalar, or ``loss_fn`` does
-        not return a pair although ``has_aux`` promises one.
-      ValueError: if ``loss_fn`` is a method of a module; at call, if ``model``
-        is not the one that the optimizer was made for.
+      TypeError: if an option is unknown or of a wrong type; at call, if the
+        loss is not a real scalar, ``loss_fn`` does not return a pair although
+        ``has_aux`` promises one, or rows are to be split and there is no batch.
+      ValueError: if an option is out of its range, or ``loss_fn`` is a method
+        of a module; at call, if ``model`` is not the one that the optimizer was
+        made for, or the batch does not split evenly.
     """
+    _check_no_argnums(options)
+    chosen = Options.from_keywords(options)
     _check_unbound(loss_fn)
 
     def fn(model, *args, **kwargs):
-      call = _Call(loss_fn, has_aux, self.wrt, model, args, kwargs)
-      if self.perturbation is None:
-        (loss, aux), grads = jax.value_and_grad(call.loss_fn, has_aux=True)(
-          call.params, call.rest
+      if chosen.splits_rows and not args:
+        raise TypeError(
+          "`batch` must be given when `num_microbatches` or `ascent_fraction` "
+          "split its rows, got no argument after the model. Call `fn(model, "
+          "batch)`."
         )
-        zero = jnp.zeros([], jnp.float32)
-        info = SharpnessInfo(loss, global_norm(grads), zero, zero, zero)
+      # Taken apart, arrays among the arguments are no part of a batch.
+      batch, rest = None, args
+      if chosen.splits_rows:
+        batch, rest = args[0], args[1:]
+      call = _Call(loss_fn, has_aux, self.wrt, model, rest, kwargs)
+      loss_of_part = lambda params, part, index, variables: call.loss_fn(
+        params, variables, *((part,) if chosen.splits_rows else ())
+      )
+      if self.perturbation is None:
+        found = one_pass(
+          chosen, loss_of_part, call.params, batch, call.variables
+        )
       else:
-        state = nnx.as_pure(self.perturbation_state)
+        state: Any = nnx.as_pure(self.perturbation_state)
         _check_belongs(state, self.perturbation, call.params)
-        (loss, aux), grads, state, info = two_pass_value_and_grad(
-          call.loss_fn, self.perturbation, has_aux=True
-        )(call.params, state, call.rest)
-        nnx.update(self.perturbation_state, nnx.state(state))
-      value, grads = call.finish(loss, aux), call.as_variables(grads)
-      return (value, grads, info) if return_info else (value, grads)
+        found = two_passes(
+          self.perturbation,
+          chosen,
+          loss_of_part,
+          call.params,
+          state,
+          batch,
+          call.variables,
+          step=self.step[...].astype(jnp.int32),
+        )
+        nnx.update(self.perturbation_state, nnx.state(found.advance()))
+      self.took_pass = True
+      value = call.finish(found.loss, found.aux, found.carry)
+      grads = call.as_variables(found.grads)
+      return (value, grads, found.info) if return_info else (value, grads)
 
     return fn
+
+  def update(self, model: Any, grads: Any, /, **kwargs: Any) -> None:
+    """Updates the parameters by gradients of :meth:`value_and_grad`.
+
+    Args:
+      model: the one that the optimizer was made for.
+      grads: what :meth:`value_and_grad` returned, clipped or averaged as the
+        loop likes.
+      **kwargs: what the update of ``tx`` gets by name.
+
+    Raises:
+      ValueError: if the optimizer has a perturbation and
+        :meth:`value_and_grad` did not run since the last update: gradients of
+        ``nnx.value_and_grad`` would train without it.
+    """
+    if self.perturbation is not None and not self.took_pass:
+      raise ValueError(
+        "`grads` must come from `optimizer.value_and_grad(loss_fn)(model, "
+        "...)`, which takes both passes, got an update without one since the "
+        "last. Call it in the place of `nnx.value_and_grad`; "
+        "`perturbation=None` trains without."
+      )
+    super().update(model, grads, **kwargs)
+    self.took_pass = False
 
 
 def value_and_grad(
@@ -163,6 +225,7 @@ def value_and_grad(
   *,
   has_aux: bool = False,
   wrt: nnx.filterlib.Filter = nnx.Param,
+  **unknown: Any,
 ) -> Callable[..., tuple[Any, Any, Callable[[Any], Any]]]:
   """Value and gradient, and the ``grad_fn`` that a chain with F-SAM needs.
 
@@ -202,17 +265,24 @@ def value_and_grad(
     ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
       selects no Variable of the model.
   """
+  _check_no_argnums(unknown)
+  if unknown:
+    raise TypeError(
+      f"`{min(unknown)}` must be left out: rows, replicas and gates are "
+      "options of `Optimizer.value_and_grad`, and `axis_name` is one of `fsam`."
+    )
   _check_unbound(loss_fn)
 
   def fn(model, *args, **kwargs):
     _check_selects(wrt, model)
     call = _Call(loss_fn, has_aux, wrt, model, args, kwargs)
-    (loss, aux), grads = jax.value_and_grad(call.loss_fn, has_aux=True)(
-      call.params, call.rest
-    )
+    (loss, (variables, aux)), grads = jax.value_and_grad(
+      call.loss_fn, has_aux=True
+    )(call.params, call.variables)
     pure_grad_fn = jax.grad(call.loss_fn, has_aux=True)
-    grad_fn = lambda params: pure_grad_fn(params, call.rest)[0]
-    return call.finish(loss, aux), call.as_variables(grads), grad_fn
+    grad_fn = lambda params: pure_grad_fn(params, call.variables)[0]
+    value = call.finish(loss, aux, variables)
+    return value, call.as_variables(grads), grad_fn
 
   return fn
 
@@ -223,8 +293,8 @@ class _Call:
   Attributes:
     params: the arrays to differentiate by, an ``nnx.State`` by the paths of
       the model.
-    rest: all other arrays of the model and the arguments, as they were before
-      the call.
+    variables: those of all other Variables of the model and the arguments, as
+      they were before the call.
   """
 
   def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs):
@@ -233,35 +303,51 @@ class _Call:
     # Together, for what the model shares with the arguments: an Rngs, say.
     self._nodes = (model, args, kwargs)
     selects = nnx.filterlib.to_predicate(wrt)
-    self._graphdef, params, rest = nnx.split(
-      self._nodes,
-      lambda path, value: path[0] == 0 and selects(path[1:], value),
-      ...,
+    self._is_trained = lambda path, x: path[0] == 0 and selects(path[1:], x)
+    self._graphdef, params, variables, self._arrays = nnx.split(
+      self._nodes, self._is_trained, nnx.Variable, ...
     )
-    self._variables = params[0] if params else params
+    self._params = params[0] if params else params
     # Arrays and not Variables: `finish` moves those.
-    self.params = nnx.as_pure(self._variables)
-    self.rest = nnx.as_pure(rest)
+    self.params = nnx.as_pure(self._params)
+    self.variables = nnx.as_pure(variables)
 
-  def loss_fn(self, params, rest):
-    """The loss, and as aux the user's own beside the moved Variables."""
-    nodes = nnx.merge(self._graphdef, nnx.State({0: params}), rest)
+  def loss_fn(self, params, variables, *batch):
+    """The loss, the other Variables as it leaves them, and its own aux."""
+    nodes = nnx.merge(
+      self._graphdef, nnx.State({0: params}), variables, self._arrays
+    )
     model, args, kwargs = nodes
-    output = self._loss_fn(model, *args, **kwargs)
+    output = self._loss_fn(model, *batch, *args, **kwargs)
     loss, aux = loss_and_aux(output, self._has_aux)
     check_loss(loss)
-    return loss, (aux, nnx.state(nodes, nnx.Variable))
+    moved = nnx.state(
+      nodes,
+      lambda path, x: (
+        isinstance(x, nnx.Variable) and not self._is_trained(path, x)
+      ),
+    )
+    return loss, (nnx.as_pure(moved), aux)
 
-  def finish(self, loss, aux):
+  def finish(self, loss, aux, variables):
     """Moves the Variables of the caller; returns the value of the loss."""
-    aux, variables = aux
     nnx.update(self._nodes, variables)
     return (loss, aux) if self._has_aux else loss
 
   def as_variables(self, grads):
     """The gradient as Variables, which the filter of an optimizer selects."""
     return jax.tree.unflatten(
-      jax.tree.structure(self._variables), jax.tree.leaves(grads)
+      jax.tree.structure(self._params), jax.tree.leaves(grads)
+    )
+
+
+def _check_no_argnums(options):
+  """Raises for the argument of `nnx.value_and_grad` that has no place here."""
+  if "argnums" in options:
+    raise TypeError(
+      "`argnums` must be left out: the model is the first argument, and `wrt` "
+      "says what is differentiated, as `nnx.DiffState(0, filter)` does for "
+      "`nnx.value_and_grad`. Give that filter as `wrt`."
     )
 
 

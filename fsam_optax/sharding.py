@@ -26,6 +26,7 @@ from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
 from fsam_optax._options import check_int
 from fsam_optax._train_state import TrainState
+from fsam_optax._train_state import without_aliases
 from fsam_optax._tree_paths import joined_path
 from fsam_optax._tree_paths import leaves_by_path
 
@@ -116,6 +117,7 @@ def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
     spec = PartitionSpec() if rule is None else rule(joined_path(path), leaf)
     return NamedSharding(mesh, spec)
 
+  state = without_aliases(state)
   shardings = jax.tree_util.tree_map_with_path(sharding_of, state)
   if jax.process_count() == 1:
     return jax.device_put(state, shardings)

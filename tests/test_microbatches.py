@@ -167,5 +167,5 @@ def test_integer_metrics_cannot_be_averaged_and_are_refused():
     has_aux=True,
     num_microbatches=2,
   )
-  with pytest.raises(TypeError, match=r"floating auxiliary outputs.*rows"):
+  with pytest.raises(TypeError, match=r"floating scalars.*rows"):
     fn(jnp.ones([]), perturbation.init(jnp.ones([])), jnp.ones(4))

@@ -551,5 +551,5 @@ def test_integer_outputs_that_would_be_averaged_are_refused(batches):
   step = sharding.group_step(
     fsam_optax.make_train_step(counting, axis_name="batch", jit=False), 2
   )
-  with pytest.raises(TypeError, match=r"floating auxiliary outputs.*rows"):
+  with pytest.raises(TypeError, match=r"floating scalars.*rows"):
     step(make_state(), batches[0])
