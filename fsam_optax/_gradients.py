@@ -120,7 +120,8 @@ class Gradients:
       loss, (new_carry, aux) = self.loss_fn(params, part, index, carry)
       check_loss(loss)
       if options.weight is not None:
-        aux = {**aux, options.weight: weight_of(aux, options.weight)}
+        own = weight_of(aux, options.weight)
+        aux = {**aux, options.weight: own}
       if has_parts:
         check_averaged(aux)
       scaled = loss if scale is None else loss * scale

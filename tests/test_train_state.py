@@ -1,0 +1,343 @@
+"""The train state: what it carries, copies and refuses."""
+
+from typing import Any
+
+import chex
+import flax
+from flax.training import dynamic_scale as dynamic_scale_lib
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+from fsam_optax import sharding
+
+RHO, RATE = 0.1, 0.05
+PERTURBATION = fsam_optax.friendly_perturbation(rho=RHO)
+
+
+def loss_of(problem):
+  return lambda params, model_state, batch, rng: (
+    problem.loss_fn(params, batch),
+    (model_state, {}),
+  )
+
+
+def make_state(problem, tx=None, **kwargs):
+  kwargs.setdefault("perturbation", PERTURBATION)
+  return fsam_optax.TrainState.create(
+    apply_fn=None,
+    # The step donates them.
+    params=jax.tree.map(jnp.copy, problem.params),
+    tx=tx or optax.sgd(RATE),
+    **kwargs,
+  )
+
+
+# Half-adopted loops.
+
+
+def test_gradients_of_one_pass_are_refused_by_a_state_with_a_perturbation(
+  problem,
+):
+  state = make_state(problem)
+  grads = jax.grad(problem.loss_fn)(state.params, problem.batch(0))
+  with pytest.raises(ValueError, match="`perturbation_state`.*make_train_step"):
+    state.apply_gradients(grads=grads)
+
+
+def test_gradients_of_two_passes_are_taken_with_their_state(problem):
+  state = make_state(problem)
+  fn = fsam_optax.value_and_grad(problem.loss_fn, state.perturbation)
+  expected = make_state(problem)
+  step = fsam_optax.make_train_step(loss_of(problem), jit=False)
+  for t in range(3):
+    _, grads, perturbation_state, _ = fn(
+      state.params, state.perturbation_state, problem.batch(t)
+    )
+    state = state.apply_gradients(
+      grads=grads, perturbation_state=perturbation_state
+    )
+    expected, _ = step(expected, problem.batch(t))
+  chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
+  assert int(state.step) == 3
+
+
+def test_a_chain_with_fsam_gets_its_grad_fn(problem):
+  tx = optax.chain(fsam_optax.fsam(rho=RHO), optax.sgd(RATE))
+  state = make_state(problem, tx, perturbation=None)
+  batch = problem.batch(0)
+  grad_fn = lambda params: jax.grad(problem.loss_fn)(params, batch)
+  grads = grad_fn(state.params)
+  with pytest.raises(ValueError, match="`grad_fn` must be given"):
+    state.apply_gradients(grads=grads)
+  state = state.apply_gradients(grads=grads, grad_fn=grad_fn)
+  # By hand: the first direction of F-SAM is the gradient.
+  norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
+  perturbed = jax.tree.map(
+    lambda w, g: w + RHO / norm * g, problem.params, grads
+  )
+  expected = jax.tree.map(
+    lambda w, g: w - RATE * g, problem.params, grad_fn(perturbed)
+  )
+  chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("perturbation", "message"),
+  [(0.05, "got 0.05"), (fsam_optax.fsam(), "asks for `grad_fn`")],
+  ids=["a radius", "fsam"],
+)
+def test_what_is_no_perturbation_is_refused_at_once(
+  problem, perturbation, message
+):
+  with pytest.raises(TypeError, match=message):
+    make_state(problem, perturbation=perturbation)
+
+
+# What the optimizer gets by name.
+
+
+def test_the_optimizer_gets_the_clean_loss_as_value(problem):
+  """optax.polyak_sgd, from its equation: (loss - 0) / ||g||^2, capped."""
+  state = make_state(problem, optax.polyak_sgd(max_learning_rate=0.05))
+  batch = problem.batch(0)
+  fn = fsam_optax.value_and_grad(problem.loss_fn, PERTURBATION)
+  loss, grads, _, _ = fn(state.params, state.perturbation_state, batch)
+  square = sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads))
+  rate = min(0.05, float(loss) / square)
+  expected = jax.tree.map(lambda w, g: w - rate * g, problem.params, grads)
+  state, _ = fsam_optax.make_train_step(loss_of(problem))(state, batch)
+  chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "tx",
+  [
+    optax.chain(
+      optax.sgd(RATE), optax.contrib.reduce_on_plateau(accumulation_size=1)
+    ),
+    optax.contrib.momo(RATE),
+  ],
+  ids=["reduce_on_plateau", "momo"],
+)
+def test_optimizers_that_read_the_value_train(problem, tx):
+  step = fsam_optax.make_train_step(loss_of(problem))
+  state = make_state(problem, tx)
+  losses = []
+  for _ in range(5):
+    state, metrics = step(state, problem.batch(0))
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < losses[0]
+
+
+def scaled_by_a_metric():
+  """A base optimizer whose rate is the metric `temperature` of the loss."""
+
+  def update(updates, state, params=None, *, temperature, **extra):
+    del params, extra
+    return jax.tree.map(lambda g: -temperature * g, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def test_metrics_reach_the_optimizer_by_name(problem):
+  def loss_fn(params, model_state, batch, rng):
+    loss = problem.loss_fn(params, batch)
+    return loss, (model_state, {"temperature": jnp.float32(RATE)})
+
+  state = make_state(problem, scaled_by_a_metric())
+  step = fsam_optax.make_train_step(loss_fn, extra_args=("temperature",))
+  state, _ = step(state, problem.batch(0))
+  plain = fsam_optax.make_train_step(loss_of(problem))
+  expected, _ = plain(make_state(problem), problem.batch(0))
+  chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
+  wrong = fsam_optax.make_train_step(loss_fn, extra_args=("heat",))
+  with pytest.raises(ValueError, match=r"extra_args.*'temperature'.*'heat'"):
+    wrong(make_state(problem, scaled_by_a_metric()), problem.batch(0))
+
+
+# Memory that is held twice.
+
+
+class WithAverage(fsam_optax.TrainState):
+  """As many loops add one: the parameters' average begins as they are."""
+
+  average: Any = None
+
+
+ALIASING = {
+  "prodigy": lambda: optax.contrib.prodigy(0.1),
+  "dog": lambda: optax.contrib.dog(),
+  "dowg": lambda: optax.contrib.dowg(),
+  "cocob": lambda: optax.contrib.cocob(),
+  "mechanize": lambda: optax.contrib.mechanize(optax.sgd(RATE)),
+}
+
+
+@pytest.mark.parametrize("placed", [False, True], ids=["one", "eight"])
+@pytest.mark.parametrize("name", [*ALIASING, "field", "model state"])
+def test_no_buffer_is_donated_twice(problem, name, placed):
+  tx = ALIASING.get(name, lambda: optax.sgd(RATE))()
+  params = jax.tree.map(jnp.copy, problem.params)
+  model_state = {"reference": params} if name == "model state" else None
+  state = WithAverage.create(
+    apply_fn=None,
+    params=params,
+    tx=tx,
+    perturbation=PERTURBATION,
+    model_state=model_state,
+    average=params if name == "field" else None,
+  )
+  if placed:
+    mesh = jax.make_mesh(
+      (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    state = sharding.place_state(state, mesh)
+  step = fsam_optax.make_train_step(loss_of(problem))
+  for t in range(2):
+    state, metrics = step(state, problem.batch(t))
+  assert np.isfinite(metrics["loss"])
+  if name == "field":
+    chex.assert_trees_all_equal(state.average, problem.params)
+
+
+def test_placing_copies_what_was_aliased_after_creation(problem):
+  state = make_state(problem)
+  state = state.replace(model_state={"reference": state.params})
+  mesh = jax.make_mesh(
+    (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  state = sharding.place_state(state, mesh)
+  state, _ = fsam_optax.make_train_step(loss_of(problem))(
+    state, problem.batch(0)
+  )
+  chex.assert_trees_all_equal(state.model_state["reference"], problem.params)
+
+
+# Fields and containers of other people's states.
+
+
+class FlaxState(fsam_optax.TrainState):
+  """The field as flax's own examples declare it: without a default."""
+
+  batch_stats: Any
+
+
+def test_a_subclass_declares_fields_as_flax_does(problem):
+  state = FlaxState.create(
+    apply_fn=None,
+    params=problem.params,
+    tx=optax.sgd(RATE),
+    perturbation=PERTURBATION,
+    batch_stats={"mean": jnp.ones(2)},
+  )
+  np.testing.assert_array_equal(state.batch_stats["mean"], np.ones(2))
+  step = fsam_optax.make_train_step(loss_of(problem), jit=False)
+  state, _ = step(state, problem.batch(0))
+  np.testing.assert_array_equal(state.batch_stats["mean"], np.ones(2))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_dict_comes_back_for_a_frozen_dict(problem, parts):
+  def loss_fn(params, model_state, batch, rng):
+    loss = problem.loss_fn(params, batch)
+    moved = {"stats": {"mean": model_state["stats"]["mean"] + 1.0}}
+    return loss, (moved, {})
+
+  model_state = flax.core.freeze({"stats": {"mean": jnp.zeros(2)}})
+  state = make_state(problem, model_state=model_state)
+  step = fsam_optax.make_train_step(loss_fn, num_microbatches=parts)
+  for t in range(2):
+    state, _ = step(state, problem.batch(t))
+  assert isinstance(state.model_state, flax.core.FrozenDict)
+  np.testing.assert_array_equal(
+    state.model_state["stats"]["mean"], np.full(2, 2.0 * parts)
+  )
+
+
+@jax.tree_util.register_pytree_node_class
+class Incomparable:
+  """A user's container, whose `==` means nothing."""
+
+  def __init__(self, x):
+    self.x = x
+
+  def tree_flatten(self):
+    return (self.x,), None
+
+  @classmethod
+  def tree_unflatten(cls, aux, children):
+    del aux
+    return cls(*children)
+
+  def __eq__(self, other):
+    raise AssertionError("nobody asks whether two of these are equal")
+
+  __hash__ = None
+
+
+def test_containers_are_never_compared_by_their_own_equality(problem):
+  def loss_fn(params, model_state, batch, rng):
+    loss = problem.loss_fn(params, batch)
+    return loss, (Incomparable(model_state.x + 1), {})
+
+  state = make_state(problem, model_state=Incomparable(jnp.zeros(3)))
+  step = fsam_optax.make_train_step(
+    loss_fn, num_microbatches=2, ascent_fraction=0.5, every=2, jit=False
+  )
+  state, _ = step(state, problem.batch(0))
+  np.testing.assert_array_equal(state.model_state.x, np.full(3, 2.0))
+
+
+def test_a_model_state_of_another_shape_is_named_in_one_line(problem):
+  layers = {f"layer_{i}": {"mean": jnp.zeros(4)} for i in range(50)}
+
+  def loss_fn(params, model_state, batch, rng):
+    changed = {**model_state, "layer_7": {"mean": jnp.zeros(3)}}
+    return problem.loss_fn(params, batch), (changed, {})
+
+  step = fsam_optax.make_train_step(loss_fn, jit=False)
+  with pytest.raises(ValueError) as found:
+    step(make_state(problem, model_state=layers), problem.batch(0))
+  text = str(found.value).split("\n")[0]
+  assert "float32[4] at layer_7/mean, got float32[3]" in text
+  assert len(text) < 250
+
+
+def test_an_empty_array_among_others_is_no_empty_batch(problem):
+  """A batch of graphs of which none has an edge."""
+
+  def loss_fn(params, model_state, batch, rng):
+    nodes, edges = batch
+    loss = problem.loss_fn(params, nodes) + jnp.sum(edges)
+    return loss, (model_state, {})
+
+  step = fsam_optax.make_train_step(loss_fn, jit=False)
+  batch = problem.batch(0)
+  state, _ = step(make_state(problem), (batch, jnp.zeros((0, 2))))
+  plain = fsam_optax.make_train_step(loss_of(problem), jit=False)
+  expected, _ = plain(make_state(problem), batch)
+  chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tx", [optax.sgd(RATE, 0.9), optax.adam(RATE)])
+def test_float16_parameters_keep_their_optimizer_states_types(problem, tx):
+  half = problem._replace(
+    params=jax.tree.map(lambda x: x.astype(jnp.float16), problem.params)
+  )
+  state = make_state(
+    half, tx, dynamic_scale=dynamic_scale_lib.DynamicScale(scale=8.0)
+  )
+  step = fsam_optax.make_train_step(loss_of(half))
+  types = jax.tree.map(lambda x: x.dtype, (state.params, state.opt_state))
+  losses = []
+  for _ in range(5):
+    state, metrics = step(state, problem.batch(0))
+    losses.append(float(metrics["loss"]))
+  assert types == jax.tree.map(
+    lambda x: x.dtype, (state.params, state.opt_state)
+  )
+  assert losses[-1] < losses[0]
