@@ -333,4 +333,6 @@ def _check_like(updates: optax.Updates, reference: optax.Updates):
 
 def _axes_of(x: Any) -> frozenset:
   """The axes of an enclosing shard_map along which an array varies."""
-  return getattr(jax.typeof(x), "vma", frozenset())
+  # Of no version's public interface: where it is missing, nothing is seen.
+  found = getattr(jax.typeof(x), "manual_axis_type", None)
+  return getattr(found, "varying", frozenset())

@@ -456,3 +456,185 @@ def test_a_method_of_a_module_is_refused_as_loss():
     sharpness_aware(model).value_and_grad(model.features)
   with pytest.raises(ValueError, match=message):
     fsam_optax.nnx.value_and_grad(model.features)
+
+
+# Half-adopted loops, and the options.
+
+
+def test_gradients_of_one_pass_are_refused(problem):
+  model = Network(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+
+  @nnx.jit
+  def half_adopted(model, optimizer, batch):
+    _, grads = nnx.value_and_grad(loss_fn)(model, batch)
+    optimizer.update(model, grads)
+
+  with pytest.raises(ValueError, match=r"`grads` must come from `optimizer"):
+    half_adopted(model, optimizer, problem.batch(0))
+  sharpness_aware_step(model, optimizer, problem.batch(0))
+  # One pass serves one update.
+  with pytest.raises(ValueError, match=r"`grads` must come from `optimizer"):
+    half_adopted(model, optimizer, problem.batch(0))
+
+
+def test_both_halves_can_be_compiled_apart(problem):
+  passes = nnx.jit(lambda m, o, batch: o.value_and_grad(loss_fn)(m, batch)[1])
+  update = nnx.jit(lambda m, o, grads: o.update(m, grads))
+  model = Network(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  for t in range(STEPS):
+    update(model, optimizer, passes(model, optimizer, problem.batch(t)))
+  expected, _, _ = train(problem, sharpness_aware_step, sharpness_aware)
+  chex.assert_trees_all_close(params_of(model), params_of(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("perturbation", "message"),
+  [(0.05, "got 0.05"), (fsam_optax.fsam(), "asks for `grad_fn`")],
+  ids=["a radius", "fsam"],
+)
+def test_what_is_no_perturbation_is_refused_at_once(perturbation, message):
+  with pytest.raises(TypeError, match=message):
+    fsam_optax.nnx.Optimizer(
+      Network(nnx.Rngs(0)), sgd(), wrt=nnx.Param, perturbation=perturbation
+    )
+
+
+class Perceptron(nnx.Module):
+  """Without statistics: a batch in parts is the batch as a whole."""
+
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(3, 8, rngs=rngs)
+    self.output = nnx.Linear(8, 2, rngs=rngs)
+
+  def __call__(self, inputs):
+    return self.output(jnp.tanh(self.hidden(inputs)))
+
+
+def by_value_and_grad(problem, **options):
+  """The same through the functional interface, whose options are tested."""
+  model = Perceptron(nnx.Rngs(0))
+  graphdef, params = nnx.split(model)
+  params = nnx.as_pure(params)
+  pure_loss = lambda params, batch: loss_fn(nnx.merge(graphdef, params), batch)
+  fn = jax.jit(
+    fsam_optax.value_and_grad(pure_loss, perturbation_of(0.05), **options)
+  )
+  state, opt_state = perturbation_of(0.05).init(params), sgd().init(params)
+  for t in range(STEPS):
+    loss, grads, state, info = fn(params, state, problem.batch(t))
+    updates, opt_state = sgd().update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return params, loss, info
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"num_microbatches": 4},
+    {"num_microbatches": 4, "sync_perturbation": False},
+    {"ascent_fraction": 0.5, "ema_gradient": "descent"},
+    {"every": 2},
+    {"start": 1, "stop": 2},
+  ],
+  ids=str,
+)
+def test_options_are_those_of_value_and_grad(problem, options):
+  model = Perceptron(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+
+  @nnx.jit
+  def step(model, optimizer, batch):
+    fn = optimizer.value_and_grad(loss_fn, return_info=True, **options)
+    loss, grads, info = fn(model, batch)
+    optimizer.update(model, grads)
+    return loss, info
+
+  for t in range(STEPS):
+    loss, info = step(model, optimizer, problem.batch(t))
+  params, expected_loss, expected_info = by_value_and_grad(problem, **options)
+  chex.assert_trees_all_close(params_of(model), params, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  chex.assert_trees_all_close(info, expected_info, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_and_dropout_pass_from_part_to_part(problem):
+  """As a loop over the parts moves them: the pass at the clean weights."""
+  batch = problem.batch(0)
+  model = Network(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  nnx.jit(
+    lambda m, o, b: o.value_and_grad(loss_fn, num_microbatches=2)(m, b)[0]
+  )(model, optimizer, batch)
+  expected = Network(nnx.Rngs(0))
+  for i in range(2):
+    loss_fn(expected, jax.tree.map(lambda x, i=i: x[i::2], batch))
+  chex.assert_trees_all_close(
+    others_of(model), others_of(expected), rtol=1e-5, atol=1e-7
+  )
+
+
+def test_under_nnx_pmap_all_replicas_hold_one_average(problem):
+  """Each on two rows of eight, as one device on all of them."""
+  replicas = 4
+  model = Perceptron(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  batch = problem.batch(0)
+  graphdef, state = nnx.split((model, optimizer))
+
+  def step(state, batch):
+    model, optimizer = nnx.merge(graphdef, state)
+    fn = optimizer.value_and_grad(loss_fn, axis_name="batch")
+    loss, grads = fn(model, batch)
+    optimizer.update(model, grads)
+    return loss, nnx.state((model, optimizer))
+
+  tile = lambda x: jnp.stack([x] * replicas)
+  split = lambda x: x.reshape(replicas, -1, *x.shape[1:])
+  loss, found = jax.pmap(
+    step, axis_name="batch", devices=jax.devices()[:replicas]
+  )(jax.tree.map(tile, state), jax.tree.map(split, batch))
+  for leaf in jax.tree.leaves(found):
+    assert (leaf == leaf[:1]).all()
+  expected_loss = sharpness_aware_step(model, optimizer, batch)
+  np.testing.assert_allclose(loss, np.full(replicas, expected_loss), rtol=1e-5)
+  chex.assert_trees_all_close(
+    nnx.as_pure(jax.tree.map(lambda x: x[0], found)),
+    nnx.as_pure(nnx.state((model, optimizer))),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (
+      lambda o: o.value_and_grad(loss_fn, argnums=nnx.DiffState(0, nnx.Param)),
+      "`argnums`.*`wrt`",
+    ),
+    (
+      lambda o: fsam_optax.nnx.value_and_grad(
+        loss_fn, argnums=nnx.DiffState(0, nnx.Param)
+      ),
+      "`argnums`.*`wrt`",
+    ),
+    (lambda o: o.value_and_grad(loss_fn, rows=2), "`rows` must be one of"),
+    (
+      lambda o: fsam_optax.nnx.value_and_grad(loss_fn, num_microbatches=2),
+      "`num_microbatches` must be left out",
+    ),
+    (
+      lambda o: o.value_and_grad(loss_fn, num_microbatches=2)(
+        Perceptron(nnx.Rngs(0))
+      ),
+      "`batch` must be given",
+    ),
+  ],
+  ids=["argnums", "argnums of a chain", "unknown", "of a chain", "no batch"],
+)
+def test_options_without_a_place_are_named(call, message):
+  optimizer = sharpness_aware(Perceptron(nnx.Rngs(0)))
+  with pytest.raises(TypeError, match=message):
+    call(optimizer)

@@ -309,3 +309,147 @@ def test_sharpness_is_measured_at_the_returned_perturbation(problem):
   np.testing.assert_allclose(info.gradient_norm, 10, rtol=1e-6)
   np.testing.assert_allclose(info.perturbed_value, 5.25**2, rtol=1e-6)
   np.testing.assert_allclose(grads, 2 * (w - goal) * 5.25 / 5, rtol=1e-6)
+
+
+# The arguments, as jax.value_and_grad takes them.
+
+
+def test_the_arguments_are_the_losss_own(problem):
+  """None at all, any order, by keyword: each as jax.value_and_grad does."""
+  perturbation = fsam_optax.friendly_perturbation(RHO, SIGMA, LMBDA)
+  state = after_three_steps(problem, perturbation)
+  params, batch, key = problem.params, problem.batch(3), jax.random.key(1)
+
+  def noisy(params, key, batch, *, scale=1.0):
+    noise = 0.01 * jax.random.normal(key, params["output"].shape)
+    noisy_params = params | {"output": params["output"] + noise}
+    return scale * problem.loss_fn(noisy_params, batch)
+
+  calls = [
+    (lambda p: problem.loss_fn(p, batch), (), {}),
+    (problem.loss_fn, (batch,), {}),
+    (problem.loss_fn, (), {"batch": batch}),
+    (noisy, (key, batch), {}),
+    (noisy, (key,), {"batch": batch, "scale": 2.0}),
+  ]
+  for loss_fn, args, kwargs in calls:
+    fn = fsam_optax.value_and_grad(loss_fn, perturbation)
+    value, grads, _, _ = fn(params, state, *args, **kwargs)
+    expected_value, gradient = jax.value_and_grad(loss_fn)(
+      params, *args, **kwargs
+    )
+    epsilon, _ = perturbation.update(gradient, state, params)
+    expected = jax.grad(loss_fn)(
+      optax.apply_updates(params, epsilon), *args, **kwargs
+    )
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_asked_for_only_where_they_are_split(problem):
+  perturbation = fsam_optax.friendly_perturbation(RHO)
+  state = perturbation.init(problem.params)
+  loss_fn = lambda p: problem.loss_fn(p, problem.batch(0))
+  for options in ({"num_microbatches": 2}, {"ascent_fraction": 0.5}):
+    fn = fsam_optax.value_and_grad(loss_fn, perturbation, **options)
+    with pytest.raises(TypeError, match="`batch` must be given"):
+      fn(problem.params, state)
+
+
+def test_aux_is_each_replicas_own(problem):
+  """Logits of four replicas of two rows: all eight come back, untouched."""
+  perturbation = fsam_optax.friendly_perturbation(RHO)
+
+  def loss_fn(params, batch):
+    inputs, _ = batch
+    hidden = jnp.tanh(inputs @ params["hidden"]["kernel"])
+    logits = (hidden + params["hidden"]["bias"]) @ params["output"]
+    aux = {"logits": logits, "rows": jnp.int32(len(inputs))}
+    return problem.loss_fn(params, batch), aux
+
+  batch = problem.batch(0)
+  fn = fsam_optax.value_and_grad(
+    loss_fn, perturbation, has_aux=True, axis_name="batch"
+  )
+  split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
+  (loss, aux), _, _, _ = jax.vmap(
+    fn, in_axes=(None, None, 0), axis_name="batch"
+  )(problem.params, perturbation.init(problem.params), split)
+  expected_loss, expected = loss_fn(problem.params, batch)
+  np.testing.assert_allclose(
+    aux["logits"].reshape(8, -1), expected["logits"], rtol=1e-6
+  )
+  assert aux["rows"].tolist() == [2, 2, 2, 2]
+  np.testing.assert_allclose(loss, np.full(4, expected_loss), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "aux", [jnp.ones((4, 2)), jnp.int32(3)], ids=["per row", "an integer"]
+)
+def test_aux_without_a_mean_is_an_error_over_micro_batches(problem, aux):
+  perturbation = fsam_optax.friendly_perturbation(RHO)
+  fn = fsam_optax.value_and_grad(
+    lambda p, b: (problem.loss_fn(p, b), {"out": aux}),
+    perturbation,
+    has_aux=True,
+    num_microbatches=2,
+  )
+  with pytest.raises(TypeError, match=r"floating scalars.*\['out'\]"):
+    fn(problem.params, perturbation.init(problem.params), problem.batch(0))
+
+
+def test_leaves_that_are_no_arrays_are_sent_to_be_filtered(problem):
+  perturbation = fsam_optax.sam_perturbation(RHO)
+  params = problem.params | {"activation": jnp.tanh}
+  fn = fsam_optax.value_and_grad(lambda p, b: 0.0, perturbation)
+  with pytest.raises(TypeError, match=r"\['activation'\].*eqx.is_inexact"):
+    fn(params, perturbation.init(problem.params), problem.batch(0))
+
+
+# Several radii, and narrow weights.
+
+
+def test_groups_with_radii_of_their_own_report_the_whole(problem):
+  """Two groups: the perturbation is as long as both of them together."""
+  labels = {"hidden": "a", "output": "b"}
+  perturbation = optax.partition(
+    {
+      "a": fsam_optax.sam_perturbation(0.3),
+      "b": fsam_optax.sam_perturbation(0.4),
+    },
+    labels,
+  )
+  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+  batch = problem.batch(0)
+  _, _, _, info = fn(problem.params, perturbation.init(problem.params), batch)
+  np.testing.assert_allclose(info.perturbation_norm, 0.5, rtol=1e-5)
+  gradient = jax.grad(problem.loss_fn)(problem.params, batch)
+  np.testing.assert_allclose(
+    info.direction_norm, np.linalg.norm(ravel(gradient)), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_of_narrow_weights_the_norm_is_what_is_left_of_the_perturbation(jit):
+  """A million bfloat16 weights: most are moved by less than their last bit."""
+  rng = np.random.default_rng(0)
+  wide = rng.normal(size=(1000, 1000)).astype(np.float32)
+  params = {"w": jnp.asarray(wide, jnp.bfloat16)}
+  slope = jnp.asarray(rng.normal(size=(1000, 1000)), jnp.bfloat16)
+  perturbation = fsam_optax.sam_perturbation(rho=0.05)
+  fn = fsam_optax.value_and_grad(
+    lambda p, s: jnp.sum((p["w"] * s).astype(jnp.float32)), perturbation
+  )
+  fn = jax.jit(fn) if jit else fn
+  _, _, _, info = fn(params, perturbation.init(params), slope)
+  # By NumPy in float64, rounded to bfloat16 once: to 8 bits, half to even.
+  w = np.asarray(params["w"], np.float64)
+  g = np.asarray(slope, np.float64)
+  epsilon = np.asarray(
+    jnp.asarray(0.05 * g / np.linalg.norm(g), jnp.bfloat16), np.float64
+  )
+  moved = np.asarray(jnp.asarray(w + epsilon, jnp.bfloat16), np.float64) - w
+  expected = np.linalg.norm(moved)
+  assert expected < 0.045
+  assert (moved != 0).mean() < 0.3
+  np.testing.assert_allclose(info.perturbation_norm, expected, rtol=2e-3)

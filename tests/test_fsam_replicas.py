@@ -1,0 +1,251 @@
+"""`fsam` in a chain on several replicas, and what it checks of its gradients."""
+
+import chex
+import jax
+from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+REPLICAS, RHO, RATE = 4, 0.3, 0.05
+
+
+def chain(axis_name=None, **kwargs):
+  link = fsam_optax.fsam(RHO, axis_name=axis_name, **kwargs)
+  return optax.chain(link, optax.sgd(RATE))
+
+
+def update_of(problem, tx, mean_outside=False):
+  """A step whose grad_fn sees the rows of one replica and takes no mean."""
+
+  def update(params, state, batch):
+    grad_fn = lambda params: jax.grad(problem.loss_fn)(params, batch)
+    grads = grad_fn(params)
+    if mean_outside:
+      grads = jax.lax.pmean(grads, "batch")
+    updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+    return optax.apply_updates(params, updates), state
+
+  return update
+
+
+def mesh_of_replicas():
+  return jax.make_mesh(
+    (REPLICAS,),
+    ("batch",),
+    devices=jax.devices()[:REPLICAS],
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )
+
+
+def over_pmap(update):
+  return jax.pmap(update, axis_name="batch", devices=jax.devices()[:REPLICAS])
+
+
+def over_vmap(update):
+  return jax.jit(jax.vmap(update, axis_name="batch"))
+
+
+def over_shard_map(update):
+  """With JAX's check off, in which every replica has its own gradient."""
+  mesh = mesh_of_replicas()
+  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
+  lead = lambda tree: jax.tree.map(lambda x: x[None], tree)
+  return jax.jit(
+    jax.shard_map(
+      lambda p, s, b: lead(update(one(p), one(s), one(b))),
+      mesh=mesh,
+      in_specs=P("batch"),
+      out_specs=P("batch"),
+      check_vma=False,
+    )
+  )
+
+
+def run(problem, step, tx, steps=3):
+  tile = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * REPLICAS), tree)
+  split = lambda x: x.reshape(REPLICAS, -1, *x.shape[1:])
+  params, state = tile(problem.params), tile(tx.init(problem.params))
+  for t in range(steps):
+    batch = jax.tree.map(split, problem.batch(t))
+    params, state = step(params, state, batch)
+  return params, state
+
+
+def one_device(problem, steps=3):
+  """On the whole batch, without an axis."""
+  tx = chain()
+  params, state = problem.params, tx.init(problem.params)
+  for t in range(steps):
+    params, state = update_of(problem, tx)(params, state, problem.batch(t))
+  return params
+
+
+@pytest.mark.parametrize("mapped", [over_pmap, over_vmap, over_shard_map])
+def test_with_an_axis_name_replicas_do_what_one_device_does(problem, mapped):
+  tx = chain(axis_name="batch")
+  params, state = run(problem, mapped(update_of(problem, tx)), tx)
+  for leaf in jax.tree.leaves((params, state)):
+    assert (leaf == leaf[:1]).all()
+  found = jax.tree.map(lambda x: x[0], params)
+  chex.assert_trees_all_close(found, one_device(problem), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mean_outside_and_the_axis_are_the_same_mean(problem):
+  tx = chain(axis_name="batch")
+  step = over_pmap(update_of(problem, tx, mean_outside=True))
+  params, _ = run(problem, step, tx)
+  found = jax.tree.map(lambda x: x[0], params)
+  chex.assert_trees_all_close(found, one_device(problem), rtol=1e-4, atol=1e-5)
+
+
+def test_without_it_a_mean_outside_lets_replicas_drift_apart(problem):
+  tx = chain()
+  step = over_pmap(update_of(problem, tx, mean_outside=True))
+  params, _ = run(problem, step, tx)
+  spread = max(float(jnp.ptp(x, axis=0).max()) for x in jax.tree.leaves(params))
+  assert spread > 1e-3
+
+
+def test_shard_map_sees_the_drift_before_it_happens(problem):
+  """Where JAX tracks what varies, the second gradient alone still does."""
+  mesh = mesh_of_replicas()
+
+  def mapped(tx):
+    def update(params, state, batch):
+      own = lambda params: jax.lax.pcast(params, "batch", to="varying")
+      grad_fn = lambda params: jax.grad(problem.loss_fn)(own(params), batch)
+      grads = jax.lax.pmean(grad_fn(params), "batch")
+      updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+      return optax.apply_updates(params, updates)
+
+    return jax.jit(
+      jax.shard_map(
+        update, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=P()
+      )
+    )
+
+  arguments = lambda tx: (
+    problem.params,
+    tx.init(problem.params),
+    problem.batch(0),
+  )
+  with pytest.raises(ValueError, match=r"differs along \['batch'\].*axis_name"):
+    mapped(chain())(*arguments(chain()))
+  tx = chain(axis_name="batch")
+  found = mapped(tx)(*arguments(tx))
+  chex.assert_trees_all_close(
+    found, one_device(problem, steps=1), rtol=1e-4, atol=1e-5
+  )
+
+
+def test_an_axis_that_nobody_names_is_an_error(problem):
+  tx = chain(axis_name="batch")
+  with pytest.raises(ValueError, match="`axis_name` must be an axis"):
+    update_of(problem, tx)(
+      problem.params, tx.init(problem.params), problem.batch(0)
+    )
+
+
+# checked=True.
+
+
+def checked_step(problem, before=(), scale=1.0, other_rows=False, jit=False):
+  tx = optax.chain(*before, fsam_optax.fsam(RHO, checked=True), optax.sgd(RATE))
+  batch = problem.batch(0)
+  rows = problem.batch(1) if other_rows else batch
+
+  def step(params, state):
+    grads = jax.grad(problem.loss_fn)(params, batch)
+    grad_fn = lambda params: jax.tree.map(
+      lambda g: scale * g, jax.grad(problem.loss_fn)(params, rows)
+    )
+    return tx.update(grads, state, params, grad_fn=grad_fn)
+
+  step = jax.jit(step) if jit else step
+  updates, _ = step(problem.params, tx.init(problem.params))
+  jax.effects_barrier()
+  return updates
+
+
+FAULTS = {
+  "behind an optimizer": dict(before=(optax.sgd(RATE),)),
+  "behind clipping": dict(before=(optax.clip_by_global_norm(0.1),)),
+  "behind weight decay": dict(before=(optax.add_decayed_weights(0.1),)),
+  "a loss scale": dict(scale=128.0),
+  "other rows": dict(other_rows=True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_checked_finds_what_is_no_gradient(problem, fault):
+  with pytest.raises(ValueError, match="`updates` must be the gradient"):
+    checked_step(problem, **FAULTS[fault])
+
+
+def test_checked_raises_from_a_compiled_step_too(problem):
+  with pytest.raises(Exception, match="`updates` must be the gradient"):
+    checked_step(problem, **FAULTS["a loss scale"], jit=True)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_checked_lets_a_right_loop_be(problem, jit):
+  tx = chain()
+  grad_fn = lambda params: jax.grad(problem.loss_fn)(params, problem.batch(0))
+  expected, _ = tx.update(
+    grad_fn(problem.params),
+    tx.init(problem.params),
+    problem.params,
+    grad_fn=grad_fn,
+  )
+  chex.assert_trees_all_close(
+    checked_step(problem, jit=jit), expected, rtol=1e-5, atol=1e-7
+  )
+
+
+def test_gradients_of_single_rows_are_refused(problem):
+  tx = chain()
+  grads = jax.vmap(jax.grad(problem.loss_fn), in_axes=(None, 0))(
+    problem.params, problem.batch(0)
+  )
+  with pytest.raises(ValueError, match=r"shapes of `params`, got \[8, "):
+    tx.update(
+      grads,
+      tx.init(problem.params),
+      problem.params,
+      grad_fn=lambda params: grads,
+    )
+
+
+# The order in the chain, and MultiSteps.
+
+
+def test_accumulation_behind_fsam_is_a_mean_of_second_gradients(problem):
+  """By hand: four pairs of passes at one place, one step with their mean."""
+  tx = optax.chain(
+    fsam_optax.fsam(RHO, lmbda=0.8), optax.MultiSteps(optax.sgd(RATE), 4)
+  )
+  params, state = problem.params, tx.init(problem.params)
+  for t in range(4):
+    grad_fn = lambda p, t=t: jax.grad(problem.loss_fn)(p, problem.batch(t))
+    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    params = optax.apply_updates(params, updates)
+
+  flat, unflatten = jax.flatten_util.ravel_pytree(problem.params)
+  at = lambda w, t: np.asarray(
+    jax.flatten_util.ravel_pytree(
+      jax.grad(problem.loss_fn)(unflatten(jnp.asarray(w)), problem.batch(t))
+    )[0]
+  )
+  weights, average, total = np.asarray(flat), None, 0.0
+  for t in range(4):
+    gradient = at(weights, t)
+    direction = gradient if average is None else gradient - average
+    average = gradient if average is None else 0.8 * average + 0.2 * gradient
+    perturbed = weights + RHO * direction / np.linalg.norm(direction)
+    total = total + at(perturbed.astype(np.float32), t)
+  expected = unflatten(jnp.asarray(weights - RATE * total / 4))
+  chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-5)
