@@ -134,9 +134,7 @@ def test_linen_attention_and_scanned_layers(boxed):
   params = variables["params"]
   end = ""
   if boxed:
-    params = jax.tree.map(
-      lambda x: nn.Partitioned(x, (None,) * x.ndim), params
-    )
+    params = jax.tree.map(lambda x: nn.Partitioned(x, (None,) * x.ndim), params)
     end = "/value"
   attention = "MultiHeadDotProductAttention_0"
   kernels = {
@@ -323,7 +321,10 @@ def test_names_that_say_half():
     "mine/value",
     "value",
   }
-  assert chosen(masks.norms_only(params)) == {"mine/ln1_scale", "mine/norm_gain"}
+  assert chosen(masks.norms_only(params)) == {
+    "mine/ln1_scale",
+    "mine/norm_gain",
+  }
 
 
 def test_a_layer_with_a_kernel_is_no_norm():
