@@ -12,7 +12,6 @@ from jax import numpy as jnp
 
 from fsam_optax._tree_paths import joined_path
 
-
 # What a leaf is called, as parts of its name between underscores: Flax writes
 # `bias` and `scale`, Haiku `offset`, Equinox `bias_n`, others `ln1_gamma`.
 _NO_WEIGHT = frozenset(
@@ -115,8 +114,8 @@ def norms_only(params: Any) -> Any:
 
   Those are the leaves whose layer, the nearest name above them, holds ``norm``,
   begins with ``bn`` or ``ln``, or has ``_bn`` or ``_ln`` in it, as in
-  ``BatchNorm_0/scale``, ``bn1/bias`` or ``query_ln/scale``. A leaf may bear such
-  a name itself. Numbers, as in ``norms/0/weight``, are no names.
+  ``BatchNorm_0/scale``, ``bn1/bias`` or ``query_ln/scale``. A leaf may bear
+  such a name itself. Numbers, as in ``norms/0/weight``, are no names.
 
   A layer that holds a ``kernel``, a ``w`` or an ``embedding`` is no norm,
   whatever its name, nor is one whose arrays differ in their number of
