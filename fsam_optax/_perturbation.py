@@ -332,7 +332,9 @@ def friendly_perturbation(
     adaptive: whether to measure the radius in the metric of ASAM.
     mask: a tree of bools with the structure of the parameters (or a prefix of
       it), or a callable from parameters to such a tree. Leaves at False are
-      not perturbed, do not count in the norm, and cost no memory.
+      not perturbed, do not count in the norm, and cost no memory. None selects
+      all. Flax's fp8 collection ``_overwrite_with_gradient`` is never selected:
+      it holds no weights, and its gradient is its next value.
     order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
     accumulator_dtype: dtype of the average; ``None`` for that of the
       parameters.
@@ -409,26 +411,62 @@ def sam_perturbation(
   )
 
 
+# The collection in which Flax keeps the scales of its fp8 matrix products, and
+# the maxima from which they are made. They travel with the parameters, and what
+# is called their gradient is the value to overwrite them with.
+_OVERWRITTEN = "_overwrite_with_gradient"
+
+
 def _on_selected_leaves(
   perturbation: optax.GradientTransformation, mask: Mask
 ) -> optax.GradientTransformation:
-  """Restricts a perturbation to the leaves at True, with zero elsewhere."""
-  if mask is None:
-    return perturbation
+  """Restricts a perturbation to the leaves at True, with zero elsewhere.
+
+  What Flax overwrites with its gradient is no weight and never selected.
+  """
 
   def selected(tree):
-    tree_of_bools = mask(tree) if callable(mask) else mask
+    tree_of_bools = True if mask is None else mask
+    if callable(tree_of_bools):
+      tree_of_bools = tree_of_bools(tree)
     _check_mask(tree_of_bools, tree)
+    if _has_overwritten(tree):
+      tree_of_bools = jax.tree_util.tree_map_with_path(
+        lambda path, is_selected: is_selected and not _is_overwritten(path),
+        jax.tree.broadcast(tree_of_bools, tree),
+      )
+      _check_selects(tree_of_bools)
     return tree_of_bools
 
   def excluded(tree):
     return jax.tree.map(lambda is_selected: not is_selected, selected(tree))
 
-  return optax.chain(
+  on_selected = optax.chain(
     optax.masked(perturbation, selected),
     # `masked` hands the other leaves through: they are gradients still.
     optax.masked(optax.set_to_zero(), excluded),
   )
+  if mask is not None:
+    return on_selected
+  on_all = optax.with_extra_args_support(perturbation)
+
+  def init_fn(params):
+    return (on_selected if _has_overwritten(params) else on_all).init(params)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    tx = on_selected if _has_overwritten(updates) else on_all
+    return tx.update(updates, state, params, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_overwritten(path: Any) -> bool:
+  return any(getattr(key, "key", None) == _OVERWRITTEN for key in path)
+
+
+def _has_overwritten(tree: Any) -> bool:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return any(_is_overwritten(path) for path, _ in leaves)
 
 
 def _check_mask(mask: Any, tree: Any):
@@ -446,7 +484,11 @@ def _check_mask(mask: Any, tree: Any):
       "`mask` must have the structure of the parameters, or be a prefix of it, "
       f"got {jax.tree.structure(mask)} for {jax.tree.structure(tree)}."
     ) from error
-  if not any(leaves):
+  _check_selects(mask)
+
+
+def _check_selects(mask: Any):
+  if not any(jax.tree.leaves(mask)):
     raise ValueError(
       "`mask` must select at least one leaf, got none at True. To train "
       "without a perturbation, leave it out."

@@ -3,24 +3,46 @@
 Each goes into ``mask=`` of :func:`fsam_optax.fsam` and the perturbations.
 """
 
+import collections
 import re
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import jax
 from jax import numpy as jnp
 
 from fsam_optax._tree_paths import joined_path
 
+# What a leaf is called, as parts of its name between underscores: Flax writes
+# `bias` and `scale`, Haiku `offset`, Equinox `bias_n`, others `ln1_gamma`.
+_NO_WEIGHT = frozenset(
+  {"bias", "biases", "scale", "scales", "offset", "beta", "gamma"}
+)
+# No norm has one of these. A `weight` may be a norm's, in Equinox.
+_WEIGHT = frozenset({"kernel", "w", "embedding", "embeddings"})
+_NORM = re.compile(r"norm|^(bn|ln)|_(bn|ln)(_|\d|$)", re.IGNORECASE)
+
 
 def exclude_biases_and_norms(params: Any) -> Any:
   """Selects all but biases and the scales and shifts of norms.
 
-  Those are the arrays of at most one dimension, by the usual convention.
+  Each leaf is judged by its path, as Flax Linen, NNX, Haiku and Equinox name
+  their parameters, by the first of these rules that applies:
+
+  1. ``bias``, ``scale``, ``offset``, ``beta`` or ``gamma``, also as a part of a
+     name such as ``bias_n`` or ``ln1_scale``: excluded, whatever its shape. A
+     stack of layers, as ``nn.scan`` makes it, gives a bias a second axis, and
+     the heads of Flax's attention do, too.
+  2. ``b`` beside a ``w`` of more dimensions, as in Haiku, or of the same ending
+     (``b1`` beside ``w1``): excluded. The ``b`` of a low-rank pair ``a`` and
+     ``b`` is no bias.
+  3. What is in a norm layer, as :func:`norms_only` finds them: excluded.
+  4. Anything else, a ``kernel`` or a name that says nothing: selected if it has
+     more than one dimension.
 
   Examples:
     >>> import jax.numpy as jnp
     >>> from fsam_optax import masks
-    >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}
     >>> print(masks.exclude_biases_and_norms(params))
     {'bias': False, 'kernel': True}
 
@@ -31,7 +53,16 @@ def exclude_biases_and_norms(params: Any) -> Any:
     A tree of bools with the structure of ``params``, for ``mask=``. Pass the
     function itself: ``fsam(mask=masks.exclude_biases_and_norms)``.
   """
-  return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+  def is_selected(leaf):
+    parts = _parts(leaf.name)
+    if parts & _NO_WEIGHT and not parts & _WEIGHT:
+      return False
+    if _is_bias_of_w(leaf) or _is_of_norm(leaf):
+      return False
+    return leaf.ndim > 1
+
+  return _map_named(is_selected, params)
 
 
 def by_path(pattern: str) -> Callable[[Any], Any]:
@@ -81,8 +112,14 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
 def norms_only(params: Any) -> Any:
   """Selects the parameters of normalization layers alone (SAM-ON).
 
-  Those are the leaves with ``norm`` in their path, or a part of it that begins
-  with ``bn``, as Flax names them (``BatchNorm_0/scale``).
+  Those are the leaves whose layer, the nearest name above them, holds ``norm``,
+  begins with ``bn`` or ``ln``, or has ``_bn`` or ``_ln`` in it, as in
+  ``BatchNorm_0/scale``, ``bn1/bias`` or ``query_ln/scale``. A leaf may bear
+  such a name itself. Numbers, as in ``norms/0/weight``, are no names.
+
+  A layer that holds a ``kernel``, a ``w`` or an ``embedding`` is no norm,
+  whatever its name, nor is one whose arrays differ in their number of
+  dimensions: ``prenorm_mlp/kernel``.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -101,4 +138,71 @@ def norms_only(params: Any) -> Any:
     Mueller et al., `Normalization Layers Are All That Sharpness-Aware
     Minimization Needs <https://arxiv.org/abs/2306.04226>`_, 2023
   """
-  return by_path(r"norm|(^|/)bn")(params)
+  return _map_named(_is_of_norm, params)
+
+
+class _Leaf(NamedTuple):
+  """A leaf by name.
+
+  Attributes:
+    name: its own.
+    layer: the nearest name above it, empty where there is none.
+    ndim: its number of dimensions.
+    ndims: those of all leaves of its layer, by name.
+  """
+
+  name: str
+  layer: str
+  ndim: int
+  ndims: dict[str, int]
+
+
+def _map_named(fn, params):
+  """Maps a function of :class:`_Leaf` over the leaves of a tree."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+  paths = [_names(path) for path, _ in leaves]
+  layers = collections.defaultdict(dict)
+  for (*above, name), (_, x) in zip(paths, leaves, strict=True):
+    layers[tuple(above)][name] = jnp.ndim(x)
+  bools = []
+  for *above, name in paths:
+    ndims = layers[tuple(above)]
+    named = [part for part in above if not part.isdigit()]
+    layer = named[-1] if named else ""
+    bools.append(bool(fn(_Leaf(name, layer, ndims[name], ndims))))
+  return jax.tree.unflatten(structure, bools)
+
+
+def _names(path):
+  """The names of a path, without that of the array in a Variable or box."""
+  is_box = (
+    len(path) > 1
+    and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    and path[-1].name in ("value", "raw_value")
+  )
+  # Haiku joins the modules in one key: `mlp/~/linear_0`.
+  return joined_path(path[:-1] if is_box else path).split("/")
+
+
+def _parts(name):
+  return frozenset(re.split(r"[_\d]+", name.lower()))
+
+
+def _is_bias_of_w(leaf):
+  name, ndims = leaf.name.lower(), {k.lower(): n for k, n in leaf.ndims.items()}
+  if not name.startswith("b"):
+    return False
+  twins = {"w" + name[1:]}
+  if name == "b":
+    twins |= {other for other in ndims if other.startswith("w_")}
+  return any(ndims.get(twin, 0) > leaf.ndim for twin in twins)
+
+
+def _is_of_norm(leaf):
+  if _NORM.search(leaf.name):
+    return not _parts(leaf.name) & _WEIGHT
+  return bool(
+    _NORM.search(leaf.layer)
+    and not any(_parts(name) & _WEIGHT for name in leaf.ndims)
+    and len(set(leaf.ndims.values())) == 1
+  )

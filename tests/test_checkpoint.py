@@ -293,6 +293,39 @@ def test_what_fits_is_not_an_error(metadata):
   )
 
 
+@pytest.mark.parametrize(
+  "step", [np.int64(3), 3, np.int16(3)], ids=["int64", "int", "int16"]
+)
+def test_the_width_of_a_count_is_no_difference(tmp_path, step):
+  """Flax's own train state saves the Python int that it begins with."""
+  state = resumable_run.make_state()
+  saved = metadata_of(tmp_path, state.replace(step=step))
+  checkpoint.check(saved, state)
+  assert restore_state(tmp_path, state).step == 3
+
+
+def restore_state(directory, state):
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(directory / "state", state)
+
+
+@pytest.mark.parametrize(
+  ("saved", "wanted"),
+  [
+    (np.float64(0), np.float32(0)),
+    (np.int32(0), np.float32(0)),
+    (np.int32(0), np.uint32(0)),
+    (np.zeros(2, np.int64), np.zeros(2, np.int32)),
+    (np.int64(0), np.zeros(1, np.int64)),
+    (np.bool_(0), np.int32(0)),
+  ],
+  ids=lambda x: f"{x.dtype}{list(x.shape)}",
+)
+def test_any_other_dtype_or_shape_is_a_difference(saved, wanted):
+  with pytest.raises(ValueError, match="of another shape or dtype: count"):
+    checkpoint.check({"count": saved}, {"count": wanted})
+
+
 def test_a_long_list_of_differences_is_cut(metadata):
   more = with_params(**{f"layer{i:02}": jnp.ones(2) for i in range(30)})
   with pytest.raises(ValueError, match=r"params\.layer09 and 20 more\. Build"):

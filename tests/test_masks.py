@@ -1,5 +1,8 @@
 """Masks: which leaves are perturbed, and what the others save."""
 
+import equinox as eqx
+from flax import linen as nn
+from flax import nnx
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -83,11 +86,278 @@ def test_ready_masks_select_what_they_say(name, leaves, params):
   assert {p for p in chosen if "adapter" not in p} == leaves
 
 
+def chosen(mask):
+  """The paths at True, spelled by hand rather than by the package."""
+  leaves = jax.tree_util.tree_leaves_with_path(mask)
+  spell = lambda key: str(getattr(key, "key", getattr(key, "name", None)))
+  # A sequence has neither a key nor a name, but an index.
+  index = lambda key: str(getattr(key, "idx", "")) or spell(key)
+  return {"/".join(map(index, path)) for path, m in leaves if m}
+
+
 def test_norms_are_found_by_the_names_flax_and_others_give():
-  names = ["LayerNorm_0", "bn1", "norm", "GroupNorm_2", "RMSNorm_0"]
-  params = {name: jnp.ones(2) for name in [*names, "Dense_0", "ebn"]}
-  mask = masks.norms_only(params)
-  assert {name for name, m in mask.items() if m} == set(names)
+  names = {"LayerNorm_0", "bn1", "norm", "GroupNorm_2", "RMSNorm_0", "ln_f"}
+  names |= {"query_ln", "attention_ln_1"}
+  others = {"Dense_0", "ebn", "kiln", "lnorm_w"}
+  params = {name: jnp.ones(2) for name in names | others}
+  assert chosen(masks.norms_only(params)) == names
+
+
+class Block(nn.Module):
+  """A transformer's, with four kinds of norms, attention and dense layers."""
+
+  @nn.compact
+  def __call__(self, x, _):
+    y = nn.LayerNorm()(x)
+    x = x + nn.MultiHeadDotProductAttention(num_heads=2, normalize_qk=True)(
+      y, y
+    )
+    return x + nn.Dense(4)(nn.RMSNorm()(x)), None
+
+
+class Transformer(nn.Module):
+  @nn.compact
+  def __call__(self, tokens):
+    x = nn.Embed(5, 4)(tokens)
+    x, _ = Block(name="single")(x, None)
+    scanned = nn.scan(
+      Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+    )
+    x, _ = scanned(name="stack")(x, None)
+    return nn.Dense(2)(nn.GroupNorm(1)(x))
+
+
+@pytest.mark.parametrize("boxed", [False, True], ids=["bare", "partitioned"])
+def test_linen_attention_and_scanned_layers(boxed):
+  tokens = jnp.zeros((1, 3), int)
+  variables = jax.eval_shape(Transformer().init, jax.random.key(0), tokens)
+  params = variables["params"]
+  end = ""
+  if boxed:
+    params = jax.tree.map(lambda x: nn.Partitioned(x, (None,) * x.ndim), params)
+    end = "/value"
+  attention = "MultiHeadDotProductAttention_0"
+  kernels = {
+    f"{block}/{layer}/kernel{end}"
+    for block in ("single", "stack")
+    for layer in (
+      "Dense_0",
+      f"{attention}/query",
+      f"{attention}/key",
+      f"{attention}/value",
+      f"{attention}/out",
+    )
+  }
+  assert chosen(masks.exclude_biases_and_norms(params)) == kernels | {
+    f"Embed_0/embedding{end}",
+    f"Dense_0/kernel{end}",
+  }
+  norms = {
+    f"{block}/{leaf}{end}"
+    for block in ("single", "stack")
+    for leaf in (
+      "LayerNorm_0/scale",
+      "LayerNorm_0/bias",
+      "RMSNorm_0/scale",
+      f"{attention}/query_ln/scale",
+      f"{attention}/key_ln/scale",
+    )
+  }
+  assert chosen(masks.norms_only(params)) == norms | {
+    f"GroupNorm_0/scale{end}",
+    f"GroupNorm_0/bias{end}",
+  }
+
+
+class NnxBlock(nnx.Module):
+  def __init__(self, rngs):
+    self.ln = nnx.LayerNorm(4, rngs=rngs)
+    self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+    self.mlp = nnx.List([nnx.Linear(4, 4, rngs=rngs)])
+    self.norms = nnx.List([nnx.RMSNorm(4, rngs=rngs)])
+    self.adapter = nnx.LoRA(4, 2, 4, rngs=rngs)
+
+
+def nnx_block(stacked):
+  if not stacked:
+    return NnxBlock(nnx.Rngs(0))
+  make = nnx.vmap(NnxBlock, in_axes=0)
+  return make(nnx.Rngs(0).split(3))
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["single", "stacked"])
+@pytest.mark.parametrize("pure", [False, True], ids=["variables", "arrays"])
+def test_nnx_layers_alone_and_stacked(stacked, pure):
+  params = nnx.state(nnx_block(stacked), nnx.Param)
+  end = "" if pure else "/value"
+  if pure:
+    params = nnx.as_pure(params)
+  assert chosen(masks.exclude_biases_and_norms(params)) == {
+    f"attention/query/kernel{end}",
+    f"attention/key/kernel{end}",
+    f"attention/value/kernel{end}",
+    f"attention/out/kernel{end}",
+    f"mlp/0/kernel{end}",
+    f"adapter/lora_a{end}",
+    f"adapter/lora_b{end}",
+  }
+  assert chosen(masks.norms_only(params)) == {
+    f"ln/scale{end}",
+    f"ln/bias{end}",
+    f"norms/0/scale{end}",
+  }
+
+
+class EquinoxBlock(eqx.Module):
+  norm: eqx.nn.LayerNorm
+  ln2: eqx.nn.RMSNorm
+  norms: list
+  attention: eqx.nn.MultiheadAttention
+  mlp: eqx.nn.MLP
+  cell: eqx.nn.GRUCell
+  prenorm_out: eqx.nn.Linear
+
+  def __init__(self, key):
+    self.norm = eqx.nn.LayerNorm(4)
+    self.ln2 = eqx.nn.RMSNorm(4, use_bias=False)
+    self.norms = [eqx.nn.GroupNorm(2, 4)]
+    self.attention = eqx.nn.MultiheadAttention(
+      2, 4, use_query_bias=True, key=key
+    )
+    self.mlp = eqx.nn.MLP(4, 4, 4, depth=1, key=key)
+    self.cell = eqx.nn.GRUCell(4, 4, key=key)
+    self.prenorm_out = eqx.nn.Linear(4, 4, key=key)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["single", "stacked"])
+def test_equinox_layers_alone_and_stacked(stacked):
+  keys = jax.random.split(jax.random.key(0), 3)
+  block = eqx.filter_vmap(EquinoxBlock)(keys) if stacked else None
+  params = eqx.filter(block or EquinoxBlock(keys[0]), eqx.is_inexact_array)
+  assert chosen(masks.exclude_biases_and_norms(params)) == {
+    "attention/query_proj/weight",
+    "attention/key_proj/weight",
+    "attention/value_proj/weight",
+    "attention/output_proj/weight",
+    "mlp/layers/0/weight",
+    "mlp/layers/1/weight",
+    "cell/weight_ih",
+    "cell/weight_hh",
+    "prenorm_out/weight",
+  }
+  assert chosen(masks.norms_only(params)) == {
+    "norm/weight",
+    "norm/bias",
+    "ln2/weight",
+    "norms/0/weight",
+    "norms/0/bias",
+  }
+
+
+def test_an_equinox_convolution_has_a_bias_of_three_dimensions():
+  layer = eqx.nn.Conv2d(1, 2, 3, key=jax.random.key(0))
+  params = eqx.filter({"conv": layer}, eqx.is_inexact_array)
+  assert chosen(masks.exclude_biases_and_norms(params)) == {"conv/weight"}
+  assert chosen(masks.norms_only(params)) == set()
+
+
+@pytest.mark.parametrize("stack", [(), (3,)], ids=["single", "stacked"])
+def test_haiku_names_modules_in_one_key(stack):
+  ones = lambda *shape: jnp.ones(stack + shape)
+  params = {
+    "mlp/~/linear_0": {"w": ones(4, 8), "b": ones(8)},
+    "mlp/~/layer_norm": {"scale": ones(8), "offset": ones(8)},
+    "resnet/~/initial_batchnorm": {"scale": ones(1, 1, 4), "offset": ones(1)},
+    "gru": {"w_i": ones(4, 12), "w_h": ones(4, 12), "b": ones(12)},
+    "conv2_d": {"w": ones(3, 3, 4, 4), "b": ones(4, 1, 1)},
+    "embed": {"embeddings": ones(5, 4)},
+  }
+  assert chosen(masks.exclude_biases_and_norms(params)) == {
+    "mlp/~/linear_0/w",
+    "gru/w_i",
+    "gru/w_h",
+    "conv2_d/w",
+    "embed/embeddings",
+  }
+  params["resnet/~/initial_batchnorm"]["offset"] = ones(1, 1, 4)
+  assert chosen(masks.norms_only(params)) == {
+    "mlp/~/layer_norm/scale",
+    "mlp/~/layer_norm/offset",
+    "resnet/~/initial_batchnorm/scale",
+    "resnet/~/initial_batchnorm/offset",
+  }
+
+
+def test_names_that_say_half():
+  params = {
+    "lora": {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 4))},
+    "lora_beside": {
+      "w": jnp.ones((4, 4)),
+      "a": jnp.ones((4, 2)),
+      "b": jnp.ones((2, 4)),
+    },
+    "mine": {
+      "w1": jnp.ones((3, 4, 4)),
+      "b1": jnp.ones((3, 4)),
+      "ln1_scale": jnp.ones((3, 4)),
+      "norm_gain": jnp.ones((3, 4)),
+      "scale_kernel": jnp.ones((4, 4)),
+      "cls_token": jnp.ones((1, 1, 4)),
+      "temperature": jnp.ones(()),
+      "value": jnp.ones((4, 4)),
+    },
+    "kernel": jnp.ones(8),
+    "value": jnp.ones((4, 4)),
+  }
+  assert chosen(masks.exclude_biases_and_norms(params)) == {
+    "lora/a",
+    "lora/b",
+    "lora_beside/w",
+    "lora_beside/a",
+    "lora_beside/b",
+    "mine/w1",
+    "mine/scale_kernel",
+    "mine/cls_token",
+    "mine/value",
+    "value",
+  }
+  assert chosen(masks.norms_only(params)) == {
+    "mine/ln1_scale",
+    "mine/norm_gain",
+  }
+
+
+def test_a_layer_with_a_kernel_is_no_norm():
+  dense = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+  params = {
+    "prenorm_mlp": dense,
+    "norm_and_dense": {
+      "Dense_0": dense,
+      "LayerNorm_0": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    },
+    # As its flax twin under nn.scan, where the bias has two dimensions.
+    "norm_stack": {"kernel": jnp.ones((3, 4, 4)), "bias": jnp.ones((3, 4))},
+    # Of Equinox, where a norm's scale is a weight, too.
+    "norm_linear": {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+  }
+  assert chosen(masks.norms_only(params)) == {
+    "norm_and_dense/LayerNorm_0/scale",
+    "norm_and_dense/LayerNorm_0/bias",
+  }
+  assert chosen(masks.exclude_biases_and_norms(params)) == {
+    "prenorm_mlp/kernel",
+    "norm_and_dense/Dense_0/kernel",
+    "norm_stack/kernel",
+    "norm_linear/weight",
+  }
+
+
+def test_names_are_read_off_shapes_alone():
+  """As under jax.eval_shape, before there is an array."""
+  params = jax.eval_shape(
+    lambda: {"query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}}
+  )
+  assert chosen(masks.exclude_biases_and_norms(params)) == {"query/kernel"}
 
 
 def test_adapters_train_without_gradient_or_average_of_the_frozen_weights():

@@ -32,7 +32,7 @@ def test_python_blocks_run_in_order_on_both_sides_of_the_diff(sign, capsys):
       continue
     exec(compile(text, f"README block {ran}", "exec"), namespace)
     ran += 1
-  assert ran == 10
+  assert ran == 12
   assert int(namespace["state"].step) == 2 * len(namespace["batches"]) + 2
   assert "'sharpness'" in capsys.readouterr().out
 

@@ -1,0 +1,294 @@
+"""Flax's fp8 scales and maxima travel with the weights, and are none."""
+
+from flax import linen as nn
+from flax.core import freeze
+from flax.linen import fp8_ops
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+from fsam_optax import _perturbation
+
+RHO, LMBDA, LEARNING_RATE = 0.1, 0.6, 0.2
+STEPS = 4
+OVERWRITTEN = fp8_ops.OVERWRITE_WITH_GRADIENT
+
+
+class Network(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.tanh(nn.Dense(16, dot_general_cls=nn.Fp8DirectDotGeneralOp)(x))
+    return nn.Dense(1, dot_general_cls=nn.Fp8DirectDotGeneralOp)(x)
+
+
+NETWORK = Network()
+
+
+def loss_fn(variables, batch):
+  x, y = batch
+  return jnp.mean((NETWORK.apply(variables, x)[:, 0] - y) ** 2)
+
+
+grad_fn = jax.jit(jax.grad(loss_fn))
+
+
+@pytest.fixture(scope="module")
+def batches():
+  draw = np.random.default_rng(0).normal
+  return [
+    (
+      jnp.asarray(draw(size=(16, 16)), jnp.float32),
+      jnp.asarray(draw(size=16), jnp.float32),
+    )
+    for _ in range(STEPS)
+  ]
+
+
+@pytest.fixture(scope="module")
+def variables(batches):
+  """A dict of the collections, with histories of several steps."""
+  variables = NETWORK.init(jax.random.key(0), batches[0][0])
+  for batch in batches:
+    overwritten = grad_fn(variables, batch)[OVERWRITTEN]
+    variables = {**variables, OVERWRITTEN: overwritten}
+  return variables
+
+
+def flat(tree):
+  return np.concatenate(
+    [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]
+  )
+
+
+def unflat(vector, like):
+  leaves, structure = jax.tree.flatten(like)
+  parts = np.split(vector, np.cumsum([x.size for x in leaves])[:-1])
+  return jax.tree.unflatten(
+    structure,
+    [
+      jnp.asarray(part.reshape(x.shape), x.dtype)
+      for part, x in zip(parts, leaves, strict=True)
+    ],
+  )
+
+
+def train_by_hand(variables, batches, selected=lambda weights: 1.0):
+  """F-SAM with SGD over one long vector of the weights alone, in NumPy.
+
+  The scales and maxima are what the gradient at the perturbed weights says.
+  """
+  average = None
+  history = []
+  for batch in batches:
+    weights = variables["params"]
+    gradient = flat(grad_fn(variables, batch)["params"])
+    gradient = gradient * selected(weights)
+    direction = gradient if average is None else gradient - average
+    average = (
+      gradient if average is None else LMBDA * average + (1 - LMBDA) * gradient
+    )
+    epsilon = RHO * direction / np.linalg.norm(direction)
+    perturbed = {
+      **variables,
+      "params": unflat(flat(weights) + epsilon, weights),
+    }
+    second = grad_fn(perturbed, batch)
+    moved = flat(weights) - LEARNING_RATE * flat(second["params"])
+    variables = {
+      "params": unflat(moved, weights),
+      OVERWRITTEN: second[OVERWRITTEN],
+    }
+    history.append(variables)
+  return history
+
+
+def assert_follows(found, expected):
+  assert found.keys() == expected.keys()
+  # Far below what the perturbation does, and above what an fp8 product rounds
+  # to another number where its input is off in the last bit.
+  np.testing.assert_allclose(
+    flat(found["params"]), flat(expected["params"]), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    flat(found[OVERWRITTEN]), flat(expected[OVERWRITTEN]), rtol=1e-4, atol=1e-6
+  )
+
+
+def perturbation(**kwargs):
+  return fsam_optax.friendly_perturbation(rho=RHO, lmbda=LMBDA, **kwargs)
+
+
+def with_two_passes(variables, batches):
+  ascent = perturbation()
+  fn = jax.jit(fsam_optax.value_and_grad(lambda p, b: loss_fn(p, b), ascent))
+  state = ascent.init(variables)
+  for batch in batches:
+    _, grads, state, _ = fn(variables, state, batch)
+    weights = jax.tree.map(
+      lambda w, g: w - LEARNING_RATE * g, variables["params"], grads["params"]
+    )
+    variables = {"params": weights, OVERWRITTEN: grads[OVERWRITTEN]}
+    yield variables
+
+
+def with_train_step(variables, batches):
+  def loss(params, model_state, batch, rng):
+    del rng
+    return loss_fn(params, batch), (model_state, {})
+
+  state = fsam_optax.TrainState.create(
+    apply_fn=NETWORK.apply,
+    params=jax.tree.map(jnp.copy, variables),
+    tx=optax.sgd(LEARNING_RATE),
+    perturbation=perturbation(),
+  )
+  step = fsam_optax.make_train_step(loss)
+  for batch in batches:
+    state, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["perturbation_norm"], RHO, rtol=1e-5)
+    yield jax.tree.map(jnp.copy, state.params)
+
+
+def with_link(variables, batches):
+  link = fsam_optax.fsam(rho=RHO, lmbda=LMBDA)
+  tx = optax.sgd(LEARNING_RATE)
+  state, opt_state = link.init(variables), tx.init(variables["params"])
+  for batch in batches:
+    updates, state = link.update(
+      grad_fn(variables, batch),
+      state,
+      variables,
+      grad_fn=lambda p, batch=batch: grad_fn(p, batch),
+    )
+    overwritten = updates[OVERWRITTEN]
+    updates, opt_state = tx.update(updates["params"], opt_state)
+    weights = optax.apply_updates(variables["params"], updates)
+    variables = {"params": weights, OVERWRITTEN: overwritten}
+    yield variables
+
+
+def test_the_collection_is_the_one_that_flax_names(variables):
+  assert _perturbation._OVERWRITTEN == OVERWRITTEN
+  assert set(variables) == {"params", OVERWRITTEN}
+
+
+@pytest.mark.parametrize(
+  "loop",
+  [with_two_passes, with_train_step, with_link],
+  ids=lambda f: f.__name__,
+)
+def test_a_loop_is_fsam_by_hand_on_the_weights_alone(loop, variables, batches):
+  expected = train_by_hand(variables, batches)
+  found = list(loop(variables, batches))
+  assert len(found) == STEPS
+  for one, other in zip(found, expected, strict=True):
+    assert_follows(one, other)
+  # That a step is anything but the plain gradient's, and the scales move.
+  plain = flat(grad_fn(variables, batches[0])["params"])
+  step = (flat(variables["params"]) - flat(expected[0]["params"])) / (
+    LEARNING_RATE
+  )
+  assert np.linalg.norm(step - plain) > 1e-2 * np.linalg.norm(plain)
+  assert np.abs(
+    flat(expected[-1][OVERWRITTEN]) - flat(variables[OVERWRITTEN])
+  ).max()
+
+
+@pytest.mark.parametrize("container", [dict, freeze])
+def test_what_is_overwritten_is_neither_moved_nor_remembered(
+  container, variables, batches
+):
+  variables = container(variables)
+  ascent = perturbation()
+  state = ascent.init(variables)
+  weights = sum(x.size for x in jax.tree.leaves(variables["params"]))
+  assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == weights
+  epsilon, state = ascent.update(
+    container(grad_fn(variables, batches[0])), state, variables
+  )
+  assert jax.tree.structure(epsilon) == jax.tree.structure(variables)
+  assert not flat(epsilon[OVERWRITTEN]).any()
+  np.testing.assert_allclose(
+    np.linalg.norm(flat(epsilon["params"])), RHO, rtol=1e-5
+  )
+  assert jax.tree.structure(state) == jax.tree.structure(ascent.init(variables))
+
+
+MASKS = {
+  "callable": fsam_optax.masks.by_path("kernel"),
+  "all": lambda tree: True,
+  "prefix": {"params": True, OVERWRITTEN: True},
+  "prefix without": {"params": True, OVERWRITTEN: False},
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_no_mask_selects_what_is_overwritten(
+  mask, adaptive, variables, batches
+):
+  ascent = fsam_optax.sam_perturbation(rho=RHO, mask=mask, adaptive=adaptive)
+  grads = grad_fn(variables, batches[0])
+  epsilon, _ = ascent.update(grads, ascent.init(variables), variables)
+  assert not flat(epsilon[OVERWRITTEN]).any()
+  weights = variables["params"]
+  taken = flat(
+    jax.tree.map(
+      lambda x: np.full(
+        x.shape, x.ndim > 1 or mask is not MASKS["callable"], float
+      ),
+      weights,
+    )
+  )
+  g, w = flat(grads["params"]) * taken, flat(weights)
+  expected = (
+    RHO * w**2 * g / np.linalg.norm(np.abs(w) * g)
+    if adaptive
+    else RHO * g / np.linalg.norm(g)
+  )
+  np.testing.assert_allclose(
+    flat(epsilon["params"]), expected, rtol=1e-4, atol=1e-8
+  )
+
+
+def test_networks_side_by_side_have_their_collections_below(variables, batches):
+  both = {"actor": variables, "critic": variables}
+  grads = grad_fn(variables, batches[0])
+  ascent = perturbation()
+  epsilon, _ = ascent.update(
+    {"actor": grads, "critic": grads}, ascent.init(both), both
+  )
+  for name in both:
+    assert not flat(epsilon[name][OVERWRITTEN]).any()
+    np.testing.assert_allclose(
+      np.linalg.norm(flat(epsilon[name]["params"])), RHO / 2**0.5, rtol=1e-5
+    )
+
+
+def test_a_mask_of_nothing_else_is_an_error(variables):
+  ascent = perturbation(mask={"params": False, OVERWRITTEN: True})
+  with pytest.raises(ValueError, match="must select at least one leaf"):
+    ascent.init(variables)
+
+
+@pytest.mark.parametrize(
+  ("make", "expected"),
+  [
+    (
+      fsam_optax.friendly_perturbation,
+      "(SubtractGradientEmaState, ScaleToRadiusState)",
+    ),
+    (fsam_optax.sam_perturbation, "ScaleToRadiusState"),
+  ],
+  ids=["fsam", "sam"],
+)
+def test_the_state_of_other_trees_has_no_wrapper(make, expected, variables):
+  state = make().init(variables["params"])
+  name = lambda x: type(x).__name__
+  found = (
+    f"({', '.join(map(name, state))})" if type(state) is tuple else name(state)
+  )
+  assert found == expected
