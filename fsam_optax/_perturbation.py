@@ -432,7 +432,7 @@ def _on_selected_leaves(
     _check_mask(tree_of_bools, tree)
     if _has_overwritten(tree):
       tree_of_bools = jax.tree_util.tree_map_with_path(
-        lambda path, is_selected: is_selected and not _is_overwritten(path),
+        lambda path, is_selected: is_selected and not is_overwritten(path),
         jax.tree.broadcast(tree_of_bools, tree),
       )
       _check_selects(tree_of_bools)
@@ -460,13 +460,14 @@ def _on_selected_leaves(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _is_overwritten(path: Any) -> bool:
+def is_overwritten(path: Any) -> bool:
+  """Whether the "gradient" at a path is the next value of what is no weight."""
   return any(getattr(key, "key", None) == _OVERWRITTEN for key in path)
 
 
 def _has_overwritten(tree: Any) -> bool:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return any(_is_overwritten(path) for path, _ in leaves)
+  return any(is_overwritten(path) for path, _ in leaves)
 
 
 def _check_mask(mask: Any, tree: Any):

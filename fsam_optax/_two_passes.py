@@ -24,6 +24,7 @@ from fsam_optax._options import Options
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import widen
 from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import is_memoryless
@@ -239,7 +240,8 @@ class _Ascent:
 
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
-    norm = global_norm(gradient)
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    norm = global_norm([g for path, g in leaves if not is_overwritten(path)])
     found = find_state(SubtractGradientEmaState, self.state)
     if found is None:
       return norm, jnp.zeros_like(norm)

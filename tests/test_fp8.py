@@ -126,7 +126,11 @@ def with_two_passes(variables, batches):
   fn = jax.jit(fsam_optax.value_and_grad(lambda p, b: loss_fn(p, b), ascent))
   state = ascent.init(variables)
   for batch in batches:
-    _, grads, state, _ = fn(variables, state, batch)
+    _, grads, state, info = fn(variables, state, batch)
+    own = flat(grad_fn(variables, batch)["params"])
+    np.testing.assert_allclose(
+      info.gradient_norm, np.linalg.norm(own), rtol=1e-4
+    )
     weights = jax.tree.map(
       lambda w, g: w - LEARNING_RATE * g, variables["params"], grads["params"]
     )

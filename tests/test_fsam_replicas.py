@@ -1,4 +1,4 @@
-"""`fsam` in a chain on several replicas, and what it checks of its gradients."""
+"""`fsam` on several replicas, and what it checks of its two gradients."""
 
 import chex
 import jax
