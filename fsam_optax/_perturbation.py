@@ -273,18 +273,23 @@ def scale_to_radius(
     else:
       norm = global_norm(updates)
     radius = _value_at(rho, state.count)
-    scale = jnp.where(norm > 0, radius / (norm + eps), 0.0)
-    # Selected, not multiplied: zero times NaN is NaN.
+    is_finite = jnp.isfinite(norm)
+    # Selected, not multiplied: zero times NaN is NaN. And before the division,
+    # so that the slope of a step that was skipped is finite, too.
+    is_usable = is_finite & (norm > 0)
+    scale = jnp.where(
+      is_usable, radius / (jnp.where(is_usable, norm, 1.0) + eps), 0.0
+    )
     perturbation = jax.tree.map(
-      lambda d, like: jnp.where(
-        jnp.isfinite(norm), scale * widen(d), 0.0
-      ).astype(like.dtype),
+      lambda d, like: jnp.where(is_finite, scale * widen(d), 0.0).astype(
+        like.dtype
+      ),
       updates,
       updates if params is None else params,
     )
     # ||scale * d|| = scale * ||d||: no pass over the perturbation.
     length = global_norm(updates) if adaptive else norm
-    perturbation_norm = jnp.where(jnp.isfinite(norm), scale * length, 0.0)
+    perturbation_norm = scale * jnp.where(is_finite, length, 0.0)
     return perturbation, ScaleToRadiusState(
       count=optax.safe_increment(state.count),
       direction_norm=norm.astype(state.direction_norm.dtype),
@@ -572,7 +577,12 @@ def _tree_map_wide(fn: Callable[..., jax.Array], *trees: Any) -> Any:
 def global_norm(tree: Any) -> jax.Array:
   """The Euclidean norm over all leaves, in float32 at least."""
   sums = [_sum_of_squares(widen(x)) for x in jax.tree.leaves(tree)]
-  return jnp.sqrt(sum(sums, start=jnp.zeros([], jnp.float32)))
+  total = sum(sums, start=jnp.zeros([], jnp.float32))
+  # The root is infinitely steep at zero, where its own slope would be NaN.
+  is_positive = total > 0
+  return jnp.where(
+    is_positive, jnp.sqrt(jnp.where(is_positive, total, 1.0)), total
+  )
 
 
 def _sum_of_squares(x: jax.Array) -> jax.Array:

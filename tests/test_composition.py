@@ -25,6 +25,21 @@ ROWS = [
     "fsam first; what follows sees the sharpness-aware gradient. Clip after it",
   ),
   (
+    "an optimizer, clipping or weight decay in front of fsam",
+    "wrong: it ascends, nothing is clipped, nothing decays. `checked=True` "
+    "raises",
+  ),
+  (
+    "freeze, set_to_zero",
+    "behind `fsam(mask=trained)`: without the mask frozen weights are "
+    "perturbed and fill the radius",
+  ),
+  (
+    "pmap, shard_map, vmap",
+    "`axis_name=`, or the mean inside grad_fn; a mean outside lets replicas "
+    "drift apart",
+  ),
+  (
     "inject_hyperparams",
     "works, schedules included; a callable mask and accumulator_dtype go into "
     "static_args",
@@ -39,7 +54,8 @@ ROWS = [
   ),
   (
     "MultiSteps",
-    "its update sees only the last micro-batch's grad_fn",
+    "around fsam the descent drops all micro-batches but the last; behind it, "
+    "`chain(fsam(), MultiSteps(base, k))`, each ascends alone and all count",
   ),
   (
     "apply_if_finite",
@@ -61,6 +77,11 @@ ROWS = [
   (
     "nnx.Optimizer",
     "update(model, grads, grad_fn=f) forwards it",
+  ),
+  (
+    "optimizers that read the value or keep the parameters",
+    "polyak_sgd, momo, prodigy, dog, mechanize: the train step hands on the "
+    "clean loss and copies what aliases",
   ),
   (
     "linen TrainState",
@@ -576,6 +597,111 @@ def test_train_state_takes_the_two_passes_instead(problem):
 def test_every_row_has_its_test():
   assert _tested == set(dict(ROWS))
   assert len(dict(ROWS)) == len(ROWS)
+
+
+@row("an optimizer, clipping or weight decay in front of fsam")
+@pytest.mark.parametrize(
+  "front",
+  [
+    optax.sgd(0.1),
+    optax.clip_by_global_norm(0.01),
+    optax.add_decayed_weights(10.0),
+  ],
+  ids=["sgd", "clipping", "decay"],
+)
+def test_what_stands_in_front_of_fsam_is_lost(problem, front):
+  """The first update is the second gradient alone, at the end of an ascent."""
+  params, batch = problem.params, problem.batch(0)
+  grad_fn = lambda p: jax.grad(problem.loss_fn)(p, batch)
+  tx = optax.chain(front, fsam_optax.fsam(0.1))
+  updates, _ = tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
+  )
+  changed, _ = front.update(grad_fn(params), front.init(params), params)
+  length = optax.tree.norm(changed)
+  perturbed = jax.tree.map(lambda w, c: w + 0.1 * c / length, params, changed)
+  chex.assert_trees_all_close(updates, grad_fn(perturbed), rtol=1e-4)
+  checked = optax.chain(front, fsam_optax.fsam(0.1, checked=True))
+  with pytest.raises(ValueError, match="Put `fsam` first"):
+    checked.update(
+      grad_fn(params), checked.init(params), params, grad_fn=grad_fn
+    )
+
+
+@row("freeze, set_to_zero")
+def test_frozen_weights_do_not_fill_the_radius_behind_a_mask(problem):
+  """As if the trained weights were all there is."""
+  labels = {"hidden": "frozen", "output": "trained"}
+  base = optax.partition(
+    {"frozen": optax.set_to_zero(), "trained": optax.sgd(0.05)}, labels
+  )
+  mask = {"hidden": False, "output": True}
+  found, _ = train(problem, optax.chain(fsam_optax.fsam(0.1, mask=mask), base))
+  hidden = problem.params["hidden"]
+  alone = problem._replace(
+    params={"output": problem.params["output"]},
+    loss_fn=lambda p, batch: problem.loss_fn({"hidden": hidden, **p}, batch),
+  )
+  expected, _ = train(alone, optax.chain(fsam_optax.fsam(0.1), optax.sgd(0.05)))
+  chex.assert_trees_all_equal(found["hidden"], hidden)
+  chex.assert_trees_all_close(found["output"], expected["output"], rtol=1e-4)
+  unmasked, _ = train(problem, optax.chain(fsam_optax.fsam(0.1), base))
+  assert float(jnp.abs(unmasked["output"] - found["output"]).max()) > 1e-4
+
+
+@row("pmap, shard_map, vmap")
+def test_an_axis_name_makes_replicas_one(problem):
+  tx = optax.chain(fsam_optax.fsam(0.1, axis_name="batch"), optax.sgd(0.05))
+  params, state = problem.params, tx.init(problem.params)
+  split = jax.tree.map(
+    lambda x: x.reshape(4, 2, *x.shape[1:]), problem.batch(0)
+  )
+  found, _ = jax.vmap(
+    make_step(problem, tx), in_axes=(None, None, 0), axis_name="batch"
+  )(params, state, split)
+  alone = optax.chain(fsam_optax.fsam(0.1), optax.sgd(0.05))
+  expected, _ = make_step(problem, alone)(params, state, problem.batch(0))
+  for i in range(4):
+    chex.assert_trees_all_close(
+      jax.tree.map(lambda x, i=i: x[i], found), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@row("optimizers that read the value or keep the parameters")
+@pytest.mark.parametrize(
+  "tx",
+  [optax.polyak_sgd(0.05), optax.contrib.prodigy(0.1), optax.contrib.dog()],
+  ids=["polyak_sgd", "prodigy", "dog"],
+)
+def test_the_train_step_gives_optimizers_what_they_ask_for(problem, tx):
+  """Against the same optimizer fed by hand with loss and gradient."""
+  perturbation = fsam_optax.friendly_perturbation(0.1)
+  step = fsam_optax.make_train_step(
+    lambda p, model_state, batch, rng: (
+      problem.loss_fn(p, batch),
+      (model_state, {}),
+    )
+  )
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=jax.tree.map(jnp.copy, problem.params),
+    tx=tx,
+    perturbation=perturbation,
+  )
+  params, opt_state = problem.params, tx.init(problem.params)
+  ascent = perturbation.init(params)
+  update = optax.with_extra_args_support(tx).update
+  for t in range(3):
+    batch = problem.batch(t)
+    loss, gradient = jax.value_and_grad(problem.loss_fn)(params, batch)
+    epsilon, ascent = perturbation.update(gradient, ascent, params)
+    second = jax.grad(problem.loss_fn)(
+      optax.apply_updates(params, epsilon), batch
+    )
+    updates, opt_state = update(second, opt_state, params, value=loss)
+    params = optax.apply_updates(params, updates)
+    state, _ = step(state, batch)
+  chex.assert_trees_all_close(state.params, params, rtol=1e-4, atol=1e-5)
 
 
 # What fsam itself asks of the call.

@@ -498,3 +498,34 @@ def test_the_counters_stop_at_their_end_instead_of_wrapping():
   state = tuple(part._replace(count=last) for part in state)
   _, state = perturbation.update(first, state, params)
   assert [int(part.count) for part in state] == [int(last)] * 2
+
+
+# Derivatives through steps, as learned hyperparameters take them.
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0], ids=str)
+def test_slopes_of_hyperparameters_pass_through_a_step_that_does_nothing(value):
+  """As if that step had not been taken: skipped, or of a zero gradient."""
+  target = jnp.eye(4, 3)
+  loss_fn = lambda params, batch: jnp.mean((batch @ params["w"] - 1) ** 2)
+  step_of = lambda params, state, batch, _: (loss_fn(params, batch), (None, {}))
+
+  def final_loss(hyperparameters, batches):
+    learning_rate, rho = hyperparameters
+    state = fsam_optax.TrainState.create(
+      apply_fn=None,
+      params={"w": jnp.array([1.0, 2.0, 3.0])},
+      tx=optax.sgd(learning_rate),
+      # Without a memory, in which the zero gradient would be one.
+      perturbation=fsam_optax.sam_perturbation(rho=rho),
+    )
+    step = fsam_optax.make_train_step(step_of, jit=False)
+    for batch in batches:
+      state, _ = step(state, batch)
+    return loss_fn(state.params, target)
+
+  slope = jax.grad(final_loss)
+  expected = slope((0.1, 0.05), [target])
+  found = slope((0.1, 0.05), [jnp.full((4, 3), value), target])
+  assert abs(expected[1]) > 1e-3
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
