@@ -81,9 +81,7 @@ def norm_loss(params, batch_stats, batch):
   return loss, (updated, logits)
 
 
-norm_gradient = jax.jit(
-  jax.grad(lambda params, *args: norm_loss(params, *args)[0])
-)
+norm_value = jax.jit(jax.value_and_grad(norm_loss, has_aux=True))
 
 
 def pmapped_train_step(state, batch):
@@ -131,8 +129,8 @@ class ReplicasByHand(ByHand):
 
   def step_on(self, batch):
     parts = [replica(split_rows(batch), i) for i in range(REPLICAS)]
-    losses = [norm_loss(self.params, self.unused, part)[0] for part in parts]
-    self.losses.append(np.mean(losses))
+    values = [norm_value(self.params, self.unused, part) for part in parts]
+    self.losses.append(np.mean([loss for (loss, _), _ in values]))
     kernel = np.asarray(self.params["Dense_0"]["kernel"], np.float64)
     hidden = np.asarray(split_rows(batch)["image"], np.float64) @ kernel
     average = lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new
@@ -140,7 +138,8 @@ class ReplicasByHand(ByHand):
     self.variance = average(self.variance, hidden.var(axis=1))
 
     def gradient_of(params):
-      gradients = [norm_gradient(params, self.unused, part) for part in parts]
+      values = [norm_value(params, self.unused, part) for part in parts]
+      gradients = [gradient for _, gradient in values]
       return jax.tree.map(lambda *g: sum(g) / REPLICAS, *gradients)
 
     self.step(gradient_of)

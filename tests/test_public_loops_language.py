@@ -32,10 +32,10 @@ class Transformer(nn.Module):
     x = embed(tokens) + places(jnp.arange(tokens.shape[1]))
     mask = nn.make_causal_mask(tokens) if self.causal else None
     # Without the bias of the keys, which the softmax takes out again.
-    attention = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
-    x = x + attention(nn.LayerNorm()(x), mask=mask)
-    x = x + nn.Dense(8)(nn.gelu(nn.Dense(16)(nn.LayerNorm()(x))))
-    return embed.attend(nn.LayerNorm()(x))
+    attention = nn.MultiHeadDotProductAttention(num_heads=1, use_bias=False)
+    x = x + attention(nn.LayerNorm(use_bias=False)(x), mask=mask)
+    x = x + nn.Dense(8)(nn.tanh(nn.Dense(16)(x)))
+    return embed.attend(nn.LayerNorm(use_bias=False)(x))
 
 
 def token_losses(network, params, tokens, targets):
@@ -66,12 +66,13 @@ def decoder_loss(params, text):
   return jnp.sum(losses * weights) / tokens, {"tokens": tokens}
 
 
-decoder_gradient = jax.jit(jax.grad(lambda *args: decoder_loss(*args)[0]))
+# With the loss of the whole batch and its number of tokens.
+decoder_value = jax.jit(jax.value_and_grad(decoder_loss, has_aux=True))
 
 
 @pytest.fixture(scope="module")
 def decoder_params(texts):
-  return DECODER.init(jax.random.key(0), texts[0])
+  return jax.jit(DECODER.init)(jax.random.key(0), texts[0])
 
 
 def decoder_optimizer():
@@ -99,7 +100,7 @@ def test_a_decoder_fed_micro_batch_by_micro_batch(texts, decoder_params):
   by_hand = ByHand(decoder_params, base)
   for text in texts:
     params, opt_state = train_step(params, opt_state, text)
-    by_hand.step(lambda p, text=text: decoder_gradient(p, text))
+    by_hand.step(lambda p, text=text: decoder_value(p, text)[1])
   by_hand.assert_followed_by(params)
   assert opt_state[1].gradient_step == STEPS
 
@@ -141,10 +142,10 @@ def test_a_decoder_fed_stacked_micro_batches(texts, decoder_params):
     )
     # In the other order of rows, which must not matter.
     whole = parts.reshape(-1, LENGTH)
-    expected, numbers = decoder_loss(by_hand.params, whole)
+    (expected, numbers), _ = decoder_value(by_hand.params, whole)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert aux["tokens"] == numbers["tokens"]
-    by_hand.step(lambda p, whole=whole: decoder_gradient(p, whole))
+    by_hand.step(lambda p, whole=whole: decoder_value(p, whole)[1])
   by_hand.assert_followed_by(params)
 
 
@@ -175,7 +176,7 @@ def test_a_masked_language_model_in_micro_batches(texts):
   assert counts[1, 1] == 0
   assert counts[0, 0] != counts[0, 1]
 
-  params = ENCODER.init(jax.random.key(1), tokens[0, 0])
+  params = jax.jit(ENCODER.init)(jax.random.key(1), tokens[0, 0])
   tx = optax.adamw(0.02, eps=1e-5)
   state = fsam_optax.TrainState.create(
     apply_fn=ENCODER.apply,
@@ -186,17 +187,18 @@ def test_a_masked_language_model_in_micro_batches(texts):
   step = fsam_optax.make_train_step(
     masked_loss, num_microbatches=PARTS, weight="masked"
   )
-  loss_fn = lambda p, batch: masked_loss(p, None, batch, None)[0]
-  gradient = jax.jit(jax.grad(loss_fn))
+  value_and_grad = jax.jit(
+    jax.value_and_grad(lambda p, batch: masked_loss(p, None, batch, None)[0])
+  )
   by_hand = ByHand(params, tx)
   for t in range(STEPS):
     parts = jax.tree.map(lambda x, t=t: x[t], data)
     whole = jax.tree.map(lambda x: x.reshape(-1, LENGTH), parts)
     state, metrics = step(state, interleaved(parts))
     np.testing.assert_allclose(
-      metrics["loss"], loss_fn(by_hand.params, whole), rtol=1e-5
+      metrics["loss"], value_and_grad(by_hand.params, whole)[0], rtol=1e-5
     )
     assert metrics["masked"] == counts[t].sum()
     assert metrics["skipped"] == 0
-    by_hand.step(lambda p, whole=whole: gradient(p, whole))
+    by_hand.step(lambda p, whole=whole: value_and_grad(p, whole)[1])
   by_hand.assert_followed_by(state.params)

@@ -190,10 +190,10 @@ def test_ppo_of_many_seeds_in_one_program():
   state, rewards = jax.jit(jax.vmap(ppo_train))(seeds)
   assert rewards.shape == (2, UPDATES)
   gradient = jax.jit(jax.grad(ppo_loss))
-  run, shuffle = jax.jit(collect), jax.jit(shuffled)
+  run, shuffle, base = jax.jit(collect), jax.jit(shuffled), ppo_base()
   for seed, key in enumerate(seeds):
     key, init_key = jax.random.split(key)
-    by_hand = ByHand(ACTOR_CRITIC.init(init_key, jnp.zeros(2)), ppo_base())
+    by_hand = ByHand(ACTOR_CRITIC.init(init_key, jnp.zeros(2)), base)
     position = jnp.zeros(ENVS)
     for _ in range(UPDATES):
       key, rollout_key, epochs_key = jax.random.split(key, 3)
