@@ -54,6 +54,17 @@ def texts():
   return text
 
 
+@pytest.fixture(scope="module")
+def params(texts):
+  """Of either network, drawn at once: its own `init` takes long to compile."""
+  init = Transformer(causal=True).init
+  shapes = jax.eval_shape(init, jax.random.key(0), texts[0])
+  draw = np.random.default_rng(1).normal
+  return jax.tree.map(
+    lambda x: jnp.asarray(0.4 * draw(size=x.shape), x.dtype), shapes
+  )
+
+
 DECODER = Transformer(causal=True)
 
 
@@ -70,11 +81,6 @@ def decoder_loss(params, text):
 decoder_value = jax.jit(jax.value_and_grad(decoder_loss, has_aux=True))
 
 
-@pytest.fixture(scope="module")
-def decoder_params(texts):
-  return jax.jit(DECODER.init)(jax.random.key(0), texts[0])
-
-
 def decoder_optimizer():
   schedule = optax.warmup_cosine_decay_schedule(0.01, 0.02, 1, STEPS)
   return optax.chain(
@@ -82,7 +88,7 @@ def decoder_optimizer():
   )
 
 
-def test_a_decoder_fed_micro_batch_by_micro_batch(texts, decoder_params):
+def test_a_decoder_fed_micro_batch_by_micro_batch(texts, params):
   """NanoDO's kind, `MultiSteps` around adamw: 2 lines; each part ascends."""
   base = optax.MultiSteps(decoder_optimizer(), every_k_schedule=PARTS)
   tx = optax.chain(
@@ -96,8 +102,7 @@ def test_a_decoder_fed_micro_batch_by_micro_batch(texts, decoder_params):
     updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
     return optax.apply_updates(params, updates), opt_state
 
-  params, opt_state = decoder_params, tx.init(decoder_params)
-  by_hand = ByHand(decoder_params, base)
+  opt_state, by_hand = tx.init(params), ByHand(params, base)
   for text in texts:
     params, opt_state = train_step(params, opt_state, text)
     by_hand.step(lambda p, text=text: decoder_value(p, text)[1])
@@ -112,7 +117,7 @@ def interleaved(parts):
   )
 
 
-def test_a_decoder_fed_stacked_micro_batches(texts, decoder_params):
+def test_a_decoder_fed_stacked_micro_batches(texts, params):
   """The same on whole batches: every token counts alike; 3 lines change."""
   tx = decoder_optimizer()
   perturbation = fsam_optax.friendly_perturbation(rho=RHO, lmbda=LMBDA)
@@ -133,7 +138,6 @@ def test_a_decoder_fed_stacked_micro_batches(texts, decoder_params):
     params = optax.apply_updates(params, updates)
     return params, opt_state, perturbation_state, loss, aux
 
-  params = decoder_params
   opt_state, perturbation_state = tx.init(params), perturbation.init(params)
   by_hand = ByHand(params, tx)
   for parts in texts.reshape(STEPS, PARTS, ROWS, LENGTH):
@@ -164,7 +168,7 @@ def masked_loss(params, model_state, batch, rng):
   return loss, (model_state, {"masked": masked})
 
 
-def test_a_masked_language_model_in_micro_batches(texts):
+def test_a_masked_language_model_in_micro_batches(texts, params):
   """BERT's kind: one micro-batch has nothing masked; 2 lines change."""
   rng = np.random.default_rng(1)
   targets = texts.reshape(STEPS, PARTS, ROWS, LENGTH)
@@ -176,7 +180,6 @@ def test_a_masked_language_model_in_micro_batches(texts):
   assert counts[1, 1] == 0
   assert counts[0, 0] != counts[0, 1]
 
-  params = jax.jit(ENCODER.init)(jax.random.key(1), tokens[0, 0])
   tx = optax.adamw(0.02, eps=1e-5)
   state = fsam_optax.TrainState.create(
     apply_fn=ENCODER.apply,
