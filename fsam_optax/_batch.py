@@ -57,8 +57,14 @@ def mean_over_parts(
     totals = jax.tree.map(lambda t, x: t + x.astype(t.dtype), totals, outputs)
     return mark((totals, carry)), None
 
+  # Over a mesh of explicit axes the sharding is a part of an array's type.
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, jnp.float32)), shapes
+    lambda x: jnp.zeros(
+      x.shape,
+      jnp.result_type(x.dtype, jnp.float32),
+      out_sharding=x.sharding,
+    ),
+    shapes,
   )
   (totals, carry), _ = jax.lax.scan(
     body, (mark(zeros), carry), jnp.arange(num_parts, dtype=jnp.int32)

@@ -67,12 +67,12 @@ def sharpness_aware(
       ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, if
       ``params`` is only a part of the parameters because of a wrapper such as
-      :func:`optax.masked`, if ``updates`` has other shapes than ``params``, if
-      ``axis_name`` is not bound, or if ``grad_fn`` returns another structure,
-      other shapes or other dtypes than ``updates`` has, or under
-      :func:`jax.shard_map` a gradient that still differs between replicas; with
-      ``checked``, if ``updates`` is not ``grad_fn(params)`` (compiled, the same
-      message in the runtime's error).
+      :func:`optax.masked`, if ``updates`` has another structure or other
+      shapes than ``params``, if ``axis_name`` is not bound, or if ``grad_fn``
+      returns another structure, other shapes or other dtypes than ``updates``
+      has, or under :func:`jax.shard_map` a gradient that still differs between
+      replicas; with ``checked``, if ``updates`` is not ``grad_fn(params)``
+      (compiled, the same message in the runtime's error).
 
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the
@@ -271,9 +271,24 @@ def _raise_unless(is_same: Any):
 
 def _check_shapes(updates: optax.Updates, params: optax.Params):
   """Raises unless the gradient is one of these parameters, and not of rows."""
-  if jax.tree.structure(updates) != jax.tree.structure(params):
-    return  # The perturbation says so.
   leaves = jax.tree_util.tree_leaves_with_path(updates)
+  got, expected = jax.tree.structure(updates), jax.tree.structure(params)
+  if got != expected:
+    names = lambda tree: {
+      jax.tree_util.keystr(path) or "the root"
+      for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    only = sorted(names(updates) ^ names(params))
+    difference = (
+      f"leaves of one alone at {', '.join(only[:3])}"
+      if only
+      else f"{got} for {expected}"
+    )
+    raise ValueError(
+      f"`updates` must have the structure of `params`, got {difference}. Give "
+      "as `params` the arrays by which the gradient is taken and no others; in "
+      "Equinox `params, static = eqx.partition(model, eqx.is_inexact_array)`."
+    )
   for (path, g), w in zip(leaves, jax.tree.leaves(params), strict=True):
     if jnp.shape(g) != jnp.shape(w):
       raise ValueError(

@@ -1,5 +1,7 @@
 """Bad input: an error at trace time that names the argument and the remedy."""
 
+import collections
+
 import jax
 from jax import numpy as jnp
 import optax
@@ -162,6 +164,11 @@ CASES = [
   # The chain.
   ("missing_params", ValueError, "`params` must be given",
    lambda: chain(params=None, grad_fn=grad_fn)),
+  ("params_with_more_than_the_gradient", ValueError,
+   r"the structure of `params`, got leaves of one alone at \['tanh'\]",
+   lambda: chain(params={**W, "tanh": jnp.tanh}, grad_fn=grad_fn)),
+  ("params_in_another_container", ValueError, r"PyTreeDef.* for PyTreeDef",
+   lambda: chain(params=collections.OrderedDict(W), grad_fn=grad_fn)),
   ("missing_grad_fn", ValueError, "`grad_fn` must be given",
    lambda: chain()),
   ("grad_fn_of_another_structure", ValueError, "of the structure of `updates`",

@@ -50,6 +50,55 @@ def test_synchronous_micro_batches_equal_one_large_batch(problem):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
+  params, batch = problem
+  params = {
+    "in": jnp.tile(params["in"], 2)[:, :8],
+    "bias": jnp.zeros(8),
+    "out": jnp.linspace(-1.0, 1.0, 8),
+  }
+  mesh = jax.make_mesh(
+    (2, 4),
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Explicit,) * 2,
+  )
+  place = lambda x, *names: jax.device_put(
+    x, jax.NamedSharding(mesh, jax.P(*names))
+  )
+  options = {"num_microbatches": 2, "sync_perturbation": sync}
+  perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
+
+  def mesh_loss(params, batch):
+    hidden = jnp.tanh(batch["x"] @ params["in"] + params["bias"])
+    rows = jax.typeof(batch["y"]).sharding
+    outputs = jnp.matmul(hidden, params["out"], out_sharding=rows)
+    return jnp.mean((outputs - batch["y"]) ** 2)
+
+  fn = jax.jit(fsam_optax.value_and_grad(mesh_loss, perturbation, **options))
+  with jax.set_mesh(mesh):
+    placed = {
+      "in": place(params["in"], None, "model"),
+      "bias": place(params["bias"], "model"),
+      "out": place(params["out"], "model"),
+    }
+    rows = jax.tree.map(lambda x: place(x, "data"), batch)
+    state = perturbation.init(placed)
+    loss, grads, state, info = fn(placed, state, rows)
+  for name, x in placed.items():
+    assert jax.typeof(grads[name]).sharding == jax.typeof(x).sharding
+    assert jax.typeof(state[0].ema[name]).sharding == jax.typeof(x).sharding
+  expected = fsam_optax.value_and_grad(loss_fn, perturbation, **options)(
+    params, perturbation.init(params), batch
+  )
+  for a, b in zip(
+    jax.tree.leaves((loss, grads, state, info)),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
 def test_one_step_updates_the_average_and_the_schedules_once(problem):
   _, _, state, _ = run(*problem, num_microbatches=PARTS)
   assert [int(s.count) for s in state] == [3, 3]

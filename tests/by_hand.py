@@ -1,0 +1,75 @@
+"""F-SAM by hand around any loop: the oracle on one vector of all parameters.
+
+What follows F-SAM, the base optimizer, is optax's own; the ascent is NumPy.
+"""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+from oracle import FriendlySam
+
+RHO, SIGMA, LMBDA = 0.2, 1.0, 0.6
+# Of parameters of order one, in float32, over a few steps.
+TOLERANCE = 1e-5
+
+
+def flat(tree):
+  return np.concatenate(
+    [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]
+  )
+
+
+def unflat(vector, like):
+  leaves, structure = jax.tree.flatten(like)
+  parts = np.split(vector, np.cumsum([x.size for x in leaves])[:-1])
+  return jax.tree.unflatten(
+    structure,
+    [
+      jnp.asarray(part.reshape(x.shape), x.dtype)
+      for part, x in zip(parts, leaves, strict=True)
+    ],
+  )
+
+
+class ByHand:
+  """F-SAM in front of an optimizer of optax, and the optimizer alone.
+
+  Attributes:
+    params: what F-SAM trains.
+    plain: what the optimizer trains alone, on the same batches: a loop that
+      lost its perturbation would end there.
+  """
+
+  def __init__(self, params, tx):
+    self.params = self.plain = params
+    self._state = self._plain_state = tx.init(params)
+    self._update = jax.jit(tx.update)
+    self._ascent = FriendlySam(RHO, SIGMA, LMBDA)
+
+  def perturbed_gradient(self, gradient_of):
+    weights = flat(self.params)
+    gradient = flat(gradient_of(self.params))
+    perturbation = self._ascent(gradient, weights)
+    return gradient_of(unflat(weights + perturbation, self.params))
+
+  def step(self, gradient_of):
+    """One step on the gradient of one batch, a function of the parameters."""
+    gradient = self.perturbed_gradient(gradient_of)
+    updates, self._state = self._update(gradient, self._state, self.params)
+    self.params = optax.apply_updates(self.params, updates)
+    updates, self._plain_state = self._update(
+      gradient_of(self.plain), self._plain_state, self.plain
+    )
+    self.plain = optax.apply_updates(self.plain, updates)
+
+  def assert_followed_by(self, params, tolerance=TOLERANCE):
+    assert_close(params, self.params, tolerance)
+    away = np.abs(flat(self.plain) - flat(self.params)).max()
+    assert away > 20 * tolerance, f"the plain loop ends only {away} away"
+
+
+def assert_close(found, expected, tolerance=TOLERANCE):
+  np.testing.assert_allclose(
+    flat(found), flat(expected), rtol=0, atol=tolerance
+  )
