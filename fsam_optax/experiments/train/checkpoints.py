@@ -20,9 +20,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import fsam_optax
+from fsam_optax.experiments.common import files
 from fsam_optax.experiments.train.checksum import checksum
 from fsam_optax.experiments.train.folder import REMEDY
 from fsam_optax.experiments.train.folder import FolderError
+from fsam_optax.experiments.train.folder import versions_since
+from fsam_optax.experiments.train.folder import writing
 
 _KEPT = 2  # The last one, and another for when that cannot be read.
 _DELETED = "deleted"
@@ -35,10 +38,19 @@ class Checkpoints:
     last: number of the last one that was written or read, None before.
   """
 
-  def __init__(self, folder: pathlib.Path) -> None:
-    """Opens a folder, which is made where it is missing."""
-    self._folder = folder.absolute()
+  def __init__(self, folder: pathlib.Path, warn: Callable[[str], None]) -> None:
+    """Opens a folder, which is made where it is missing.
+
+    Args:
+      folder: of the checkpoints.
+      warn: gets a line for each checkpoint that was repaired or moved aside.
+
+    Raises:
+      FolderError: if the folder cannot be read.
+    """
+    self._folder, self._warn = folder.absolute(), warn
     self._delete()
+    self._repair()
     accuracy = lambda metrics: metrics["accuracy"]
     self._manager = ocp.CheckpointManager(
       self._folder,
@@ -116,9 +128,7 @@ class Checkpoints:
       self._manager.close()
     self._delete()
 
-  def restore(
-    self, progress: Any, warn: Callable[[str], None]
-  ) -> Optional[tuple[Any, dict[str, Any]]]:
+  def restore(self, progress: Any) -> Optional[tuple[Any, dict[str, Any]]]:
     """Reads the last checkpoint that is whole.
 
     One that is not, because a file in it was cut, lost or changed, is moved
@@ -126,7 +136,6 @@ class Checkpoints:
 
     Args:
       progress: shapes, dtypes and shardings of the tree.
-      warn: gets a line for each checkpoint that was moved aside.
 
     Returns:
       The tree and the means, or None where the folder holds no checkpoint.
@@ -145,7 +154,7 @@ class Checkpoints:
         broken[batches] = error
         continue
       for number, reason in broken.items():
-        warn(
+        self._warn(
           f"checkpoint {number} cannot be read and was moved to "
           f"{self._set_aside(number)} ({_first_line(reason)}); going on from "
           f"checkpoint {batches}"
@@ -176,8 +185,9 @@ class Checkpoints:
       fsam_optax.checkpoint.check(metadata, tree)
     except ValueError as error:
       raise FolderError(
-        f"checkpoint {batches} in {str(self._folder)!r} is of another version "
-        f"of this program: {error}"
+        f"checkpoint {batches} in {str(self._folder)!r} holds other arrays "
+        f"than this program trains: {error} "
+        f"{versions_since(self._folder.parent.parent) or 'The versions agree'}"
       ) from error
     read = self._manager.restore(
       batches,
@@ -194,6 +204,29 @@ class Checkpoints:
     if int(found["progress"].batches) != batches:
       raise ValueError("it is of another number of batches")
     return found["progress"], means["means"]
+
+  def _repair(self) -> None:
+    """Gives a checkpoint whose accuracy cannot be read the least of all.
+
+    Orbax reads them all before anything else, and needs them to tell the best
+    one alone: the arrays beside them may be whole.
+    """
+    is_first = jax.process_index() == 0
+    for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
+      try:
+        accuracy = json.loads(path.read_text())["accuracy"]
+        is_number = isinstance(accuracy, (int, float)) and accuracy >= -1
+      except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        is_number = False
+      if not is_number and is_first:
+        with writing(path):
+          files.write_json({"accuracy": -1.0}, path)
+        self._warn(
+          f"the accuracy of checkpoint {path.parents[1].name} cannot be read; "
+          "it is not taken for the best"
+        )
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("all can read the accuracies")
 
   def _set_aside(self, batches: int) -> pathlib.Path:
     aside = self._folder.parent / f"broken-checkpoint-{batches}"

@@ -1,15 +1,18 @@
 """``train``: a network on CIFAR or other images, as the authors train it."""
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import traceback
+from typing import Any
 
 import jax
 
 from fsam_optax.experiments import datasets
 from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import terminal
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.train import data
@@ -49,7 +52,8 @@ def run(settings: Settings) -> None:
     _print_plan(settings, config)
     return
   images, config = data.load(settings.data, RECIPES[settings.recipe], config)
-  _run_or_end(settings, config, images)
+  with terminal.outliving_stdout():
+    _run_or_end(settings, config, images)
 
 
 COMMAND = Command(
@@ -127,12 +131,12 @@ def _train(settings: Settings, config: Config, images: datasets.Images) -> None:
   sizes = plan.sizes_of(settings.recipe, config, images)
   program = plan.program_of(config, sizes, mesh)
   is_first = jax.process_index() == 0
+  described = plan.described(settings.recipe, config, images.fingerprint())
+  processes.check_alike({**described, **_together(settings)})
+  processes.check_shared(settings.folder)
   if is_first:
     _check_disk(settings, program)
-    folder.check_config(
-      settings.folder,
-      plan.described(settings.recipe, config, images.fingerprint()),
-    )
+    folder.check_config(settings.folder, described)
   seeds = range(
     settings.run.first_seed, settings.run.first_seed + settings.run.seeds
   )
@@ -148,10 +152,19 @@ def _train(settings: Settings, config: Config, images: datasets.Images) -> None:
   if not is_first:
     return
   summary = report.summary(settings.recipe, config, results)
+  # Before anything is written, which may fail: the run is not lost by that.
+  print(report.table(summary), flush=True)
   with folder.writing(settings.folder / "summary.json"):
     report.write(summary, results, settings.folder)
-  print(report.table(summary))
   print(f"\nwrote {settings.folder / 'summary.json'} and curves.png")
+
+
+def _together(settings: Settings) -> dict[str, Any]:
+  """What the processes of a job do at one time, by flag."""
+  return {
+    f"--{field.name.replace('_', '-')}": getattr(settings.run, field.name)
+    for field in dataclasses.fields(settings.run)
+  }
 
 
 def _check_disk(settings: Settings, program: Program) -> None:

@@ -9,7 +9,11 @@ from typing import Any, Optional
 import jax
 from jax.experimental import multihost_utils
 
-_STATUS: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+_STATUS: dict[int, int] = {
+  signal.SIGTERM: 0,
+  signal.SIGINT: 130,
+  signal.SIGHUP: 129,
+}
 
 
 class Interrupted(Exception):
@@ -25,10 +29,10 @@ class Interrupted(Exception):
 
 
 class Interruption:
-  """Takes note of SIGTERM and SIGINT, for a run to save and end.
+  """Takes note of SIGTERM, SIGINT and SIGHUP, for a run to save and end.
 
   With several processes JAX takes note of SIGTERM, and tells all of them of the
-  step to end at.
+  step to end at. The other two become that one.
   """
 
   def __init__(self) -> None:
@@ -36,13 +40,20 @@ class Interruption:
     self._signal: Optional[int] = None
     self._is_saved = True
     self._before: dict[int, Any] = {}
+    self._steps = 0
 
   def __enter__(self) -> "Interruption":
-    if jax.process_count() == 1 and (
-      threading.current_thread() is threading.main_thread()
-    ):
-      for number in _STATUS:
-        self._before[number] = signal.signal(number, self._note)
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    is_job = jax.process_count() > 1
+    for number in _STATUS:
+      if number == signal.SIGTERM and is_job:
+        continue  # It is JAX's.
+      if signal.getsignal(number) == signal.SIG_IGN:
+        continue  # As under nohup.
+      self._before[number] = signal.signal(
+        number, self._note_in_job if is_job else self._note
+      )
     return self
 
   def __exit__(self, *exception) -> None:
@@ -53,22 +64,26 @@ class Interruption:
     """From now on there is something to save."""
     self._is_saved = False
 
-  def status(self, batches: int) -> Optional[int]:
-    """What to end with, or None to go on.
-
-    Args:
-      batches: the number taken, the same in every process.
+  def status(self) -> Optional[int]:
+    """What to end with, or None to go on; to be asked once after each batch.
 
     Returns:
-      0 after SIGTERM, 130 after SIGINT, or None.
+      0 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, or None.
     """
     if jax.process_count() > 1:
       # Every process must end after the same batch, or the others would wait
-      # for its part of a sum: JAX agrees on one among them.
-      return (
-        0 if multihost_utils.reached_preemption_sync_point(batches) else None
-      )
+      # for its part of a sum: JAX agrees on one among them, by a count that
+      # must never go back, as that of a seed's batches does at the next seed.
+      self._steps += 1
+      if not multihost_utils.reached_preemption_sync_point(self._steps):
+        return None
+      return 0 if self._signal is None else _STATUS[self._signal]
     return None if self._signal is None else _STATUS[self._signal]
+
+  def _note_in_job(self, number, frame) -> None:
+    del frame
+    self._signal = self._signal or number
+    os.kill(os.getpid(), signal.SIGTERM)
 
   def _note(self, number, frame) -> None:
     del frame

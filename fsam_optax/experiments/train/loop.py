@@ -42,9 +42,7 @@ class Runner:
       run: what is written, and how often.
     """
     self._program, self._interruption, self._run = program, interruption, run
-    devices = program.mesh.size
-    rows = -(-run.evaluation_batch_size // devices) * devices
-    self._evaluate = evaluator(program, rows)
+    self._evaluate: Any = None
     self._steps: dict[tuple[int, bool], Any] = {}
 
   def __call__(
@@ -65,12 +63,22 @@ class Runner:
       DivergedError: if too many steps in a row were skipped.
       FolderError: if the folder cannot be read or written.
     """
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+    if self._evaluate is None:
+      devices = self._program.mesh.size
+      rows = min(self._run.evaluation_batch_size, len(dataset.y_evaluated))
+      self._evaluate = evaluator(self._program, -(-rows // devices) * devices)
+    with contextlib.closing(
+      Checkpoints(folder / "checkpoints", _warn)
+    ) as checkpoints:
       state = self._begin(checkpoints, seed)
       journal = None
       if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        journal = metrics_lib.Journal(folder / "metrics.jsonl", state.batches)
+        journal = metrics_lib.Journal(
+          folder / "metrics.jsonl",
+          state.batches,
+          state.batches // self._program.shapes.steps_an_epoch,
+        )
       if state.batches < self._program.steps:
         self._compile(state.batches)
         with self._writer(folder, journal, seed, state.batches) as writer:
@@ -80,7 +88,7 @@ class Runner:
   def _begin(self, checkpoints: Checkpoints, seed: int) -> State:
     """Goes on from the last checkpoint, or begins where there is none."""
     program = self._program
-    if (read := checkpoints.restore(program.abstract(), _warn)) is not None:
+    if (read := checkpoints.restore(program.abstract())) is not None:
       return State(program, *read)
     return State(program, program.place(program.create(seed)))
 
@@ -165,7 +173,7 @@ class Runner:
   def _end_if_told(
     self, state: State, checkpoints: Checkpoints, accuracy: Optional[float]
   ) -> None:
-    status = self._interruption.status(state.batches)
+    status = self._interruption.status()
     if status is None:
       return
     state.save(checkpoints, accuracy)

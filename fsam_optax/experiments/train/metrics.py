@@ -1,8 +1,8 @@
 """The metrics of a run: to a file of lines, TensorBoard and the terminal."""
 
-import contextlib
 import json
 import math
+import os
 import pathlib
 import time
 from typing import Any, Optional
@@ -10,6 +10,8 @@ from typing import Any, Optional
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.train.batches import Batches
+from fsam_optax.experiments.train.folder import REMEDY
+from fsam_optax.experiments.train.folder import FolderError
 from fsam_optax.experiments.train.folder import writing
 
 
@@ -20,24 +22,43 @@ class Journal:
     lines: all of them, parsed.
   """
 
-  def __init__(self, path: pathlib.Path, batches: int) -> None:
+  def __init__(self, path: pathlib.Path, batches: int, epochs: int) -> None:
     """Opens the file and drops what lies after a number of batches.
 
     Args:
       path: the file, which need not exist.
       batches: that the run goes on from: later lines, and one that was cut,
         will be written again.
+      epochs: number of them that are whole by then, each of which has a line.
+
+    Raises:
+      FolderError: if the file cannot be read, or lacks the line of an epoch
+        that the checkpoint has passed.
     """
     self._path = path
     self.lines: list[dict[str, Any]] = []
-    if not path.exists():
-      return
-    text = path.read_text(errors="replace")
+    text = ""
+    if path.exists():
+      try:
+        text = path.read_text(errors="replace")
+      except OSError as error:
+        raise FolderError(
+          f"{str(path)!r} must be a file that can be read, got one that cannot "
+          f"({error.strerror}). {REMEDY}"
+        ) from error
     for line in text.splitlines():
-      with contextlib.suppress(ValueError, TypeError, KeyError):
-        parsed = json.loads(line)
-        if parsed["batches"] <= batches:
-          self.lines.append(parsed)
+      parsed = _parsed(line)
+      if parsed is not None and parsed["batches"] <= batches:
+        self.lines.append(parsed)
+    written = {line["epoch"] for line in self.epochs}
+    if lost := [n for n in range(1, epochs + 1) if n not in written]:
+      named = ", ".join(map(str, lost[:5])) + (" and more" if lost[5:] else "")
+      raise FolderError(
+        f"{str(path)!r} must hold a line for each of the {epochs} epochs that "
+        f"its checkpoint has passed, got none that can be read for {named}. "
+        "Put the file back, delete the checkpoints from there on, or choose "
+        "another --output"
+      )
     kept = "".join(map(_as_line, self.lines))
     if kept != text:
       with writing(path):
@@ -52,7 +73,32 @@ class Journal:
     """Writes one more line, at once."""
     with writing(self._path), self._path.open("a") as file:
       file.write(_as_line(line))
+      if line["kind"] == "epoch":
+        # The checkpoint that follows relies on it, whatever happens meanwhile.
+        file.flush()
+        os.fsync(file.fileno())
     self.lines.append(line)
+
+
+def _parsed(line: str) -> Optional[dict[str, Any]]:
+  """A line as it was written, or None where it is damaged."""
+  try:
+    parsed = json.loads(line, parse_constant=_refuse)
+    is_whole = (
+      type(parsed["batches"]) is int
+      and isinstance(parsed["epoch"], (int, float))
+      and parsed["kind"] in ("step", "epoch")
+    )
+    if parsed["kind"] == "epoch":
+      evaluated = [name for name in parsed if name.endswith("_accuracy")]
+      is_whole &= bool(evaluated) and {"loss", "accuracy"} <= parsed.keys()
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    return None
+  return parsed if is_whole else None
+
+
+def _refuse(constant: str):
+  raise ValueError(f"{constant} is no number of JSON")
 
 
 def _as_line(line: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Real processes: a job equals one process, and goes on after a kill -9."""
 
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -161,3 +162,121 @@ def test_a_process_that_waits_in_vain_ends_and_has_said_where(start, tmp_path):
   assert time.monotonic() - begin < 60
   assert f"of 2: waiting for the others, up to 2 s, at {address}" in printed
   assert "DEADLINE_EXCEEDED" in printed
+
+
+# Processes that do not agree, and what a job listens to.
+
+
+def job_of(start, outputs, flags=((), ()), data=(None, None), **kwargs):
+  """Two processes, each with a folder and flags of its own."""
+  address = free_address()
+  return [
+    start(
+      outputs[i],
+      1,
+      f"--coordinator-address={address}",
+      "--num-processes=2",
+      f"--process-id={i}",
+      "--timeout=60",
+      *(() if data[i] is None else (f"--data={data[i]}",)),
+      *flags[i],
+      devices=2,
+      **kwargs,
+    )
+    for i in range(2)
+  ]
+
+
+def ends(job, status=1):
+  """What both processes printed, which end by themselves."""
+  begin = time.monotonic()
+  printed = [real_run.finish(process, status=status) for process in job]
+  assert time.monotonic() - begin < 90
+  return printed
+
+
+def test_processes_of_other_flags_or_data_are_told_which(start, tmp_path):
+  output = tmp_path / "run"
+  other = tmp_path / "other.npz"
+  real_run.write_digits(other)
+  with np.load(other) as arrays:
+    changed = dict(arrays)
+  changed["x_train"] = changed["x_train"][::-1]
+  np.savez(other, **changed)
+  flags = (("--rho=0.2",), ("--rho=0.3", "--save-every=7"))
+  job = job_of(start, (output, output), flags, data=(None, other))
+  for printed in ends(job):
+    (line,) = [x for x in printed.splitlines() if "error:" in x]
+    assert "--rho 0.2 in process 0 and 0.3 in process 1" in line
+    assert "--save-every null in process 0 and 7 in process 1" in line
+    assert "--data (SHA-256)" in line
+    assert "Traceback" not in printed
+  assert not list(output.glob("seed-*"))
+
+
+def test_a_folder_that_not_all_see_is_refused_before_training(start, tmp_path):
+  outputs = tmp_path / "mine", tmp_path / "yours"
+  job = job_of(start, outputs)
+  for printed in ends(job):
+    assert "--output must be one folder that every process sees" in printed
+    assert "process 1 does not see" in printed
+    assert "Traceback" not in printed
+  assert not list(tmp_path.glob("*/seed-*"))
+
+
+def listening(port):
+  """The local addresses at which somebody listens to a port, in hexadecimal."""
+  found = []
+  for name in ("tcp", "tcp6"):
+    for line in pathlib.Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+      fields = line.split()
+      address, _, at = fields[1].rpartition(":")
+      if int(at, 16) == port and fields[3] == "0A":
+        found.append(address)
+  return found
+
+
+def test_the_coordinator_listens_at_its_address_alone(start, tmp_path):
+  address = free_address()
+  process = start(
+    tmp_path / "run",
+    1,
+    f"--coordinator-address={address}",
+    "--num-processes=2",
+    "--process-id=0",
+    "--timeout=20",
+  )
+  deadline, found = time.monotonic() + 60, []
+  while not found and time.monotonic() < deadline:
+    found = listening(int(address.rpartition(":")[2]))
+    time.sleep(0.05)
+  process.kill()
+  # 127.0.0.1, also as an address of IPv6.
+  assert found
+  assert {x[-8:] for x in found} == {"0100007F"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_job_that_is_interrupted_saves_and_says_so(start, tmp_path, number):
+  output = tmp_path / "run"
+  job = start(output, 2, "--save-every=2", "--epochs=1000")
+  pids = [int(pid) for pid in re.findall(r"\d+", job.stdout.readline())]
+  wait_for(checkpoint(output, 2), job)
+  begin = time.monotonic()
+  # As a terminal sends it, to all of them.
+  for pid in (*pids, job.pid):
+    os.kill(pid, number)
+  status = {signal.SIGINT: 130, signal.SIGHUP: 129}[number]
+  printed = real_run.finish(job, status=status)
+  assert "told to end; saved after batch" in printed
+  assert "Traceback" not in printed
+  assert time.monotonic() - begin < 30
+
+
+def test_sigterm_in_the_second_seed_of_a_job_is_heard(start, tmp_path):
+  output = tmp_path / "run"
+  job = start(output, 2, "--save-every=2", "--seeds=500", "--epochs=1")
+  second = output / "seed-2" / "checkpoints" / "4"
+  wait_for(second, job)
+  job.terminate()
+  assert "told to end; saved after batch" in real_run.finish(job)

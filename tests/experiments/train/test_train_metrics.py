@@ -52,21 +52,59 @@ def test_a_metric_of_today_begins_where_a_checkpoint_of_before_ends():
   assert means.finish(sums)["accuracy"] == 8
 
 
+EPOCH = {"loss": 1.0, "accuracy": 50.0, "test_accuracy": 40.0}
+
+
+def line_of(kind, batches, epoch):
+  line = {"kind": kind, "batches": batches, "epoch": epoch}
+  return line | (EPOCH if kind == "epoch" else {})
+
+
 def test_a_line_that_a_full_disk_refuses_is_an_error(tmp_path):
-  journal = metrics.Journal(tmp_path / "metrics.jsonl", 0)
+  journal = metrics.Journal(tmp_path / "metrics.jsonl", 0, 0)
   journal._path = pathlib.Path("/dev/full")
   with pytest.raises(FolderError, match=r"No space left.*full disk"):
-    journal.append({"batches": 1})
+    journal.append(line_of("step", 1, 0.5))
   assert not journal.lines
 
 
 def test_a_journal_drops_what_was_cut_and_what_will_be_written_again(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  lines = [{"kind": "step", "batches": i} for i in (2, 4, 6)]
+  lines = [line_of("step", i, i / 4) for i in (2, 4, 6)]
   path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"kin')
-  journal = metrics.Journal(path, 4)
-  journal.append({"kind": "epoch", "batches": 5})
+  journal = metrics.Journal(path, 4, 0)
+  journal.append(line_of("epoch", 5, 1))
   assert [line["batches"] for line in journal.lines] == [2, 4, 5]
-  assert journal.epochs == [{"kind": "epoch", "batches": 5}]
+  assert journal.epochs == [line_of("epoch", 5, 1)]
   written = [json.loads(line) for line in path.read_text().splitlines()]
   assert written == journal.lines
+
+
+@pytest.mark.parametrize(
+  "damaged",
+  [
+    "",
+    '{"kind": "epoch"}',
+    '{"batches": 8, "epoch": 2}',
+    json.dumps(line_of("epoch", 8, 2)).replace("1.0", "NaN"),
+    "null",
+    "[8]",
+    "[" * 100_000,
+    '{"kind": "epoch", "batches": "8", "epoch": 2}',
+    "\x00\x00\x00",
+  ],
+  ids=["lost", "cut", "kind", "nan", "null", "list", "deep", "words", "zeros"],
+)
+def test_a_checkpoint_ahead_of_its_metrics_is_an_error_by_epoch(
+  tmp_path, damaged
+):
+  """Not an accuracy of another epoch, nor a shorter curve."""
+  path = tmp_path / "metrics.jsonl"
+  whole = [json.dumps(line_of("epoch", 4 * i, i)) for i in (1, 3)]
+  path.write_text("\n".join([whole[0], damaged, whole[1]]) + "\n")
+  with pytest.raises(FolderError, match=r"each of the 3 epochs.*read for 2\."):
+    metrics.Journal(path, 12, 3)
+  # What it was given stays as it was.
+  assert path.read_text().splitlines()[0] == whole[0]
+  path.write_text("\n".join([whole[0], "{", whole[1]]) + "\n")
+  assert len(metrics.Journal(path, 4, 1).epochs) == 1

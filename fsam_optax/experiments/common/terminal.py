@@ -1,0 +1,69 @@
+"""What reaches the terminal: nothing that steers it, and no end with it."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import sys
+from typing import Any
+
+
+def printable(text: Any) -> str:
+  """Text of a file, with what would steer a terminal spelled out.
+
+  Examples:
+    >>> printable("name" + chr(27) + "[2J")
+    'name\\\\x1b[2J'
+
+  Args:
+    text: of whoever wrote the file.
+
+  Returns:
+    The text, each character that is no printable one as Python escapes it.
+  """
+  return "".join(
+    x if x.isprintable() else x.encode("unicode_escape").decode()
+    for x in str(text)
+  )
+
+
+@contextlib.contextmanager
+def outliving_stdout() -> Iterator[None]:
+  """Goes on in silence where stdout is closed, as by ``| head``."""
+  before = sys.stdout
+  sys.stdout = _Outliving(before)
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError, ValueError):
+      sys.stdout.flush()
+    sys.stdout = before
+
+
+class _Outliving:
+  """A stream that swallows what nobody reads any more."""
+
+  def __init__(self, stream: Any) -> None:
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    try:
+      return self._stream.write(text)
+    except BrokenPipeError:
+      self._silence()
+      return len(text)
+
+  def flush(self) -> None:
+    try:
+      self._stream.flush()
+    except BrokenPipeError:
+      self._silence()
+
+  def _silence(self) -> None:
+    # What is buffered goes where it does no harm, at the end of Python, too.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, self._stream.fileno())
+    os.close(nowhere)
+    print("stdout was closed; going on", file=sys.stderr, flush=True)
