@@ -54,7 +54,12 @@ def mean_over_parts(
   def body(state, index):
     totals, carry = state
     outputs, carry = fn(part_at(index), index, carry)
-    totals = jax.tree.map(lambda t, x: t + x.astype(t.dtype), totals, outputs)
+    totals = jax.tree.map(
+      # A metric may be a Python number.
+      lambda t, x: t + jnp.asarray(x, t.dtype),
+      totals,
+      outputs,
+    )
     return mark((totals, carry)), None
 
   # Over a mesh of explicit axes the sharding is a part of an array's type.

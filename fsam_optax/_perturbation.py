@@ -554,7 +554,9 @@ def _value_at(value: optax.ScalarOrSchedule, count: Any) -> Any:
 
 def _wide_dtype(*leaves: Any) -> Any:
   """The dtype that the leaves promote to, float32 at least."""
-  return jnp.result_type(jnp.float32, *leaves)
+  # Under JAX's strict promotion, too, in which nothing is widened unasked.
+  with jax.numpy_dtype_promotion("standard"):
+    return jnp.result_type(jnp.float32, *leaves)
 
 
 def _cast_like(x: jax.Array, like: jax.Array) -> jax.Array:

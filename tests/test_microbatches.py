@@ -218,3 +218,22 @@ def test_integer_metrics_cannot_be_averaged_and_are_refused():
   )
   with pytest.raises(TypeError, match=r"floating scalars.*rows"):
     fn(jnp.ones([]), perturbation.init(jnp.ones([])), jnp.ones(4))
+
+
+def test_a_metric_may_be_a_python_number():
+  step = fsam_optax.make_train_step(
+    lambda params, model_state, batch, rng: (
+      jnp.mean((batch * params["w"]) ** 2),
+      (model_state, {"temperature": 0.25}),
+    ),
+    num_microbatches=2,
+    jit=False,
+  )
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.ones([])},
+    tx=optax.sgd(0.1),
+    perturbation=fsam_optax.sam_perturbation(),
+  )
+  _, metrics = step(state, jnp.ones(4))
+  assert metrics["temperature"] == 0.25

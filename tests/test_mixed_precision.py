@@ -152,3 +152,22 @@ def test_a_bfloat16_average_halves_its_memory_and_stays_close():
   drift = jnp.linalg.norm(half.astype(jnp.float32) - exact)
   drift = float(drift / jnp.linalg.norm(exact))
   assert 1e-4 < drift < 1e-2
+
+
+def test_strict_promotion_is_no_hindrance(problem):
+  """A bfloat16 average of float32 gradients, as in the standard promotion."""
+  perturbation = fsam_optax.friendly_perturbation(
+    0.1, lmbda=0.5, accumulator_dtype=jnp.bfloat16
+  )
+  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+
+  def run():
+    state = perturbation.init(problem.params)
+    for t in range(2):
+      _, grads, state, info = fn(problem.params, state, problem.batch(t))
+    return grads, state, info
+
+  expected = run()
+  with jax.numpy_dtype_promotion("strict"):
+    found = run()
+  jax.tree.map(np.testing.assert_array_equal, found, expected)

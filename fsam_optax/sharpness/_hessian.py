@@ -247,7 +247,12 @@ def _lanczos(loss_fn, num_matvecs, batch_size, params, data, key):
   tridiagonalize = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
   small = tridiagonalize(product, start).J_small
   values, vectors = jnp.linalg.eigh(small)
-  return values, jnp.square(vectors[0])
+  weights = jnp.square(vectors[0])
+  # Of a loss without curvature Lanczos has no second vector, and divides by
+  # zero: then all of the weight is at zero.
+  is_flat = jnp.all(product(start) == 0)
+  at_first = jnp.zeros_like(weights).at[0].set(1)
+  return jnp.where(is_flat, 0, values), jnp.where(is_flat, at_first, weights)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

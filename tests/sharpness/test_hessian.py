@@ -108,3 +108,18 @@ def test_missing_package_is_named_with_its_remedy(data, monkeypatch):
     sharpness.hessian_trace(
       quadratic.loss, quadratic.tree(np.ones(6)), data[0], key=jax.random.key(0)
     )
+
+
+def test_a_loss_without_curvature_has_a_hessian_of_zero(data):
+  """Not one that diverged."""
+  flat = lambda w, batch: jnp.mean(batch) * jnp.sum(w)
+  params, key = jnp.ones(4), jax.random.key(0)
+  rows = jnp.ones((6, 2))
+  values = sharpness.hessian_eigenvalues(flat, params, rows, 3, key=key)
+  np.testing.assert_array_equal(values, np.zeros(3))
+  assert sharpness.hessian_trace(flat, params, rows, key=key) == (0.0, 0.0)
+  found = sharpness.hessian_density(
+    flat, params, rows, key=key, num_matvecs=3, samples=2
+  )
+  np.testing.assert_array_equal(found.nodes, np.zeros((2, 3)))
+  np.testing.assert_array_equal(found.weights, [[1, 0, 0]] * 2)

@@ -1,14 +1,18 @@
 """Files that are written whole or not at all, and what wrote them."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any, Optional
 
 import fsam_optax
+from fsam_optax.experiments.common.flags import FlagError
 
 
 def write_json(tree: Any, path: pathlib.Path) -> None:
@@ -53,6 +57,11 @@ def make_directory(path: pathlib.Path) -> Optional[str]:
   Returns:
     None, or what must hold, what came and the remedy.
   """
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+    return (
+      "must be a directory of this machine, got what reads as an address, "
+      f"{str(path)!r}. Mount it, and name the directory"
+    )
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
@@ -63,6 +72,28 @@ def make_directory(path: pathlib.Path) -> Optional[str]:
       f"must be a directory that can be written to, got {str(path)!r} "
       f"({reason}). Choose another"
     )
+
+
+@contextlib.contextmanager
+def saving(directory: pathlib.Path) -> Iterator[None]:
+  """Makes one sentence of what goes wrong while results are written.
+
+  To be entered when they have been printed, so that nothing is lost by it.
+
+  Args:
+    directory: what ``--output`` said.
+
+  Raises:
+    FlagError: if something cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise FlagError(
+      "--output",
+      f"must be a directory that can be written to at the end, too, got "
+      f"{str(directory)!r} ({error.strerror}). The results were printed above",
+    ) from error
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -72,8 +72,6 @@ def run(given: Compare) -> None:
   result = compare(plan)
   json_path = plan.output / "compare.json"
   figure_path = plan.output / "compare.png"
-  files.write_json(result, json_path)
-  report.draw(result, figure_path)
   pool = plan.pool
   print(
     f"{pool.name}, {plan.data.model}, label noise {plan.data.label_noise:g}, "
@@ -83,7 +81,10 @@ def run(given: Compare) -> None:
   )
   if not given.learning_rate or not given.rho:
     print(f"default learning rates and radii: {plan.origin}")
-  print(f"\n{report.tables_of(result)}\n")
+  print(f"\n{report.tables_of(result)}\n", flush=True)
+  with files.saving(plan.output):
+    files.write_json(result, json_path)
+    report.draw(result, figure_path)
   print(f"wrote {json_path} and {figure_path}")
 
 

@@ -75,7 +75,6 @@ def run(given: Tune) -> None:
   plan = plan_lib.make(given, is_grid=True)
   result = tune(plan)
   path = plan.output / "tune.json"
-  files.write_json(result, path)
   print(
     f"validation accuracy %, {len(plan.seeds)} seeds from "
     f"{plan.seeds[0]}; rows are learning rates, columns radii\n"
@@ -96,6 +95,8 @@ def run(given: Tune) -> None:
         f"{grid['best'][name]:g}, lies on the edge of its grid. Widen the grid "
         f"with --{name.replace('_', '-')}"
       )
+  with files.saving(plan.output):
+    files.write_json(result, path)
   print(f"wrote {path}")
 
 

@@ -94,15 +94,16 @@ def run(given: Settings) -> None:
   )
   json_path = given.output / f"{study.name}.json"
   figure_path = given.output / f"{study.name}.png"
-  files.write_json(result, json_path)
-  report.draw(result, figure_path)
   print(
     f"{study.name}: {study.question}\n{context.pool.name}, {context.model}, "
     f"{report.noise_of(result['config'])}{len(context.seeds)} seeds from "
     f"{given.first_seed}, {context.epochs} epochs"
   )
   for table in result["tables"]:
-    print(f"\n{tables.table(table['header'], table['rows'])}")
+    print(f"\n{tables.table(table['header'], table['rows'])}", flush=True)
+  with files.saving(given.output):
+    files.write_json(result, json_path)
+    report.draw(result, figure_path)
   print(
     f"\nwrote {json_path} and {figure_path} in "
     f"{time.perf_counter() - start:.0f} s"

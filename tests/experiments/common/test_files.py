@@ -1,11 +1,13 @@
 """Files that are written whole or not at all."""
 
 import json
+import pathlib
 import stat
 
 import pytest
 
 from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common.flags import FlagError
 
 
 def test_json_is_strict_and_nothing_else_is_left(tmp_path):
@@ -53,3 +55,20 @@ def test_versions_name_the_packages():
   assert set(files.versions("matfree")) == {
     *("fsam_optax", "jax", "optax", "flax", "numpy", "matfree")
   }
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket"])
+def test_an_address_is_no_directory(address, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  message = files.make_directory(pathlib.Path(address))
+  assert "must be a directory of this machine" in message
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_saved_at_the_end_is_one_sentence(tmp_path):
+  gone = tmp_path / "gone"
+  with (
+    pytest.raises(FlagError, match=r"to at the end.*No such file.*above"),
+    files.saving(gone),
+  ):
+    files.write_json({}, gone / "result.json")

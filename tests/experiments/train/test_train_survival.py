@@ -455,3 +455,44 @@ def test_a_job_of_which_one_is_told_to_end_saves_and_goes_on(
   for mine, expected in zip(found[:2], lines(unbroken)[:2], strict=True):
     assert mine["batches"] == expected["batches"]
     assert mine["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_an_accuracy_that_cannot_be_read_costs_no_checkpoint(
+  unbroken, start, tmp_path
+):
+  output = tmp_path / "run"
+  copy(unbroken, output)
+  shutil.rmtree(checkpoint(output, STEPS))
+  for number in checkpoints(output):
+    cut(checkpoint(output, number) / "metrics" / "metrics")
+  printed = finish(start(output))
+  assert "cannot be read; it is not taken for the best" in printed
+  assert f"from batch 57 of {STEPS}" in printed
+  assert_same(output, unbroken)
+
+
+def test_a_reader_who_goes_away_ends_no_run(
+  unbroken, environment, command, tmp_path
+):
+  output = tmp_path / "run"
+  with subprocess.Popen(
+    command(output),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=environment,
+  ) as process:
+    assert "from batch 0" in process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=SECONDS) == 0, errors
+  assert "stdout was closed; going on" in errors
+  assert_same(output, unbroken)
+
+
+def test_a_hangup_saves_and_says_so_by_its_status(start, tmp_path):
+  output = tmp_path / "run"
+  process = start(output, "--epochs=1000")
+  wait_for(checkpoint(output, 3), process)
+  process.send_signal(signal.SIGHUP)
+  assert "told to end; saved after batch" in finish(process, status=129)
