@@ -121,6 +121,8 @@ def parse_number(
   )  # fmt: skip
   if not (is_high_enough and is_low_enough):
     raise ValueError(f"must be {what}, got {text!r}; {remedy}")
+  if found > LARGEST_FLOAT32:
+    raise ValueError(f"must be finite in float32, got {text!r}; {remedy}")
   return found
 
 

@@ -66,6 +66,7 @@ def error_of(capsys, *words):
     ("--model=vgg --depth=12", "--depth: must be one of 11, 13, 16, 19"),
     ("--model=wide_resnet --depth=11", "--depth: must be 6 n + 4"),
     ("--learning-rate=0", "--learning-rate: must be a finite number above 0"),
+    ("--learning-rate=1e39", "--learning-rate: must be finite in float32"),
     ("--ascent-fraction=0", "--ascent-fraction: must be a number in (0, 1]"),
     ("--rho=-1", "--rho: must be a finite number, 0 or more, got '-1'"),
     ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
