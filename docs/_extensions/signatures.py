@@ -16,7 +16,10 @@ def _as_written(app, what, name, value, options, signature, annotation):
   value = getattr(value, "__func__", value)
   if not inspect.isfunction(value):
     return None
-  tree = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
+  try:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
+  except OSError:  # Of a dataclass, made when it was defined.
+    return None
   if not isinstance(tree, ast.FunctionDef):
     return None
   arguments = tree.args
