@@ -1,16 +1,14 @@
 """The README's code runs as printed, and its numbers are the measured ones."""
 
+import json
 import pathlib
 import re
-import sys
 
 import pages
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-
-sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
 
 
 @pytest.mark.parametrize("sign", ["-", "+"], ids=["before", "after"])
@@ -62,13 +60,43 @@ def test_links_lead_to_files_of_the_repository():
   assert not [link for link in files if not (ROOT / link).exists()]
 
 
-def test_words_on_a_tpu_are_the_compilers():
-  import measurements
+def tables(path: pathlib.Path) -> list[str]:
+  """The tables of a page."""
+  return re.findall(r"(?:^\|.*\n)+", path.read_text(), re.M)
 
-  header, rows = measurements.tpu()
-  words = {row[0]: row[header.index("perceptron: words")] for row in rows}
-  table = dict(
-    re.findall(r"^\| (.+?) \| ([\d.]+) \| [\d.]+ \|", README.read_text(), re.M)
-  )
-  for step in ("`fsam` in a chain", "train step, default"):
-    assert table[step] == words[step]
+
+@pytest.mark.parametrize(
+  ("title", "page"),
+  [
+    ("| | learning rate | rho |", "commands/compare.md"),
+    ("| step | words, TPU |", "cost/index.md"),
+  ],
+  ids=["compare", "cost"],
+)
+def test_a_table_is_that_of_its_page(title, page):
+  (here,) = (table for table in tables(README) if table.startswith(title))
+  assert here in tables(ROOT / "docs" / page)
+
+
+IN_THE_FILE = {
+  "optax.contrib.sam": "optax.contrib.sam",
+  "`fsam` in a chain": "fsam in a chain",
+  "train step, default": "train step (default)",
+  '`ascent_fraction=1/8, ema_gradient="descent"`': (
+    "train step, 1/8, average of the descent"
+  ),
+}
+
+
+def test_words_on_a_tpu_are_the_compilers():
+  text = (ROOT / "docs" / "step_cost_tpu.json").read_text()
+  words = {
+    row["step"]: row.get("words_above_floor")
+    for row in json.loads(text)["rows"]
+    if row["model"] == "perceptron"
+  }
+  (table,) = (x for x in tables(README) if x.startswith("| step | words"))
+  found = re.findall(r"^\| (.+?) \| ([\d.]+) \|", table, re.M)
+  assert dict(found) == {
+    name: f"{words[step]:.1f}" for name, step in IN_THE_FILE.items()
+  }

@@ -46,6 +46,25 @@ def test_a_trained_network_is_restored_and_predicts(tmp_path, monkeypatch):
   assert namespace["logits"].shape == (3, 10)
 
 
+def test_set_up_commands_are_one_line_each():
+  setup = [
+    line
+    for path in DOCS.glob("**/*.md")
+    for language, text in pages.blocks(path)
+    if language == "bash"
+    for line in text.splitlines()
+    if line.startswith("python3 -m venv")
+  ]
+  assert len(setup) == 3
+  assert all(line.rstrip()[-1] not in "\\&" for line in setup)
+
+
+def test_every_study_is_on_a_page():
+  text = "".join(path.read_text() for path in DOCS.glob("evidence/*.md"))
+  for path in DOCS.glob("studies/*.json"):
+    assert f"study {path.stem} 0" in text or f"{{measured}} {path.stem}" in text
+
+
 def test_languages_of_blocks_are_known():
   # "py" is Python that needs a package of its own; it is only compiled.
   known = {"python", "py", "diff", "bash", "{toctree}", "{eval-rst}"}
