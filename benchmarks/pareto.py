@@ -518,7 +518,7 @@ def _draw_setting(axis, by_arm: dict[str, tuple[float, float, float]], costs):
   )
   top = max(accuracy + error for _, accuracy, error in by_arm.values())
   bottom = min(accuracy - error for _, accuracy, error in by_arm.values())
-  height = top - bottom
+  height = max(top - bottom, 0.01)
   # Above all points, a line each, from the last to the first.
   for i, name in enumerate(reversed(best)):
     axis.annotate(

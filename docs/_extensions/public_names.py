@@ -8,16 +8,12 @@ module for a submodule that is one file.
 import inspect
 import re
 
-from sphinx.util import logging
-
 import fsam_optax
 from fsam_optax import checkpoint
 from fsam_optax import masks
 from fsam_optax import nnx
 from fsam_optax import sharding
 from fsam_optax import sharpness
-
-logger = logging.getLogger(__name__)
 
 FACES = (fsam_optax, sharpness)  # What they hold comes from private modules.
 MODULES = (masks, nnx, sharding, checkpoint)
@@ -68,6 +64,10 @@ def lacks(value: object) -> list[str]:
 
 
 def _check(app, env):
+  from sphinx.util import logging  # The rest is for the tests, too.
+
+  del app
+  logger = logging.getLogger(__name__)
   documented = env.get_domain("py").objects
   for name, value in public_names().items():
     if name not in documented:
