@@ -465,51 +465,133 @@ def print_report(rows: list[dict[str, Any]]) -> None:
   print("\n* at the end of its ladder.")
 
 
+_LABELS = {  # Of what is named in the figure.
+  "F-SAM, 1/8, descent average": "1/8, average of the descent",
+  "F-SAM, 1/16": "1/16 of the rows",
+  "F-SAM, 1/8": "1/8 of the rows",
+  "F-SAM, 1/4": "1/4 of the rows",
+  "F-SAM, 1/2": "1/2 of the rows",
+  "F-SAM, 1/8, every 2nd step": "1/8, every 2nd step",
+  "SAM, 1/8": "SAM, 1/8 of the rows",
+}
+_ALWAYS_NAMED = ("SGD", "SAM", "F-SAM")
+
+
+def frontier(points: dict[str, tuple[float, float]]) -> list[str]:
+  """The names that none as cheap or cheaper beats, from the cheapest on.
+
+  Args:
+    points: gradients a step and accuracy, by name.
+
+  Returns:
+    Names in the order of their gradients.
+  """
+  by_cost = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
+  found: list[str] = []
+  for name in by_cost:
+    if not found or points[name][1] > points[found[-1]][1]:
+      found.append(name)
+  return found
+
+
+def _draw_setting(axis, by_arm: dict[str, tuple[float, float, float]], costs):
+  """One panel: the frontier in color and named, the others in gray."""
+  best = frontier({name: point[:2] for name, point in by_arm.items()})
+  place = {name: costs.index(by_arm[name][0]) for name in by_arm}
+  for name, (_, accuracy, error) in by_arm.items():
+    is_best = name in best
+    axis.errorbar(
+      place[name],
+      accuracy,
+      error,
+      marker="o",
+      markersize=6 if is_best else 3.5,
+      color="C0" if is_best else "0.72",
+      zorder=3 if is_best else 1,
+    )
+  axis.plot(
+    [place[name] for name in best],
+    [by_arm[name][1] for name in best],
+    color="C0",
+    linewidth=1,
+    zorder=2,
+  )
+  top = max(accuracy + error for _, accuracy, error in by_arm.values())
+  bottom = min(accuracy - error for _, accuracy, error in by_arm.values())
+  height = max(top - bottom, 0.01)
+  # Above all points, a line each, from the last to the first.
+  for i, name in enumerate(reversed(best)):
+    axis.annotate(
+      _LABELS.get(name, name),
+      (place[name], by_arm[name][1]),
+      (place[name], top + (0.1 + 0.13 * i) * height),
+      color="C0",
+      fontsize=8,
+      ha="left" if place[name] < len(costs) / 2 else "right",
+      arrowprops={"arrowstyle": "-", "color": "C0", "linewidth": 0.5},
+    )
+  named = [name for name in _ALWAYS_NAMED if name in by_arm.keys() - set(best)]
+  for name in named:
+    # Apart from a name that stands beside a point of about the same height.
+    lift = sum(
+      np.sign(by_arm[name][1] - by_arm[other][1])
+      for other in named
+      if place[other] == place[name]
+      and abs(by_arm[name][1] - by_arm[other][1]) < 0.08 * height
+    )
+    is_last = place[name] == len(costs) - 1
+    axis.annotate(
+      name,
+      (place[name], by_arm[name][1]),
+      (-6 if is_last else 6, 5 * lift),
+      textcoords="offset points",
+      color="0.35",
+      fontsize=8,
+      ha="right" if is_last else "left",
+      va="center",
+    )
+  axis.set_ylim(
+    bottom - 0.05 * height, top + (0.12 + 0.13 * len(best)) * height
+  )
+  axis.set_xlim(-0.4, len(costs) - 0.6)
+  axis.set_xticks(range(len(costs)), [f"{cost:g}" for cost in costs])
+
+
 def plot(rows: list[dict[str, Any]], path: str) -> None:
   """Test accuracy against gradients a step, a panel a setting."""
   from matplotlib import pyplot as plt
 
+  rows = [row for row in rows if row["arm"] in ARMS]
   settings = sorted({setting_of(row) for row in rows})
-  columns = min(4, len(settings))
+  costs = sorted({row["gradients"] for row in rows})
+  columns = min(2, len(settings))  # As wide as a page is, to be read there.
   lines = -(-len(settings) // columns)
   figure, axes = plt.subplots(
-    lines, columns, figsize=(3.4 * columns, 3 * lines), squeeze=False
+    lines,
+    columns,
+    figsize=(3.9 * columns, 2.9 * lines),
+    squeeze=False,
+    layout="constrained",
   )
   for axis, setting in itertools.zip_longest(axes.flat, settings):
     if setting is None:
       axis.set_axis_off()
       continue
-    for i, name in enumerate(ARMS):
-      for row in rows:
-        if row["arm"] == name and setting_of(row) == setting:
-          accuracy = np.array(row["test_accuracy"])
-          axis.errorbar(
-            row["gradients"],
-            accuracy.mean(),
-            statistics.standard_error(accuracy),
-            marker="os^DvP*"[i % 7],
-            color=f"C{i % 10}",
-            label=name,
-            capsize=2,
-          )
+    by_arm = {}
+    for row in rows:
+      if setting_of(row) == setting:
+        accuracy = np.array(row["test_accuracy"])
+        by_arm[row["arm"]] = (
+          row["gradients"],
+          accuracy.mean(),
+          statistics.standard_error(accuracy) or 0.0,
+        )
+    _draw_setting(axis, by_arm, costs)
     dataset, model, noise = setting
-    axis.set_title(f"{dataset}, {model}, noise {noise:g}", fontsize=9)
-    axis.set_xlabel("gradients a step")
-    axis.set_ylabel("test accuracy (%)")
-  entries = {  # Not every form is in every panel.
-    label: handle
-    for axis in axes.flat
-    for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-  }
-  figure.legend(
-    entries.values(),
-    entries.keys(),
-    loc="lower center",
-    ncols=5,
-    fontsize=7,
-  )
-  figure.tight_layout(rect=(0, 0.25 / lines, 1, 1))
-  figure.savefig(path, dpi=150)
+    axis.set_title(f"{dataset}, {model}, {noise:.0%} wrong labels", fontsize=9)
+  figure.supxlabel("gradients a step", fontsize=10)
+  figure.supylabel("test accuracy (%)", fontsize=10)
+  figure.savefig(path, dpi=130)
 
 
 def append(row: dict[str, Any], path: pathlib.Path) -> None:

@@ -1,0 +1,40 @@
+"""The directive ``{measured}``: a table of measurements, by its name.
+
+``{measured} study decomposition 0`` is the first table of that study. The
+option ``:without:`` names columns to leave out, separated by semicolons.
+"""
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+import measurements
+from sphinx.util.docutils import SphinxDirective
+
+
+class Measured(SphinxDirective):
+  """The directive: the words of its argument name a table."""
+
+  required_arguments = 1
+  final_argument_whitespace = True
+  option_spec = {"without": directives.unchanged}  # noqa: RUF012
+
+  def run(self):
+    """Parses the table as if it had been written on the page."""
+    name, *arguments = self.arguments[0].split()
+    for path in measurements.DOCS.glob("studies/*.json"):
+      self.env.note_dependency(str(path))
+    for file in ("pareto.jsonl", "pareto_times.json", "step_cost_tpu.json"):
+      self.env.note_dependency(str(measurements.DOCS / file))
+    header, rows = measurements.TABLES[name](*arguments)
+    left_out = [x.strip() for x in self.options.get("without", "").split(";")]
+    keep = [i for i, title in enumerate(header) if title not in left_out]
+    line = lambda cells: "| " + " | ".join(cells[i] or " " for i in keep) + " |"
+    text = [line(header), "|" + "---|" * len(keep), *map(line, rows)]
+    container = nodes.container(classes=["measured"])
+    self.state.nested_parse(text, self.content_offset, container)
+    return [container]
+
+
+def setup(app):
+  """Registers the directive."""
+  app.add_directive("measured", Measured)
+  return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,98 @@
+"""The documentation's code runs, and its tables say what tests hold."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pages
+import pytest
+import test_composition
+
+ROOT = pathlib.Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+  path
+  for path in sorted(DOCS.glob("**/*.md"))
+  if "_build" not in path.parts
+  if any(language == "python" for language, _ in pages.blocks(path))
+]
+TRAIN = DOCS / "commands" / "train.md"  # Needs a run to read from.
+
+
+def test_there_is_code_on_the_pages():
+  assert len(PAGES) >= 12
+
+
+@pytest.mark.parametrize(
+  "path", [p for p in PAGES if p != TRAIN], ids=lambda path: path.stem
+)
+def test_a_page_runs_from_its_top(path):
+  pages.run(path)
+
+
+def test_a_trained_network_is_restored_and_predicts(tmp_path, monkeypatch):
+  (command,) = (
+    text
+    for language, text in pages.blocks(TRAIN)
+    if language == "bash" and "--output runs/mnist" in text
+  )
+  python, *arguments = command.split()
+  assert python == ".venv/bin/python"
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+  namespace = pages.run(TRAIN)
+  assert namespace["logits"].shape == (3, 10)
+
+
+def test_set_up_commands_are_one_line_each():
+  setup = [
+    line
+    for path in DOCS.glob("**/*.md")
+    for language, text in pages.blocks(path)
+    if language == "bash"
+    for line in text.splitlines()
+    if line.startswith("python3 -m venv")
+  ]
+  assert len(setup) == 3
+  assert all(line.rstrip()[-1] not in "\\&" for line in setup)
+
+
+def test_every_study_is_on_a_page():
+  text = "".join(path.read_text() for path in DOCS.glob("evidence/*.md"))
+  for path in DOCS.glob("studies/*.json"):
+    assert f"study {path.stem} 0" in text or f"{{measured}} {path.stem}" in text
+
+
+def test_languages_of_blocks_are_known():
+  # "py" is Python that needs a package of its own; it is only compiled.
+  known = {"python", "py", "diff", "bash", "{toctree}", "{eval-rst}"}
+  known |= {"{measured}", "{include}", "bibtex"}
+  for path in DOCS.glob("**/*.md"):
+    if "_build" in path.parts:
+      continue
+    for language, text in pages.blocks(path):
+      assert language in known, path
+      if language == "py":
+        compile(text, path.name, "exec")
+
+
+def test_the_composition_table_is_the_one_that_is_tested():
+  table = "\n".join(
+    ["| with | what holds |", "|---|---|"]
+    + [f"| {name} | {claim} |" for name, claim in test_composition.ROWS]
+  )
+  section = re.search(
+    r"<!-- composition:.*?-->\n(.*?)\n<!-- end of composition -->",
+    (DOCS / "guides" / "optax.md").read_text(),
+    re.S,
+  )
+  assert section
+  assert section[1] == table
+
+
+def test_images_have_alternative_texts():
+  for path in [ROOT / "README.md", *DOCS.glob("**/*.md")]:
+    for text in re.findall(r"!\[([^\]]*)\]", path.read_text()):
+      assert len(text) > 30, (path.name, text)

@@ -1,0 +1,37 @@
+"""The code blocks of Markdown pages, to run them as a reader would."""
+
+import pathlib
+import re
+
+
+def blocks(path: pathlib.Path) -> list[tuple[str, str]]:
+  """The fenced blocks of a page, as pairs of language and text."""
+  text = path.read_text()
+  return re.findall(r"^```(\S*)[^\n]*\n(.*?)^```$", text, re.M | re.S)
+
+
+def applied(diff: str, sign: str) -> str:
+  """One side of a diff: the lines that are common or have the sign."""
+  lines = diff.splitlines()
+  assert all(line[:1] in (" ", "-", "+") for line in lines if line)
+  return "\n".join(line[1:] for line in lines if line[:1] in (" ", sign))
+
+
+def run(path: pathlib.Path, sign: str = "+") -> dict[str, object]:
+  """Runs a page from its top, with one side of its diffs.
+
+  Args:
+    path: the page. Of its blocks "python" and "diff" are run.
+    sign: "+" or "-".
+
+  Returns:
+    What the page defines.
+  """
+  namespace: dict[str, object] = {"__name__": path.stem}
+  for number, (language, text) in enumerate(blocks(path)):
+    if language == "diff":
+      text = applied(text, sign)
+    elif language != "python":
+      continue
+    exec(compile(text, f"{path.name}, block {number}", "exec"), namespace)
+  return namespace
