@@ -227,6 +227,8 @@ def _archive_reader(
       unpacked: Any = _Unpacked(file, _most(expected))
       with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**18) as archive:
         found = _members(archive, expected, remedy)
+      while unpacked.read(2**18):  # At its end the checksum is compared.
+        pass
   except (
     tarfile.TarError,
     EOFError,

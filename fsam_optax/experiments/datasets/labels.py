@@ -1,5 +1,7 @@
 """Labels as people have them: numbers, words or one-hot rows."""
 
+import sys
+
 import numpy as np
 
 from fsam_optax.experiments.datasets.images import DataError
@@ -94,10 +96,14 @@ def _words(name: str, y: np.ndarray) -> list[str]:
       f"`{name}` must hold words where the other labels do, got {y.dtype}"
     )
   try:
-    words = y.tolist()
-    return [x.decode() if isinstance(x, bytes) else x for x in words]
-  # A number that is no character, which NumPy may call a SystemError.
-  except (ValueError, SystemError) as error:
+    if y.dtype.kind == "U" and y.dtype.itemsize:
+      # NumPy makes a word of any number, of which Python makes an odd one.
+      native = np.ascontiguousarray(y.astype(y.dtype.newbyteorder("=")))
+      if native.view(np.uint32).max(initial=0) > sys.maxunicode:
+        raise ValueError("a number that is no character")
+      return native.tolist()
+    return [x.decode() if isinstance(x, bytes) else x for x in y.tolist()]
+  except ValueError as error:
     raise DataError(
       f"`{name}` must hold words in UTF-8, got one that is not ({error})"
     ) from error
