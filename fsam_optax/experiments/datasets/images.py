@@ -54,6 +54,8 @@ class Images(NamedTuple):
     standard_deviation: published, as the mean is.
     source_rows: the place of each row, those of ``x_train`` first, in a source
       that has no test rows of its own, shape ``[N + M]``; None where it has.
+    white: 255 where floating numbers are the means of such of uint8, and so on
+      their scale; None otherwise.
     notes: what a reader made of its files that one may want to know, a sentence
       each; a command prints them.
   """
@@ -68,6 +70,7 @@ class Images(NamedTuple):
   mean: Optional[tuple[float, ...]] = None
   standard_deviation: Optional[tuple[float, ...]] = None
   source_rows: Optional[np.ndarray] = None
+  white: Optional[int] = None
   notes: tuple[str, ...] = ()
 
   @property
@@ -117,7 +120,11 @@ class Images(NamedTuple):
       .mean(axis=(2, 4))
       .astype(np.float64 if x.dtype == np.float64 else np.float32)
     )
-    return self._replace(x_train=mean(self.x_train), x_test=mean(self.x_test))
+    return self._replace(
+      x_train=mean(self.x_train),
+      x_test=mean(self.x_test),
+      white=255 if self.x_train.dtype == np.uint8 else self.white,
+    )
 
 
 def drawn(

@@ -126,10 +126,12 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
 
 def _in_float32(x_train: np.ndarray, x_test: np.ndarray) -> np.ndarray:
   """The rows of both, whose differences survive the rounding."""
-  # At most one copy in float64 beside that in float32, of both.
+  is_double = np.float64 in (x_train.dtype, x_test.dtype)
+  # All rows as they are, in float32, and moved in float64.
+  needed = x_train.dtype.itemsize + 4 + 8 * is_double
   bounds.check_memory(
-    (x_train.size + x_test.size) * 12,
-    "a data set that is copied in float32",
+    (x_train.size + x_test.size) * needed,
+    "rows that are copied in float32",
     "Use fewer rows or smaller images, or `train`",
   )
   x = np.concatenate([x_train, x_test])

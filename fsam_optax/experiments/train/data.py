@@ -16,6 +16,7 @@ from fsam_optax.experiments.train.recipes import Recipe
 
 # One that float32 holds.
 _LEAST_SPREAD = float(np.finfo(np.float32).tiny)
+_VALUES_AT_A_TIME = 2**22
 
 
 class Dataset(NamedTuple):
@@ -70,6 +71,11 @@ def load(
   _check(images, config)
   for note in images.notes:
     print(f"note: {note}", file=sys.stderr)
+  if images.white:  # As the compiled step divides integers.
+    images = images._replace(
+      x_train=images.x_train / np.float32(images.white),
+      x_test=images.x_test / np.float32(images.white),
+    )
   is_recipes = name == recipe.dataset
   kind = recipe.label_noise_kind if is_recipes else "symmetric"
   mean, standard_deviation = _moments(images)
@@ -121,15 +127,27 @@ def _moments(
   if is_integer and images.mean and images.standard_deviation:
     return images.mean, images.standard_deviation
   scale = 255 if is_integer else 1
-  axes = (0, 1, 2)
-  mean = x.mean(axes, dtype=np.float64) / scale
-  spread = x.std(axes, dtype=np.float64) / scale
+  mean, spread = _measured(x)
   # A channel that is constant stays so; rounded, its deviation may not be 0.
-  low = x.min(axes)
-  is_constant = low == x.max(axes)
-  mean = np.where(is_constant, low / scale, mean)
-  spread = np.where(is_constant | (spread < _LEAST_SPREAD), 1, spread)
-  return tuple(mean.tolist()), tuple(spread.tolist())
+  low = x.min((0, 1, 2))
+  is_constant = low == x.max((0, 1, 2))
+  mean = np.where(is_constant, low, mean) / scale
+  spread = np.where(is_constant | (spread < _LEAST_SPREAD), scale, spread)
+  return tuple(mean.tolist()), tuple((spread / scale).tolist())
+
+
+def _measured(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel, in float64.
+
+  A part of the rows at a time, or uint8 would need nine times its memory.
+  """
+  rows = max(1, _VALUES_AT_A_TIME // x[0].size)
+  parts = [x[i : i + rows] for i in range(0, len(x), rows)]
+  axes, number = (0, 1, 2), x[..., 0].size
+  sums = [part.sum(axes, dtype=np.float64) for part in parts]
+  mean = np.sum(sums, axis=0) / number
+  squares = np.sum([((part - mean) ** 2).sum(axes) for part in parts], axis=0)
+  return mean, np.sqrt(squares / number)
 
 
 def _check(images: datasets.Images, config: Config) -> None:

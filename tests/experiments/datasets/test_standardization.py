@@ -104,9 +104,11 @@ def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
   assert "note: the images of" in capsys.readouterr().err
 
 
-def load(path, dtype="float32"):
+def load(path, dtype="float32", image_size=None):
   settings = flags.Settings(
-    recipe="cifar10-resnet18", network=flags.Network(dtype=dtype)
+    recipe="cifar10-resnet18",
+    network=flags.Network(dtype=dtype),
+    images=flags.Images(image_size=image_size),
   )
   return data.load(path, RECIPES[settings.recipe], config_of(settings))
 
@@ -143,6 +145,31 @@ def test_train_divides_no_constant_channel_by_0(tmp_path):
   _, config = load(save(tmp_path / "a.npz", x))
   assert config.images.standard_deviation[2] == 1
   assert config.images.mean[2] == 0.1
+
+
+def test_train_measures_whole_numbers_a_part_at_a_time(tmp_path, monkeypatch):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (21, 32, 32, 3), np.uint8)
+  monkeypatch.setattr(data, "_VALUES_AT_A_TIME", 5 * 3072)
+  _, config = load(save(tmp_path / "a.npz", x))
+  rows = x[4:].astype(np.float64) / 255
+  np.testing.assert_allclose(
+    config.images.mean, rows.mean((0, 1, 2)), rtol=1e-12
+  )
+  np.testing.assert_allclose(
+    config.images.standard_deviation, rows.std((0, 1, 2)), rtol=1e-12
+  )
+
+
+def test_train_keeps_the_unit_of_images_that_it_makes_smaller(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (21, 64, 64, 3), np.uint8)
+  images, config = load(save(tmp_path / "a.npz", x), image_size=32)
+  blocks = x[4:].reshape(17, 32, 2, 32, 2, 3).mean((2, 4)) / 255
+  np.testing.assert_allclose(images.x_train, blocks, atol=1e-7)
+  np.testing.assert_allclose(
+    config.images.mean, blocks.mean((0, 1, 2)), rtol=1e-6
+  )
 
 
 def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
