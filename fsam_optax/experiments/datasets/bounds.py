@@ -48,7 +48,7 @@ def size_of(path: str, remedy: str = "") -> int:
   if not stat.S_ISREG(found.st_mode):
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
     raise DataError(
-      f"must be a file that exists, got {str(path)!r}, which is {kind}{after}"
+      f"must be a regular file, got {str(path)!r}, which is {kind}{after}"
     )
   return found.st_size
 

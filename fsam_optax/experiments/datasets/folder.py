@@ -67,8 +67,7 @@ def load(path: str, size: Optional[int] = None) -> Images:
     # What Pillow remarks on metadata, and on sizes that are refused later.
     # Around the threads, not inside of each: the filters are those of all.
     warnings.simplefilter("ignore")
-    first = pictures.read(train[0][0], size).pixels.shape
-    shape = (first[0], first[1], first[2])
+    shape = (size, size, 3) if size else _shape_of(train[0][0])
     _check_memory(len(train) + len(test), shape, path)
     x_train, reduced = _read_all([file for file, _ in train], shape, size)
     x_test, also = _read_all([file for file, _ in test], shape, size)
@@ -203,6 +202,11 @@ def _images_of(folder: pathlib.Path) -> list[pathlib.Path]:
       f"must hold images of every class, got none in {str(folder)!r}"
     )
   return paths
+
+
+def _shape_of(file: pathlib.Path) -> tuple[int, int, int]:
+  height, width, channels = pictures.read(file).pixels.shape
+  return height, width, channels
 
 
 def _check_memory(rows: int, shape: tuple[int, int, int], path: str) -> None:

@@ -117,7 +117,7 @@ class _Array(NamedTuple):
 
 
 def _read_arrays(path: str) -> dict[str, np.ndarray]:
-  bounds.size_of(path)
+  bounds.size_of(path, _REMEDY)
   try:
     with _File(path) as file:
       if (start := file.read(6))[:4] != b"PK\x03\x04":

@@ -153,5 +153,6 @@ def test_a_folder_that_does_not_fit_into_memory_is_not_read(
 ):
   monkeypatch.setattr(bounds, "available_memory", lambda: 11 * 360 - 1)
   expect(r"must fit into memory.*11 images of \[12, 10, 3\]", folder)
+  expect(r"must fit into memory.*11 images of \[99, 99, 3\]", folder, 99)
   monkeypatch.setattr(bounds, "available_memory", lambda: 11 * 360)
   assert folder_lib.load(str(folder)).classes == 3
