@@ -77,7 +77,8 @@ def read(file: pathlib.Path, size: Optional[int] = None) -> Picture:
   except Exception as error:
     why = bounds.reason(error)
     if isinstance(error, Image.UnidentifiedImageError):
-      why = f"it is none of {', '.join(_FORMATS)}"
+      formats = ", ".join(_FORMATS)
+      why = f"it is none of {formats}, or of a kind that Pillow does not read"
     raise DataError(
       f"must hold images alone, got {str(file)!r}, which cannot be read as one "
       f"({why}). Repair it or take it away"

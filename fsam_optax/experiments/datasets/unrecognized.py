@@ -47,7 +47,7 @@ def _expected(otherwise: str) -> str:
   cifars = (
     f"{cifar.FORMATS[otherwise].archive} or the folder that it unpacks to, "
     if otherwise in cifar.FORMATS
-    else ""
+    else "".join(f"{name}:PATH, " for name in cifar.FORMATS)
   )
   return (
     f"Hand over {cifars}a folder with train/CLASS/ and test/CLASS/, or an .npz"

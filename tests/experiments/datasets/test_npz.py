@@ -303,6 +303,19 @@ def test_what_unpacks_to_more_than_memory_is_not_unpacked(
   assert most < 2**22
 
 
+def test_what_claims_tebibytes_in_both_places_is_not_begun(tmp_path):
+  content = describe((2**21, 2**23)) + bytes(100)
+  path = damaged(tmp_path / "vast.npz", "x_train.npy", b"")
+  with zipfile.ZipFile(path) as old:
+    others = {x: old.read(x) for x in old.namelist() if x != "x_train.npy"}
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("x_train.npy", content, zipfile.ZIP_DEFLATED)
+    archive.infolist()[0].file_size = len(content) - 100 + 2**46
+    for name, member in others.items():
+      archive.writestr(name, member)
+  refuse(path, r"must fit into memory, .*196,608\.0 GiB\. Save fewer rows")
+
+
 def test_a_size_that_the_archive_lies_about_is_refused(tmp_path):
   path = tmp_path / "lie.npz"
   save(path)

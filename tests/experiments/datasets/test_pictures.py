@@ -63,21 +63,34 @@ def test_sixteen_bits_of_color_are_scaled_alike(tmp_path):
   np.testing.assert_array_equal(pixels, wide // 256)
 
 
-def test_big_endian_tiff_is_read_alike(tmp_path):
-  path = tmp_path / "big.tif"
+def tiff(order, bits, content):
+  """A TIFF of 7 x 5 gray pixels without Pillow."""
   tags = [
-    (256, 3, 7), (257, 3, 5), (258, 3, 16), (259, 3, 1), (262, 3, 1),
-    (273, 4, 200), (277, 3, 1), (278, 3, 5), (279, 4, 70),
+    (256, 3, 7), (257, 3, 5), (258, 3, bits), (259, 3, 1), (262, 3, 1),
+    (273, 4, 200), (277, 3, 1), (278, 3, 5), (279, 4, len(content)),
   ]  # fmt: skip
-  entry = lambda tag, kind, value: (
-    struct.pack(">HHI", tag, kind, 1)
-    + struct.pack(">HH" if kind == 3 else ">I", *((value, 0)[: 5 - kind]))
+  found = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(
+    f"{order}IH", 8, len(tags)
   )
-  content = b"MM\0*" + struct.pack(">IH", 8, len(tags))
-  content += b"".join(entry(*tag) for tag in tags) + bytes(4)
-  path.write_bytes(content.ljust(200, b"\0") + WIDE.astype(">u2").tobytes())
+  for tag, kind, value in tags:
+    found += struct.pack(f"{order}HHI", tag, kind, 1)
+    found += struct.pack(f"{order}{'HH' if kind == 3 else 'I'}",
+                         *(value, 0)[: 5 - kind])  # fmt: skip
+  return (found + bytes(4)).ljust(200, b"\0") + content
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_orders_of_bytes_are_read_alike(tmp_path, order):
+  path = tmp_path / "wide.tif"
+  path.write_bytes(tiff(order, 16, WIDE.astype(f"{order}u2").tobytes()))
   pixels, _ = pictures.read(path)
   np.testing.assert_array_equal(pixels[..., 0], WIDE // 256)
+
+
+def test_twelve_bits_are_not_taken_for_sixteen(tmp_path):
+  path = tmp_path / "dark.tif"
+  path.write_bytes(tiff("<", 12, bytes(5 * 11)))
+  refuse(path, r"of the mode I;16\. Convert it to 8 bits")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,13 @@ def test_an_archive_is_left_to_its_reader(tmp_path):
   expect("with the MD5", path)
 
 
+def test_without_a_recipe_the_name_goes_in_front(tmp_path):
+  path = tmp_path / "x.tar.gz"
+  path.write_bytes(b"text")
+  with pytest.raises(datasets.DataError, match="Hand over cifar10:PATH, cifar"):
+    datasets.load(str(path))
+
+
 def test_a_folder_by_its_name_must_exist(tmp_path):
   with pytest.raises(datasets.DataError, match="must be a folder that can be"):
     datasets.load(f"folder:{tmp_path / 'nothing'}")
