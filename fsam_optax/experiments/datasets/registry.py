@@ -97,9 +97,7 @@ def _resolve(
     if error := unrecognized.explain(source, otherwise):
       raise error
     return otherwise, source
-  if os.path.lexists(source) and (
-    error := unrecognized.explain(source, "a name")
-  ):
+  if os.path.lexists(source) and (error := unrecognized.explain(source, None)):
     raise error
   spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
   raise DataError(

@@ -13,12 +13,12 @@ from fsam_optax.experiments.datasets.images import DataError
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 
-def explain(path: str, otherwise: str) -> Optional[DataError]:
+def explain(path: str, otherwise: Optional[str]) -> Optional[DataError]:
   """Says why a path cannot be read, unless the reader of CIFAR shall say it.
 
   Args:
     path: that no data set recognizes.
-    otherwise: what it would be read as, such as ``"cifar100"``.
+    otherwise: what it would be read as, such as ``"cifar100"``, if anything.
 
   Returns:
     The error; None where the path may hold a version of CIFAR.
@@ -43,7 +43,7 @@ def explain(path: str, otherwise: str) -> Optional[DataError]:
   )
 
 
-def _expected(otherwise: str) -> str:
+def _expected(otherwise: Optional[str]) -> str:
   cifars = (
     f"{cifar.FORMATS[otherwise].archive} or the folder that it unpacks to, "
     if otherwise in cifar.FORMATS
