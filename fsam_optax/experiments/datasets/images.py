@@ -6,12 +6,32 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 
+def escaped(text: str) -> str:
+  r"""The text, with what a terminal might obey written out, as repr does.
+
+  Examples:
+    >>> print(escaped("cat\x1b[2J\n"))
+    cat\x1b[2J\n
+
+  Args:
+    text: such as the name of a file that somebody else wrote.
+
+  Returns:
+    One line of printable characters.
+  """
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class DataError(ValueError):
   """Data that are not what they must be.
 
   Its sentence begins with "must", or names an array first: a command puts its
-  flag in front.
+  flag in front. It is one line, without control characters.
   """
+
+  def __init__(self, message: object) -> None:
+    """Writes out what a terminal might obey."""
+    super().__init__(escaped(str(message)))
 
 
 class Images(NamedTuple):
@@ -22,7 +42,7 @@ class Images(NamedTuple):
   Attributes:
     name: what they are called.
     x_train: shape ``[N, H, W, C]``, uint8 up to 255 or float32; of an .npz also
-      vectors ``[N, features]``.
+      vectors ``[N, features]``, and float64 where it takes that to hold them.
     y_train: shape ``[N]``, int32, in ``[0, classes)``.
     x_test: shape ``[M, H, W, C]``.
     y_test: shape ``[M]``, int32.
@@ -34,6 +54,10 @@ class Images(NamedTuple):
     standard_deviation: published, as the mean is.
     source_rows: the place of each row, those of ``x_train`` first, in a source
       that has no test rows of its own, shape ``[N + M]``; None where it has.
+    white: 255 where floating numbers are the means of such of uint8, and so on
+      their scale; None otherwise.
+    notes: what a reader made of its files that one may want to know, a sentence
+      each; a command prints them.
   """
 
   name: str
@@ -46,6 +70,8 @@ class Images(NamedTuple):
   mean: Optional[tuple[float, ...]] = None
   standard_deviation: Optional[tuple[float, ...]] = None
   source_rows: Optional[np.ndarray] = None
+  white: Optional[int] = None
+  notes: tuple[str, ...] = ()
 
   @property
   def image_shape(self) -> Optional[tuple[int, int, int]]:
@@ -68,7 +94,8 @@ class Images(NamedTuple):
       size: side in pixels, a divisor of both sides; None to leave them.
 
     Returns:
-      The images in float32, on the scale of before.
+      The images on the scale of before, in float32, or in float64 where they
+      were so.
 
     Raises:
       DataError: if the rows are vectors, or the size is no divisor.
@@ -91,9 +118,13 @@ class Images(NamedTuple):
     mean = lambda x: (
       x.reshape(len(x), size, block, size, block, channels)
       .mean(axis=(2, 4))
-      .astype(np.float32)
+      .astype(np.float64 if x.dtype == np.float64 else np.float32)
     )
-    return self._replace(x_train=mean(self.x_train), x_test=mean(self.x_test))
+    return self._replace(
+      x_train=mean(self.x_train),
+      x_test=mean(self.x_test),
+      white=255 if self.x_train.dtype == np.uint8 else self.white,
+    )
 
 
 def drawn(

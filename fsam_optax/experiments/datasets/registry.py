@@ -1,5 +1,6 @@
 """The data sets by name. To add one: its file, and its entry below."""
 
+import os
 from typing import Optional
 
 from fsam_optax.experiments.datasets import cifar
@@ -7,6 +8,7 @@ from fsam_optax.experiments.datasets import digits
 from fsam_optax.experiments.datasets import folder
 from fsam_optax.experiments.datasets import mnist
 from fsam_optax.experiments.datasets import npz
+from fsam_optax.experiments.datasets import unrecognized
 from fsam_optax.experiments.datasets.entry import DataSet
 from fsam_optax.experiments.datasets.images import DataError
 from fsam_optax.experiments.datasets.images import Images
@@ -92,7 +94,11 @@ def _resolve(
     if dataset.recognizes(source):
       return dataset.name, source
   if otherwise is not None and source not in REGISTRY:
+    if error := unrecognized.explain(source, otherwise):
+      raise error
     return otherwise, source
+  if os.path.lexists(source) and (error := unrecognized.explain(source, None)):
+    raise error
   spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
   raise DataError(
     f"must be one of {', '.join(spellings)}, the path of an .npz or that of a "

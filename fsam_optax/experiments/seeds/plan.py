@@ -1,6 +1,7 @@
 """What a command will do: its flags and a recipe, checked before any work."""
 
 import pathlib
+import sys
 from typing import Any, NamedTuple, Optional, Protocol
 
 import jax
@@ -112,6 +113,7 @@ def describe_data(pool: splits.Pool, data: shared_flags.Data) -> dict[str, Any]:
     "test_size": pool.test_size,
     "input_shape": list(pool.x.shape[1:]),
     "classes": pool.classes,
+    "standardized_by": pool.standardized_by,
     "label_noise": data.label_noise,
     "label_noise_kind": data.label_noise_kind,
   }
@@ -182,6 +184,8 @@ def load(data: shared_flags.Data) -> splits.Pool:
     pool = splits.load(data.dataset, recipe_of(data).image_size)
   except datasets.DataError as error:
     raise FlagError("--dataset", error) from error
+  for note in pool.notes:
+    print(f"note: {note}", file=sys.stderr)
   shape = pool.x.shape[1:]
   if len(shape) == 1 and not network.takes_vectors:
     raise FlagError(

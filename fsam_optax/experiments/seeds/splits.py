@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from fsam_optax.experiments import datasets
+from fsam_optax.experiments.datasets import bounds
 from fsam_optax.experiments.datasets import label_noise
 
 
@@ -14,7 +15,9 @@ class Pool(NamedTuple):
 
   Attributes:
     name: of the data set, or its path.
-    x: inputs, shape ``[N, ...]``, float32.
+    x: inputs, shape ``[N, ...]``, float32. Those of an .npz in float64 are
+      moved by the mean of each feature or channel first, which float32 may not
+      hold beside their differences.
     y: clean labels, shape ``[N]``, int32, in ``[0, classes)``.
     classes: number of classes.
     train_size: rows to train on.
@@ -23,6 +26,7 @@ class Pool(NamedTuple):
     fixed_test: whether the test split is always the last ``test_size`` rows;
       otherwise every seed draws its own.
     noise_targets: see :class:`fsam_optax.experiments.datasets.Images`.
+    notes: see :class:`fsam_optax.experiments.datasets.Images`.
   """
 
   name: str
@@ -34,6 +38,18 @@ class Pool(NamedTuple):
   test_size: int
   fixed_test: bool
   noise_targets: Optional[np.ndarray] = None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def standardized_by(self) -> str:
+    """What has a mean and a standard deviation of its own.
+
+    ``"feature"`` of vectors, ``"channel"`` of images with several channels, or
+    ``"data set"`` of images with one.
+    """
+    if self.x.ndim == 2:
+      return "feature"
+    return "channel" if self.x.shape[-1] > 1 else "data set"
 
 
 class Splits(NamedTuple):
@@ -45,9 +61,11 @@ class Splits(NamedTuple):
     train_labels: their labels after the noise, same shape, int32.
     validation_rows: shape ``[S, validation_size]``, int32.
     test_rows: shape ``[S, test_size]``, int32.
-    mean: mean of all inputs of the training rows, shape ``[S]``, float32.
-    standard_deviation: of all inputs of the training rows, shape ``[S]``,
-      float32.
+    mean: of the training rows, of each feature of vectors, shape ``[S,
+      features]``, and of each channel of images, shape ``[S, C]``, or ``[S]``
+      where they have one, float32.
+    standard_deviation: of the same, of the same shape, float32; 1 where the
+      training rows are constant.
   """
 
   seed: np.ndarray
@@ -76,7 +94,7 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
     DataError: if the source is not what it must be.
   """
   images = datasets.load(source, image_size=image_size)
-  x = np.concatenate([images.x_train, images.x_test]).astype(np.float32)
+  x = _in_float32(images.x_train, images.x_test)
   y = np.concatenate([images.y_train, images.y_test])
   rows = datasets.REGISTRY[datasets.name_of(source)].seed_rows
   if rows is None:
@@ -102,7 +120,24 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
     *sizes,
     fixed_test=rows is None,
     noise_targets=images.noise_targets,
+    notes=images.notes,
   )
+
+
+def _in_float32(x_train: np.ndarray, x_test: np.ndarray) -> np.ndarray:
+  """The rows of both, whose differences survive the rounding."""
+  is_double = np.float64 in (x_train.dtype, x_test.dtype)
+  # All rows as they are, in float32, and moved in float64.
+  needed = x_train.dtype.itemsize + 4 + 8 * is_double
+  bounds.check_memory(
+    (x_train.size + x_test.size) * needed,
+    "rows that are copied in float32",
+    "Use fewer rows or smaller images, or `train`",
+  )
+  x = np.concatenate([x_train, x_test])
+  if x.dtype == np.float64:
+    x = x - x_train.mean(axis=tuple(range(x.ndim - 1)), dtype=np.float64)
+  return x.astype(np.float32)
 
 
 def split(
@@ -158,14 +193,32 @@ def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
     rng=rng,
     targets=pool.noise_targets,
   )
-  # Of the training rows alone: the others must not leak into them.
-  x = pool.x[train_rows].astype(np.float64)
+  mean, deviation = _moments(pool, train_rows)
   return Splits(
     seed=np.asarray(seed, np.uint32),
     train_rows=train_rows,
     train_labels=labels,
     validation_rows=rows[train : train + validation],
     test_rows=test_rows.astype(np.int32),
-    mean=np.asarray(x.mean(), np.float32),
-    standard_deviation=np.asarray(x.std(), np.float32),
+    mean=mean,
+    standard_deviation=deviation,
   )
+
+
+def _moments(pool: Pool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of the training rows alone.
+
+  The others must not leak into them.
+  """
+  x = pool.x[rows].astype(np.float64)
+  is_one = pool.standardized_by == "data set"
+  axes = None if is_one else tuple(range(x.ndim - 1))
+  low, high = x.min(axis=axes), x.max(axis=axes)
+  # The mean of equal numbers may round to another one, and their deviation
+  # then to what is not 0.
+  is_constant = low == high
+  mean = np.where(is_constant, low, x.mean(axis=axes)).astype(np.float32)
+  deviation = np.where(is_constant, 1, x.std(axis=axes)).astype(np.float32)
+  # Nor may it be too small for float32.
+  least = np.finfo(np.float32).tiny
+  return mean, np.where(deviation < least, np.float32(1), deviation)

@@ -1,6 +1,7 @@
 """The images of a run: what a seed trains on, and what it is evaluated on."""
 
 import dataclasses
+import sys
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -12,6 +13,10 @@ from fsam_optax.experiments.datasets import cifar
 from fsam_optax.experiments.datasets import label_noise
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.recipes import Recipe
+
+# One that float32 holds.
+_LEAST_SPREAD = float(np.finfo(np.float32).tiny)
+_VALUES_AT_A_TIME = 2**22
 
 
 class Dataset(NamedTuple):
@@ -64,6 +69,13 @@ def load(
   except datasets.DataError as error:
     raise FlagError("--data", error) from error
   _check(images, config)
+  for note in images.notes:
+    print(f"note: {note}", file=sys.stderr)
+  if images.white:  # As the compiled step divides integers.
+    images = images._replace(
+      x_train=images.x_train / np.float32(images.white),
+      x_test=images.x_test / np.float32(images.white),
+    )
   is_recipes = name == recipe.dataset
   kind = recipe.label_noise_kind if is_recipes else "symmetric"
   mean, standard_deviation = _moments(images)
@@ -74,7 +86,36 @@ def load(
     standard_deviation=chosen.standard_deviation or standard_deviation,
     label_noise_kind=chosen.label_noise_kind or kind,
   )
+  if config.network.dtype != "float64":
+    images = _in_float32(images, standard_deviation)
   return images, dataclasses.replace(config, images=filled)
+
+
+def _in_float32(
+  images: datasets.Images, standard_deviation: tuple[float, ...]
+) -> datasets.Images:
+  """The images in float32, where that tells them apart.
+
+  Their mean is subtracted in the compiled step, on the scale that they have.
+  """
+  if images.x_train.dtype == np.float64:
+    largest = np.abs(images.x_train).max(axis=(0, 1, 2))
+    # Half of the distance between two numbers of float32 of that size.
+    rounding = largest * 2.0**-24
+    is_lost = rounding > np.asarray(standard_deviation) / 256
+    if is_lost.any():
+      worst = int(np.argmax(is_lost))
+      raise FlagError(
+        "--data",
+        "must hold images whose differences survive float32, got values up to "
+        f"{largest[worst]:g} with a standard deviation of "
+        f"{standard_deviation[worst]:g} in channel {worst}. Subtract their "
+        "mean before you save them, or give --dtype float64",
+      )
+  narrow = lambda x: x.astype(np.float32) if x.dtype == np.float64 else x
+  return images._replace(
+    x_train=narrow(images.x_train), x_test=narrow(images.x_test)
+  )
 
 
 def _moments(
@@ -86,11 +127,27 @@ def _moments(
   if is_integer and images.mean and images.standard_deviation:
     return images.mean, images.standard_deviation
   scale = 255 if is_integer else 1
-  mean = x.mean((0, 1, 2), dtype=np.float64) / scale
-  spread = x.std((0, 1, 2), dtype=np.float64) / scale
-  # A channel that is constant stays so.
-  spread = np.where(spread > 0, spread, 1)
-  return tuple(mean.tolist()), tuple(spread.tolist())
+  mean, spread = _measured(x)
+  # A channel that is constant stays so; rounded, its deviation may not be 0.
+  low = x.min((0, 1, 2))
+  is_constant = low == x.max((0, 1, 2))
+  mean = np.where(is_constant, low, mean) / scale
+  spread = np.where(is_constant | (spread < _LEAST_SPREAD), scale, spread)
+  return tuple(mean.tolist()), tuple((spread / scale).tolist())
+
+
+def _measured(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel, in float64.
+
+  A part of the rows at a time, or uint8 would need nine times its memory.
+  """
+  rows = max(1, _VALUES_AT_A_TIME // x[0].size)
+  parts = [x[i : i + rows] for i in range(0, len(x), rows)]
+  axes, number = (0, 1, 2), x[..., 0].size
+  sums = [part.sum(axes, dtype=np.float64) for part in parts]
+  mean = np.sum(sums, axis=0) / number
+  squares = np.sum([((part - mean) ** 2).sum(axes) for part in parts], axis=0)
+  return mean, np.sqrt(squares / number)
 
 
 def _check(images: datasets.Images, config: Config) -> None:

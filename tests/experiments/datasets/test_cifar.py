@@ -1,7 +1,10 @@
 """The reader of CIFAR's binary version, on files of the real size."""
 
+import gzip
 import io
+import os
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -169,22 +172,124 @@ def test_archive_without_a_file_names_it(tmp_path):
     cifar.load("cifar10", str(path), check_sum=False)
 
 
-@pytest.mark.parametrize(
-  "make",
-  [
-    lambda root: root / "cifar-10-python.tar.gz",
-    lambda root: root / "cifar-10-batches-py",
-    lambda root: root,
-  ],
-)
-def test_pickled_version_is_refused_with_the_reason(tmp_path, make):
-  folder = tmp_path / "cifar-10-batches-py"
+def pickled(root):
+  folder = root / "cifar-10-batches-py"
   folder.mkdir()
   (folder / "data_batch_1").write_bytes(b"\x80\x02")
+  archive = root / "cifar-10-python.tar.gz"
+  pack(folder, archive)
+  return root, folder, archive
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_pickled_version_is_refused_with_the_reason(tmp_path, at):
   with pytest.raises(
     datasets.DataError, match="pickled: to unpickle a file is to"
   ):
-    cifar.load("cifar10", str(make(tmp_path)))
+    cifar.load("cifar10", str(pickled(tmp_path)[at]))
+
+
+def test_a_name_does_not_make_a_version(files, tmp_path):
+  name, folder, _, tables = files
+  copy = linked(folder, tmp_path / "my-python-data-py")
+  check(cifar.load(name, str(copy)), name, tables)
+
+
+def test_the_other_version_is_named(files):
+  name, folder, _, _ = files
+  other = "cifar100" if name == "cifar10" else "cifar10"
+  with pytest.raises(datasets.DataError, match=f"which has those of {name}"):
+    cifar.load(other, str(folder))
+
+
+@pytest.mark.parametrize("size", [0, 40 * 2**30])
+def test_a_file_of_another_size_is_not_read(files, tmp_path, size):
+  name, folder, _, _ = files
+  copy = linked(folder, tmp_path / "copy")
+  file = next(iter(cifar.FORMATS[name].test))
+  replace(copy, file, b"")
+  os.truncate(copy / file, size)
+  with pytest.raises(datasets.DataError, match=f"{file} .*got {size:,} bytes"):
+    cifar.load(name, str(copy))
+
+
+def test_what_is_no_regular_file_is_not_read(files, tmp_path):
+  name, folder, _, _ = files
+  copy = linked(folder, tmp_path / "copy")
+  file = next(iter(cifar.FORMATS[name].train))
+  for make, message in (
+    (lambda path: path.symlink_to("/dev/zero"), "which is a device"),
+    (os.mkfifo, "which is a pipe"),
+    (lambda path: path.mkdir(), "which is a folder"),
+    (lambda path: path.symlink_to("none"), "which is a link to nothing"),
+  ):
+    (copy / file).unlink()
+    make(copy / file)
+    with pytest.raises(datasets.DataError, match=message):
+      cifar.load(name, str(copy))
+    if (copy / file).is_dir() and not (copy / file).is_symlink():
+      (copy / file).rmdir()
+      (copy / file).touch()
+
+
+@pytest.mark.parametrize("check_sum", [False, True])
+def test_an_archive_that_never_ends_is_not_read(tmp_path, check_sum):
+  path = tmp_path / "cifar-10-binary.tar.gz"
+  with path.open("wb") as file:
+    file.truncate(40 * 2**30)
+  with pytest.raises(datasets.DataError, match=r"got .* of 42,949,672,960"):
+    cifar.load("cifar10", str(path), check_sum=check_sum)
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(datasets.DataError, match="which is a pipe"):
+    cifar.load("cifar10", str(path), check_sum=check_sum)
+
+
+def tar_of(path, *members):
+  """Members by name, size and, where it is another one, the size claimed."""
+  with gzip.open(path, "wb", compresslevel=1) as file:
+    for name, size, claimed in members:
+      member = tarfile.TarInfo(name)
+      member.size = claimed
+      file.write(member.tobuf(tarfile.GNU_FORMAT))
+      for _ in range(0, size, 2**20):
+        file.write(bytes(min(size, 2**20)))
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ("members", "message"),
+  [
+    ([("a/test_batch.bin", 512, 2**60)], "claims 1,152,921"),
+    ([("a/test_batch.bin", 512, 512)], "test_batch.bin .*got 512 bytes"),
+    ([("a/readme", 2**28, 2**28)], "claims 268,435,456 bytes"),
+    ([("a/readme", 512, 2**40)], "claims 1,099,511"),
+    ([("a/readme", 512, 2**20)], "truncated or damaged|got no data_batch_1"),
+    ([("a/test_batch.bin/../../x", 0, 0)], "got no data_batch_1"),
+  ],
+)  # fmt: skip
+def test_members_that_are_not_the_records_are_not_unpacked(
+  tmp_path, members, message
+):
+  path = tar_of(tmp_path / "bomb.tar.gz", *members)
+  tracemalloc.start()
+  with pytest.raises(datasets.DataError, match=message):
+    cifar.load("cifar10", path, check_sum=False)
+  most = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert most < 2**24
+
+
+def test_a_header_of_a_gibibyte_is_not_unpacked(tmp_path):
+  path = tmp_path / "pax.tar.gz"
+  member = tarfile.TarInfo("a")
+  member.type, member.size = tarfile.XHDTYPE, 2**33
+  with gzip.open(path, "wb", compresslevel=1) as file:
+    file.write(member.tobuf(tarfile.GNU_FORMAT))
+    for _ in range(256):
+      file.write(bytes(2**20))
+  with pytest.raises(datasets.DataError, match="unpacks to more than"):
+    cifar.load("cifar10", str(path), check_sum=False)
 
 
 def test_bad_arguments_are_named(tmp_path):

@@ -1,10 +1,13 @@
 """The reader of image folders."""
 
+import os
+
 import numpy as np
 from PIL import Image
 import pytest
 
 from fsam_optax.experiments import datasets
+from fsam_optax.experiments.datasets import bounds
 from fsam_optax.experiments.datasets import folder as folder_lib
 
 
@@ -73,7 +76,7 @@ def test_damaged_images_are_named(folder):
 
 def test_folders_without_what_they_must_hold_are_named(folder, tmp_path):
   (folder / "test" / "cow").mkdir()
-  expect("got cow, which train does not have", folder)
+  expect("got 'cow', which train does not have", folder)
   (folder / "test" / "cow").rmdir()
   (folder / "test" / "dog").mkdir()
   expect("images of every class, got none in .*test/dog", folder)
@@ -88,3 +91,68 @@ def test_folders_without_what_they_must_hold_are_named(folder, tmp_path):
          tmp_path / "other")  # fmt: skip
   assert folder_lib.is_image_folder(str(folder))
   assert not folder_lib.is_image_folder(str(folder / "train" / "cat"))
+
+
+def test_folders_inside_of_a_class_are_named(folder):
+  write(folder / "train" / "cat" / "more" / "4.png")
+  (folder / "train" / "cat" / "none").mkdir()
+  expect(r"got 2 folders .*train/cat': 'more', 'none'\. Move", folder)
+
+
+@pytest.mark.parametrize("at", ["train/cat/x.png", "train/cow", "test/x", "x"])
+def test_links_to_nothing_are_named(folder, at):
+  (folder / at).symlink_to(folder / "nothing")
+  expect(rf"got 1 to nothing in .*'{os.path.basename(at)}'\. Restore", folder)
+  (folder / at).unlink()
+  (folder / at).symlink_to(folder / at)  # To itself.
+  expect("got 1 to nothing", folder)
+
+
+def test_images_beside_the_classes_are_named_and_lists_are_not(folder):
+  (folder / "train" / "labels.csv").write_text("text")
+  assert len(folder_lib.load(str(folder)).y_train) == 9
+  write(folder / "train" / "stray.png")
+  expect(r"got 1 beside 3 subfolders .*'stray\.png'", folder)
+
+
+def test_pipes_and_devices_are_not_opened(folder):
+  os.mkfifo(folder / "train" / "cat" / "a.png")
+  expect("images alone in the folder of a class.*'a.png'", folder)
+  (folder / "train" / "cat" / "a.png").unlink()
+  (folder / "train" / "cat" / "a.png").symlink_to("/dev/zero")
+  expect("images alone in the folder of a class.*'a.png'", folder)
+
+
+def test_a_test_folder_without_classes_points_to_the_one_that_has_them(folder):
+  (folder / "test").rename(folder / "val")
+  write(folder / "test" / "1.png")
+  expect("1 files without a class. To test on 'val', .*take 'test' away",
+         folder)  # fmt: skip
+  (folder / "val").rename(folder / "else")
+  expect("1 files without a class. Sort its images", folder)
+
+
+def test_names_of_classes_are_written_out(folder):
+  (folder / "test" / "c\x1b]0;x\x07w").mkdir()
+  expect(r"got 'c\\x1b\]0;x\\x07w', which", folder)
+
+
+def test_images_of_sixteen_bits_are_counted(folder):
+  path = folder / "train" / "dog" / "1.png"
+  values = np.arange(120, dtype=np.uint16).reshape(12, 10) * 546
+  Image.fromarray(values).save(path)
+  images = folder_lib.load(str(folder))
+  np.testing.assert_array_equal(images.x_train[4, ..., 1], values // 256)
+  assert images.notes == (
+    "1 of 11 images have 16 bits a channel, of which the upper 8 are taken",
+  )
+
+
+def test_a_folder_that_does_not_fit_into_memory_is_not_read(
+  folder, monkeypatch
+):
+  monkeypatch.setattr(bounds, "available_memory", lambda: 11 * 360 - 1)
+  expect(r"must fit into memory.*11 images of \[12, 10, 3\]", folder)
+  expect(r"must fit into memory.*11 images of \[99, 99, 3\]", folder, 99)
+  monkeypatch.setattr(bounds, "available_memory", lambda: 11 * 360)
+  assert folder_lib.load(str(folder)).classes == 3

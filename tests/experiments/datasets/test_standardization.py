@@ -1,0 +1,179 @@
+"""Means and standard deviations: whose, and in which precision."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.seeds import plan
+from fsam_optax.experiments.seeds import shared_flags
+from fsam_optax.experiments.seeds import splits
+from fsam_optax.experiments.train import data
+from fsam_optax.experiments.train import flags
+from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.recipes import RECIPES
+
+
+def save(path, x, test=4):
+  y = np.arange(len(x)) % 2
+  np.savez(
+    path, x_train=x[test:], y_train=y[test:], x_test=x[:test], y_test=y[:test]
+  )
+  return str(path)
+
+
+def standardized(pool, found):
+  """What the network sees of the rows of the first seed."""
+  rows = pool.x[found.train_rows[0]]
+  return (rows - found.mean[0]) / found.standard_deviation[0]
+
+
+def test_every_feature_of_a_table_has_its_own_scale(tmp_path):
+  rng = np.random.default_rng(0)
+  scale = np.array([1e-6, 1.0, 1e6])
+  x = rng.normal(size=(64, 3)) * scale + 100 * scale
+  pool = splits.load(save(tmp_path / "a.npz", x))
+  found = splits.split(pool, [0, 1], 0.0)
+  assert pool.standardized_by == "feature"
+  assert found.mean.shape == found.standard_deviation.shape == (2, 3)
+  # In the file, test rows come last in the pool.
+  rows = np.concatenate([x[4:], x[:4]])[found.train_rows[0]]
+  expected = (rows - rows.mean(0)) / rows.std(0)
+  np.testing.assert_allclose(
+    standardized(pool, found), expected, rtol=1e-4, atol=1e-4
+  )
+
+
+def test_every_channel_has_its_own_scale(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(64, 6, 6, 3)) * [1, 50, 0.1] + [0, 100, 7]
+  pool = splits.load(save(tmp_path / "a.npz", x))
+  found = splits.split(pool, [3], 0.0)
+  assert pool.standardized_by == "channel"
+  seen = standardized(pool, found)
+  np.testing.assert_allclose(seen.mean((0, 1, 2)), 0, atol=1e-4)
+  np.testing.assert_allclose(seen.std((0, 1, 2)), 1, atol=1e-4)
+
+
+def test_one_channel_has_one_scale_as_ever():
+  pool = splits.load("digits")
+  found = splits.split(pool, [0], 0.4)
+  assert pool.standardized_by == "data set"
+  assert found.mean.shape == (1,)
+  rows = pool.x[found.train_rows[0]].astype(np.float64)
+  assert found.mean[0] == np.float32(rows.mean())
+  assert found.standard_deviation[0] == np.float32(rows.std())
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e9 + 0.1, 0.0, -7.3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constant_features_are_0_and_not_divided_by_it(
+  tmp_path, constant, dtype
+):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(41, 3)).astype(dtype)
+  x[:, 1] = constant
+  pool = splits.load(save(tmp_path / "a.npz", x))
+  found = splits.split(pool, [0], 0.0)
+  assert found.standard_deviation[0, 1] == 1
+  seen = standardized(pool, found)
+  np.testing.assert_allclose(seen[:, 1], 0, atol=1e-6)
+  assert abs(seen[:, 0].std() - 1) < 1e-5
+
+
+def test_differences_that_float32_does_not_hold_survive(tmp_path):
+  rng = np.random.default_rng(0)
+  x = 1e9 + rng.normal(size=(64, 2))
+  pool = splits.load(save(tmp_path / "a.npz", x))
+  found = splits.split(pool, [0], 0.0)
+  rows = np.concatenate([x[4:], x[:4]])[found.train_rows[0]]
+  np.testing.assert_allclose(
+    standardized(pool, found),
+    (rows - rows.mean(0)) / rows.std(0),
+    atol=1e-4,
+  )
+
+
+def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  path = save(tmp_path / "a.npz", rng.normal(size=(40, 3, 8, 8)))
+  flags_ = shared_flags.Data(dataset=path)
+  pool = plan.load(flags_)
+  assert plan.describe_data(pool, flags_)["standardized_by"] == "channel"
+  assert "note: the images of" in capsys.readouterr().err
+
+
+def load(path, dtype="float32", image_size=None):
+  settings = flags.Settings(
+    recipe="cifar10-resnet18",
+    network=flags.Network(dtype=dtype),
+    images=flags.Images(image_size=image_size),
+  )
+  return data.load(path, RECIPES[settings.recipe], config_of(settings))
+
+
+def test_train_measures_in_float64_and_says_what_it_read(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  x = 1e4 + rng.normal(size=(40, 3, 32, 32))
+  path = save(tmp_path / "a.npz", x)
+  images, config = load(path)
+  assert images.x_train.dtype == images.x_test.dtype == np.float32
+  np.testing.assert_allclose(
+    config.images.mean, x[4:].mean((0, 2, 3)), rtol=1e-12
+  )
+  np.testing.assert_allclose(
+    config.images.standard_deviation, x[4:].std((0, 2, 3)), rtol=1e-9
+  )
+  assert "as 32 x 32 x 3, channels last" in capsys.readouterr().err
+
+
+def test_train_refuses_what_float32_would_round_away(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(20, 32, 32, 3)) + np.array([0, 1e9, 0])
+  path = save(tmp_path / "a.npz", x)
+  with pytest.raises(FlagError, match=r"--data: .*in channel 1\. Subtract"):
+    load(path)
+  images, _ = load(path, "float64")
+  assert images.x_train.dtype == np.float64
+
+
+def test_train_divides_no_constant_channel_by_0(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(21, 32, 32, 3))
+  x[..., 2] = 0.1
+  _, config = load(save(tmp_path / "a.npz", x))
+  assert config.images.standard_deviation[2] == 1
+  assert config.images.mean[2] == 0.1
+
+
+def test_train_measures_whole_numbers_a_part_at_a_time(tmp_path, monkeypatch):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (21, 32, 32, 3), np.uint8)
+  monkeypatch.setattr(data, "_VALUES_AT_A_TIME", 5 * 3072)
+  _, config = load(save(tmp_path / "a.npz", x))
+  rows = x[4:].astype(np.float64) / 255
+  np.testing.assert_allclose(
+    config.images.mean, rows.mean((0, 1, 2)), rtol=1e-12
+  )
+  np.testing.assert_allclose(
+    config.images.standard_deviation, rows.std((0, 1, 2)), rtol=1e-12
+  )
+
+
+def test_train_keeps_the_unit_of_images_that_it_makes_smaller(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (21, 64, 64, 3), np.uint8)
+  images, config = load(save(tmp_path / "a.npz", x), image_size=32)
+  blocks = x[4:].reshape(17, 32, 2, 32, 2, 3).mean((2, 4)) / 255
+  np.testing.assert_allclose(images.x_train, blocks, atol=1e-7)
+  np.testing.assert_allclose(
+    config.images.mean, blocks.mean((0, 1, 2)), rtol=1e-6
+  )
+
+
+def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+  path = save(tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3)))
+  monkeypatch.setattr(splits.bounds, "available_memory", lambda: 1200)
+  with pytest.raises(FlagError, match="--dataset: must fit into memory"):
+    plan.load(dataclasses.replace(shared_flags.Data(), dataset=path))
