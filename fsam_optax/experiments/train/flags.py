@@ -165,7 +165,7 @@ class Images:
     cutout_probability: fraction of the images that it is erased in.
     mean: of each channel in [0, 1].
     standard_deviation: of each channel in [0, 1].
-    image_size: side to scale the files of a folder to, in pixels.
+    image_size: side to scale the images to, in pixels.
     label_noise: fraction of the training labels that are replaced.
     label_noise_kind: each by another class (symmetric), by any class (uniform),
       or by one that is easily taken for it (asymmetric).
@@ -263,8 +263,8 @@ class Settings:
     recipe: a data set and a network of the paper.
     data: the binary version of the recipe's CIFAR, its .tar.gz or its folder;
       or a folder of images with train/CLASS/ and test/CLASS/; or an .npz with
-      x_train, y_train, x_test and y_test; or mnist or digits, the small sets
-      in packages.
+      x_train, y_train, x_test and y_test, whose labels may be numbers, words or
+      one-hot rows; or mnist or digits, the small sets in packages.
     output: folder of the run, from whose last checkpoint it goes on.
     dry_run: print the plan, the parameters, the memory and the cost, and end.
   """
