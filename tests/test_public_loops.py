@@ -25,6 +25,8 @@ import pytest
 
 import fsam_optax
 
+pytestmark = pytest.mark.slow
+
 P = jax.sharding.PartitionSpec
 STEPS, REPLICAS, MOMENTUM = 3, 4, 0.9
 

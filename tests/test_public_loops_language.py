@@ -16,6 +16,8 @@ import pytest
 
 import fsam_optax
 
+pytestmark = pytest.mark.slow
+
 STEPS, PARTS, ROWS, LENGTH, WORDS = 3, 2, 4, 6, 7
 PADDING, MASK = 0, WORDS - 1  # Tokens that are no words.
 

@@ -22,6 +22,8 @@ import pytest
 
 import fsam_optax
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 
