@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 from typing import Any, Optional
+import zlib
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import progress
@@ -17,6 +18,8 @@ from fsam_optax.experiments.train.folder import writing
 
 class Journal:
   """Metrics as JSON lines, each with the ``batches`` it was written after.
+
+  A line ends with the CRC-32 of the rest, as Python writes that as JSON.
 
   Attributes:
     lines: all of them, parsed.
@@ -85,7 +88,8 @@ def _parsed(line: str) -> Optional[dict[str, Any]]:
   try:
     parsed = json.loads(line, parse_constant=_refuse)
     is_whole = (
-      type(parsed["batches"]) is int
+      parsed.pop("crc32") == _crc32(parsed)
+      and type(parsed["batches"]) is int
       and isinstance(parsed["epoch"], (int, float))
       and parsed["kind"] in ("step", "epoch")
     )
@@ -102,7 +106,12 @@ def _refuse(constant: str):
 
 
 def _as_line(line: dict[str, Any]) -> str:
-  return json.dumps(line, allow_nan=False) + "\n"
+  """A line with a checksum, as a resume reports what stands there."""
+  return json.dumps({**line, "crc32": _crc32(line)}, allow_nan=False) + "\n"
+
+
+def _crc32(line: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(line, allow_nan=False).encode())
 
 
 class Writer:

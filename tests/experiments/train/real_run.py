@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from fsam_optax.experiments import datasets
 
 SECONDS = 120
-TIMES = ("seconds", "images_per_second", "waiting_fraction")
+TIMES = ("seconds", "images_per_second", "waiting_fraction", "crc32")
 
 
 def environment(tmp_path_factory):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import zlib
 
 from jax import numpy as jnp
 import numpy as np
@@ -60,6 +61,12 @@ def line_of(kind, batches, epoch):
   return line | (EPOCH if kind == "epoch" else {})
 
 
+def as_written(line):
+  """A line with the checksum of its JSON."""
+  crc32 = zlib.crc32(json.dumps(line).encode())
+  return json.dumps(line | {"crc32": crc32}) + "\n"
+
+
 def test_a_line_that_a_full_disk_refuses_is_an_error(tmp_path):
   journal = metrics.Journal(tmp_path / "metrics.jsonl", 0, 0)
   journal._path = pathlib.Path("/dev/full")
@@ -71,13 +78,12 @@ def test_a_line_that_a_full_disk_refuses_is_an_error(tmp_path):
 def test_a_journal_drops_what_was_cut_and_what_will_be_written_again(tmp_path):
   path = tmp_path / "metrics.jsonl"
   lines = [line_of("step", i, i / 4) for i in (2, 4, 6)]
-  path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"kin')
+  path.write_text("".join(map(as_written, lines)) + '{"kin')
   journal = metrics.Journal(path, 4, 0)
   journal.append(line_of("epoch", 5, 1))
   assert [line["batches"] for line in journal.lines] == [2, 4, 5]
   assert journal.epochs == [line_of("epoch", 5, 1)]
-  written = [json.loads(line) for line in path.read_text().splitlines()]
-  assert written == journal.lines
+  assert path.read_text() == "".join(map(as_written, journal.lines))
 
 
 @pytest.mark.parametrize(
@@ -86,21 +92,33 @@ def test_a_journal_drops_what_was_cut_and_what_will_be_written_again(tmp_path):
     "",
     '{"kind": "epoch"}',
     '{"batches": 8, "epoch": 2}',
-    json.dumps(line_of("epoch", 8, 2)).replace("1.0", "NaN"),
+    as_written(line_of("epoch", 8, 2)).strip().replace("1.0", "NaN"),
+    as_written(line_of("epoch", 8, 2)).strip().replace("40.0", "90.0"),
     "null",
     "[8]",
     "[" * 100_000,
     '{"kind": "epoch", "batches": "8", "epoch": 2}',
     "\x00\x00\x00",
   ],
-  ids=["lost", "cut", "kind", "nan", "null", "list", "deep", "words", "zeros"],
+  ids=[
+    "lost",
+    "cut",
+    "kind",
+    "nan",
+    "digit",
+    "null",
+    "list",
+    "deep",
+    "words",
+    "zeros",
+  ],
 )
 def test_a_checkpoint_ahead_of_its_metrics_is_an_error_by_epoch(
   tmp_path, damaged
 ):
   """Not an accuracy of another epoch, nor a shorter curve."""
   path = tmp_path / "metrics.jsonl"
-  whole = [json.dumps(line_of("epoch", 4 * i, i)) for i in (1, 3)]
+  whole = [as_written(line_of("epoch", 4 * i, i)).strip() for i in (1, 3)]
   path.write_text("\n".join([whole[0], damaged, whole[1]]) + "\n")
   with pytest.raises(FolderError, match=r"each of the 3 epochs.*read for 2\."):
     metrics.Journal(path, 12, 3)
