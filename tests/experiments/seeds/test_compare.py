@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from fsam_optax import __main__ as command_line
+from fsam_optax.experiments.seeds import compare
 from fsam_optax.experiments.seeds import trainer
 
 
@@ -200,6 +202,31 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   printed = capsys.readouterr().out
   assert "1 of 1" in printed
   assert "n/a" in printed
+
+
+def test_a_folder_that_is_gone_at_the_end_costs_no_result(
+  tmp_path, arrays, capsys, monkeypatch
+):
+  path, output = tmp_path / "mine.npz", tmp_path / "output"
+  np.savez(path, **arrays)
+  trained = compare.compare
+
+  def train_and_lose(plan):
+    result = trained(plan)
+    shutil.rmtree(output)
+    return result
+
+  monkeypatch.setattr(compare, "compare", train_and_lose)
+  with pytest.raises(SystemExit) as ended:
+    run(
+      *("compare", "--dataset", path, "--seeds", 1, "--epochs", 1),
+      *("--output", output, "--optimizers", "sgd"),
+    )
+  assert ended.value.code == 2
+  shown = capsys.readouterr()
+  assert re.search(r"SGD +\S+ +\S", shown.out)
+  assert "--output: must be a directory that can be written to" in shown.err
+  assert "The results were printed above" in shown.err
 
 
 def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
