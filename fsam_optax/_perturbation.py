@@ -149,30 +149,14 @@ def subtract_gradient_ema(
     del params, extra_args
     decay = _value_at(lmbda, state.count)
     fraction = _value_at(sigma, state.count)
-    # Both orders average by m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}). They
-    # are written so that, compiled, one tree beside the average is kept: d_t or
-    # g_t - m_{t-1}, from which the other follows, and g_t no longer.
     if order == "official":
       # The average starts at g_0. It is zero until then, so that the
       # subtraction needs no first step of its own.
       decay = jnp.where(state.count == 0, 0.0, decay)
-      direction = _tree_map_wide(
-        lambda g, m: g - fraction * m, updates, state.ema
-      )
-      # Of d_t = g_t - sigma m_{t-1}; at sigma = 1 rounded as g_t - m_{t-1}.
-      difference = _tree_map_wide(
-        lambda d, m: d + (fraction - 1) * m, direction, state.ema
-      )
-    else:
-      difference = _tree_map_wide(lambda g, m: g - m, updates, state.ema)
-    ema = _tree_map_wide(
-      lambda x, m: m + (1 - decay) * x, difference, state.ema
+    is_plain = isinstance(sigma, (int, float)) and sigma == 1
+    direction, ema = _subtracted(
+      updates, state.ema, fraction, decay, order, is_plain
     )
-    if order == "paper" and isinstance(sigma, (int, float)) and sigma == 1:
-      # g_t - m_t = lambda (g_t - m_{t-1}).
-      direction = jax.tree.map(lambda x: decay * x, difference)
-    elif order == "paper":
-      direction = _tree_map_wide(lambda g, m: g - fraction * m, updates, ema)
     direction = optax.tree.cast_like(direction, updates)
     # The average is finite, so the direction is finite where g is. Its norm is
     # the one that `scale_to_radius` needs: compiled, both are one computation.
@@ -190,6 +174,30 @@ def subtract_gradient_ema(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _subtracted(gradient, ema, fraction, decay, order, is_plain):
+  """The direction of either order, and the next average, wide.
+
+  Both orders average by m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}). They are
+  written so that, compiled, one tree beside the average is kept: d_t or
+  g_t - m_{t-1}, from which the other follows, and g_t no longer.
+  """
+  if order == "official":
+    direction = _tree_map_wide(lambda g, m: g - fraction * m, gradient, ema)
+    # Of d_t = g_t - sigma m_{t-1}; at sigma = 1 rounded as g_t - m_{t-1}.
+    difference = _tree_map_wide(
+      lambda d, m: d + (fraction - 1) * m, direction, ema
+    )
+  else:
+    difference = _tree_map_wide(lambda g, m: g - m, gradient, ema)
+  average = _tree_map_wide(lambda x, m: m + (1 - decay) * x, difference, ema)
+  if order == "paper" and is_plain:
+    # g_t - m_t = lambda (g_t - m_{t-1}).
+    direction = jax.tree.map(lambda x: decay * x, difference)
+  elif order == "paper":
+    direction = _tree_map_wide(lambda g, m: g - fraction * m, gradient, average)
+  return direction, average
 
 
 def scale_to_radius(

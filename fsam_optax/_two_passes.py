@@ -8,29 +8,23 @@ memory of one part and no sum of first gradients (:func:`_part_by_part`).
 """
 
 import dataclasses
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 import jax
 from jax import numpy as jnp
 import optax
 import optax.tree
 
+from fsam_optax._ascent import Ascent
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
-from fsam_optax._cosine import cosine
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
-from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation import is_overwritten
-from fsam_optax._perturbation import widen
-from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import is_memoryless
-from fsam_optax._perturbation_state import radius_norms
 from fsam_optax._perturbation_state import state_difference
-from fsam_optax._perturbation_state import with_radius_norms
 from fsam_optax._tree_paths import leaves_by_path
 
 
@@ -133,7 +127,7 @@ def two_passes(
       f"{found}."
     )
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
-  ascent = _Ascent(perturbation, perturbation_state, params, options.gate(step))
+  ascent = Ascent(perturbation, perturbation_state, params, options.gate(step))
   schedule = _part_by_part if options.is_part_by_part else _together
   return _concluded(ascent, options, schedule(gradients, ascent))
 
@@ -183,89 +177,6 @@ def one_pass(
   )
 
 
-class _Norms(NamedTuple):
-  """How long the direction and the perturbation were.
-
-  Attributes:
-    of_radii: a pair for each radius in the perturbation's state, as that has
-      them.
-    direction: of all parameters.
-    perturbation: of all parameters.
-  """
-
-  of_radii: Any
-  direction: jax.Array
-  perturbation: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ascent:
-  """The perturbation of one step, and whether the step takes it."""
-
-  perturbation: optax.GradientTransformation
-  state: optax.OptState
-  params: optax.Params
-  gate: Any  # True, False or a traced bool.
-
-  def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, _Norms]:
-    """The perturbation, the next state, and the norms of both steps to it."""
-    # For complex parameters JAX's gradient is the conjugate of the ascent.
-    update = optax.with_extra_args_support(self.perturbation).update
-    epsilon, state = update(
-      jax.tree.map(jnp.conj, gradient), self.state, self.params, **extra
-    )
-    found = radius_norms(state)
-    if not found:  # Not one of ours.
-      direction = global_norm(gradient)
-    else:
-      squares = [jnp.square(direction) for direction, _ in found]
-      direction = jnp.sqrt(sum(squares)) if found[1:] else found[0][0]
-    is_narrow = any(_is_narrow(x) for x in jax.tree.leaves(self.params))
-    if len(found) == 1 and not is_narrow:
-      perturbation = found[0][1]
-    else:
-      perturbation = global_norm(jax.tree.map(_move, self.params, epsilon))
-    return epsilon, state, _Norms(found, direction, perturbation)
-
-  def advance(
-    self, gradient: Any, norms: _Norms, is_finite: Optional[bool]
-  ) -> optax.OptState:
-    """The next state where another gradient feeds the average than ascends.
-
-    The state is updated twice, and of either update only one half is read: the
-    perturbation of the first, the average of the second. XLA drops the others.
-    """
-    _, state, _ = self.perturb(gradient, is_finite=is_finite)
-    return with_radius_norms(state, norms.of_radii)
-
-  def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
-    """The gradient's norm, and its cosine with the average before the step."""
-    leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    norm = global_norm([g for path, g in leaves if not is_overwritten(path)])
-    found = find_state(SubtractGradientEmaState, self.state)
-    if found is None:
-      return norm, jnp.zeros_like(norm)
-    # The average is that of the conjugate gradients.
-    ema = jax.tree.map(jnp.conj, found.ema)
-    return norm, cosine(ema, gradient)
-
-  def descend(
-    self,
-    epsilon: Any,
-    descend: Callable[[Any], Any],
-    stay: Callable[[], Any],
-    mark: Callable[[Any], Any],
-  ) -> Any:
-    """What `descend(perturbed)` returns, or `stay()` where the gate is shut."""
-    if self.gate is False:
-      return stay()
-    # Outside the branch, or it would hold the perturbation besides.
-    perturbed = mark(optax.apply_updates(self.params, epsilon))
-    if self.gate is True:
-      return descend(perturbed)
-    return jax.lax.cond(self.gate, lambda: descend(perturbed), stay)
-
-
 class _Ran(NamedTuple):
   """What a schedule leaves for the conclusion."""
 
@@ -292,7 +203,7 @@ def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
   return options.ema_gradient == "ascent" and not is_memoryless(state)
 
 
-def _together(gradients: Gradients, ascent: _Ascent) -> _Ran:
+def _together(gradients: Gradients, ascent: Ascent) -> _Ran:
   """All parts take the first pass, then, perturbed alike, all the second."""
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
@@ -338,7 +249,7 @@ def _together(gradients: Gradients, ascent: _Ascent) -> _Ran:
   )
 
 
-def _part_by_part(gradients: Gradients, ascent: _Ascent) -> _Ran:
+def _part_by_part(gradients: Gradients, ascent: Ascent) -> _Ran:
   """Each part takes both passes, along a perturbation of its own."""
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
@@ -390,7 +301,7 @@ def _loss(found: Weighed, options: Options) -> Any:
   return _loss_and_grads(found._replace(grads=None), options)[0]
 
 
-def _concluded(ascent: _Ascent, options: Options, ran: _Ran) -> Outcome:
+def _concluded(ascent: Ascent, options: Options, ran: _Ran) -> Outcome:
   """The outcome: which gradient the average takes in, and the scalars."""
   gradient, norms = ran.first_gradient, ran.norms
   # Of a scaled or weighed loss they are wide.
@@ -418,22 +329,6 @@ def _concluded(ascent: _Ascent, options: Options, ran: _Ran) -> Outcome:
     gradient_ema_cosine=gradient_ema_cosine,
   )
   return Outcome(ran.loss, ran.carry, ran.aux, ran.weight, grads, advance, info)
-
-
-def _is_narrow(x: Any) -> bool:
-  return jnp.finfo(jnp.result_type(x)).bits < 32
-
-
-def _move(weight: Any, step: Any) -> Any:
-  """What a step moves a weight by, when the sum is rounded to its dtype."""
-  if not _is_narrow(weight):
-    return step
-  dtype = jnp.finfo(weight.dtype)
-  # A compiler may leave out a cast there and back, this never.
-  moved = jax.lax.reduce_precision(
-    widen(weight) + widen(step), dtype.nexp, dtype.nmant
-  )
-  return moved - widen(weight)
 
 
 def _check_params(params):
