@@ -10,6 +10,8 @@ import sys
 import jax
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 
@@ -97,8 +99,6 @@ def test_what_was_not_asked_for_is_named(quick):
 # Perturbations that are a thousandth too long, in every process that starts.
 BROKEN = """
 import fsam_optax
-
-pytestmark = pytest.mark.slow
 right = fsam_optax.friendly_perturbation
 fsam_optax.friendly_perturbation = lambda rho=0.05, *args, **kwargs: right(
   1.001 * rho, *args, **kwargs

@@ -17,7 +17,7 @@ from fsam_optax.experiments.studies import report
 from fsam_optax.experiments.studies import search
 
 NAMES = sorted(studies.REGISTRY)
-SEVERAL = ("rho", "ema")  # Of which the everyday run sees that they run.
+SEVERAL = ("rho",)  # Of which the everyday run sees that they run.
 
 
 @pytest.fixture(name="context", scope="module")
@@ -157,6 +157,7 @@ def test_every_other_study_writes_what_it_found(name, tmp_path, capsys):
   check_study(name, tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_second_run_gives_the_same_numbers(tmp_path, capsys):
   texts = []
   for directory in (tmp_path / "a", tmp_path / "b"):
