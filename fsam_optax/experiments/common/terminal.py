@@ -27,16 +27,17 @@ def printable(text: Any) -> str:
 
 
 @contextlib.contextmanager
-def outliving_stdout() -> Iterator[None]:
-  """Goes on in silence where stdout is closed, as by ``| head``."""
-  before = sys.stdout
-  sys.stdout = _Outliving(before)
+def outliving_streams() -> Iterator[None]:
+  """Goes on where stdout or stderr is closed, as by ``| head``."""
+  before = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = map(_Outliving, before)
   try:
     yield
   finally:
-    with contextlib.suppress(OSError, ValueError):
-      sys.stdout.flush()
-    sys.stdout = before
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    sys.stdout, sys.stderr = before
 
 
 class _Outliving:
@@ -66,4 +67,5 @@ class _Outliving:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, self._stream.fileno())
     os.close(nowhere)
-    print("stdout was closed; going on", file=sys.stderr, flush=True)
+    if sys.stderr is not self:
+      print("stdout was closed; going on", file=sys.stderr, flush=True)

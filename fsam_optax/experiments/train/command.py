@@ -42,7 +42,8 @@ def run(settings: Settings) -> None:
     extras.require("tensorboardX")
   config = config_of(settings)
   if settings.processes.launch is not None:
-    sys.exit(launch.launch(settings.processes.launch, _arguments()))
+    with terminal.outliving_streams():
+      sys.exit(launch.launch(settings.processes.launch, _arguments()))
   if settings.processes.cpu_devices:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", settings.processes.cpu_devices)
@@ -52,7 +53,7 @@ def run(settings: Settings) -> None:
     _print_plan(settings, config)
     return
   images, config = data.load(settings.data, RECIPES[settings.recipe], config)
-  with terminal.outliving_stdout():
+  with terminal.outliving_streams():
     _run_or_end(settings, config, images)
 
 

@@ -26,7 +26,7 @@ def test_a_closed_stdout_is_outlived(capfd, monkeypatch):
   reading, writing = os.pipe()
   with os.fdopen(writing, "w", buffering=1) as stream:
     monkeypatch.setattr(sys, "stdout", stream)
-    with terminal.outliving_stdout():
+    with terminal.outliving_streams():
       print("heard", flush=True)
       assert os.read(reading, 100) == b"heard\n"
       os.close(reading)
@@ -34,3 +34,19 @@ def test_a_closed_stdout_is_outlived(capfd, monkeypatch):
         print("to nobody", flush=True)
     assert sys.stdout is stream
   assert capfd.readouterr().err == "stdout was closed; going on\n"
+
+
+def test_both_streams_may_be_closed(monkeypatch):
+  """As by ``2>&1 | head``."""
+  reading, writing = os.pipe()
+  both = [os.fdopen(os.dup(writing), "w", buffering=1) for _ in range(2)]
+  os.close(writing)
+  monkeypatch.setattr(sys, "stdout", both[0])
+  monkeypatch.setattr(sys, "stderr", both[1])
+  with terminal.outliving_streams():
+    os.close(reading)
+    for stream in (sys.stdout, sys.stderr):
+      print("to nobody", file=stream, flush=True)
+      print("to nobody", file=stream, flush=True)
+  for stream in both:
+    stream.close()

@@ -278,3 +278,13 @@ def test_sigterm_in_the_second_seed_of_a_job_is_heard(start, tmp_path):
   wait_for(second, job)
   job.terminate()
   assert "told to end; saved after batch" in real_run.finish(job)
+
+
+def test_a_reader_who_goes_away_ends_no_job(start, tmp_path):
+  """Both streams of all processes are closed, as by ``2>&1 | head``."""
+  output = tmp_path / "run"
+  job = start(output, 2)
+  job.stdout.readline()
+  job.stdout.close()
+  assert job.wait(timeout=real_run.SECONDS) == 0
+  assert (output / "summary.json").exists()
