@@ -26,7 +26,7 @@ ROWS = [
   ),
   (
     "an optimizer, clipping or weight decay in front of fsam",
-    "wrong: it ascends, nothing is clipped, nothing decays. `checked=True` "
+    "wrong: it ascends, nothing is clipped, decayed or frozen. `checked=True` "
     "raises",
   ),
   (
@@ -36,8 +36,8 @@ ROWS = [
   ),
   (
     "pmap, shard_map, vmap",
-    "`axis_name=`, or the mean inside grad_fn; a mean outside lets replicas "
-    "drift apart",
+    "`axis_name=`, or the mean inside grad_fn, too; that of the loop alone "
+    "lets replicas drift apart",
   ),
   (
     "inject_hyperparams",
