@@ -31,6 +31,18 @@ _KEPT = 2  # The last one, and another for when that cannot be read.
 _DELETED = "deleted"
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but for one question that it asks JAX by the number of a batch.
+
+  JAX finds the step at which all processes end by a count that never goes back;
+  the number of a batch does, at the next seed. The run asks by its own count.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 class Checkpoints:
   """The last two and the best state of a run, written in the background.
 
@@ -52,7 +64,7 @@ class Checkpoints:
     self._delete()
     self._repair()
     accuracy = lambda metrics: metrics["accuracy"]
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         best_fn=accuracy,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ def processes(environment):
       stderr=subprocess.STDOUT,
       text=True,
       env=environment,
+      # Whatever the tests were started by, as nohup does not.
+      preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     started.append(process)
     return process
