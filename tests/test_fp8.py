@@ -1,5 +1,7 @@
 """Flax's fp8 scales and maxima travel with the weights, and are none."""
 
+from by_hand import flat
+from by_hand import unflat
 from flax import linen as nn
 from flax.core import freeze
 from flax.linen import fp8_ops
@@ -55,24 +57,6 @@ def variables(batches):
     overwritten = grad_fn(variables, batch)[OVERWRITTEN]
     variables = {**variables, OVERWRITTEN: overwritten}
   return variables
-
-
-def flat(tree):
-  return np.concatenate(
-    [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]
-  )
-
-
-def unflat(vector, like):
-  leaves, structure = jax.tree.flatten(like)
-  parts = np.split(vector, np.cumsum([x.size for x in leaves])[:-1])
-  return jax.tree.unflatten(
-    structure,
-    [
-      jnp.asarray(part.reshape(x.shape), x.dtype)
-      for part, x in zip(parts, leaves, strict=True)
-    ],
-  )
 
 
 def train_by_hand(variables, batches, selected=lambda weights: 1.0):

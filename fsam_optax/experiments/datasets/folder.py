@@ -11,12 +11,12 @@ import warnings
 import numpy as np
 
 from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.datasets import bounds
 from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets import pictures
 from fsam_optax.experiments.datasets.images import DataError
 from fsam_optax.experiments.datasets.images import Images
-from fsam_optax.experiments.datasets.images import escaped
 
 TEST_FOLDERS = ("test", "val", "validation")
 _SHOWN = 5
@@ -72,7 +72,7 @@ def load(path: str, size: Optional[int] = None) -> Images:
     x_train, reduced = _read_all([file for file, _ in train], shape, size)
     x_test, also = _read_all([file for file, _ in test], shape, size)
   return Images(
-    escaped(path),
+    printable(path),
     x_train,
     np.array([label for _, label in train], np.int32),
     x_test,

@@ -5,21 +5,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-
-def escaped(text: str) -> str:
-  r"""The text, with what a terminal might obey written out, as repr does.
-
-  Examples:
-    >>> print(escaped("cat\x1b[2J\n"))
-    cat\x1b[2J\n
-
-  Args:
-    text: such as the name of a file that somebody else wrote.
-
-  Returns:
-    One line of printable characters.
-  """
-  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+from fsam_optax.experiments.common.terminal import printable
 
 
 class DataError(ValueError):
@@ -31,7 +17,7 @@ class DataError(ValueError):
 
   def __init__(self, message: object) -> None:
     """Writes out what a terminal might obey."""
-    super().__init__(escaped(str(message)))
+    super().__init__(printable(str(message)))
 
 
 class Images(NamedTuple):

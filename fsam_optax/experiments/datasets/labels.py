@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 
+from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.datasets.images import DataError
-from fsam_optax.experiments.datasets.images import escaped
 
 _SHOWN = 5
 
@@ -83,7 +83,7 @@ def _from_words(
   shown = [f"{i} {name!r}" for i, name in enumerate(names[:_SHOWN])]
   if len(names) > _SHOWN:
     shown[-1] = f"and so on to {len(names) - 1} {names[-1]!r}"
-  note = escaped(
+  note = printable(
     f"the labels are words, numbered in sorted order: {', '.join(shown)}"
   )
   number = lambda words: np.array([numbers[word] for word in words], np.int32)

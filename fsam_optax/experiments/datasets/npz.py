@@ -8,12 +8,12 @@ import zipfile
 
 import numpy as np
 
+from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.datasets import bounds
 from fsam_optax.experiments.datasets import entry
 from fsam_optax.experiments.datasets import labels as labels_lib
 from fsam_optax.experiments.datasets.images import DataError
 from fsam_optax.experiments.datasets.images import Images
-from fsam_optax.experiments.datasets.images import escaped
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _REMEDY = "Write it with np.savez(path, x_train=..., y_train=..., ...)"
@@ -72,11 +72,11 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
       np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in (x_train, x_test)
     )
     notes += (
-      f"the images of {escaped(path)} have their channels first, and are read "
-      f"as {' x '.join(map(str, x_train.shape[1:]))}, channels last",
+      f"the images of {printable(path)} have their channels first, and are "
+      f"read as {' x '.join(map(str, x_train.shape[1:]))}, channels last",
     )
   found = Images(
-    escaped(path), x_train, y_train, x_test, y_test, classes, notes=notes
+    printable(path), x_train, y_train, x_test, y_test, classes, notes=notes
   )
   return found.resized(image_size)
 

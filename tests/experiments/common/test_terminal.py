@@ -48,5 +48,7 @@ def test_both_streams_may_be_closed(monkeypatch):
     for stream in (sys.stdout, sys.stderr):
       print("to nobody", file=stream, flush=True)
       print("to nobody", file=stream, flush=True)
+      # Where it goes from now on.
+      assert os.readlink(f"/proc/self/fd/{stream.fileno()}") == os.devnull
   for stream in both:
     stream.close()

@@ -3,8 +3,8 @@
 import pytest
 
 from fsam_optax.experiments import datasets
+from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets.images import escaped
 
 
 def test_the_size_of_a_file_is_known(tmp_path):
@@ -37,4 +37,4 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
 def test_every_message_is_one_printable_line():
   error = datasets.DataError("must be\n\x1b[2J \u202e \udcff é 猫")
   assert str(error) == "must be\\n\\x1b[2J \\u202e \\udcff é 猫"
-  assert escaped("plain 'text'") == "plain 'text'"
+  assert printable("plain 'text'") == "plain 'text'"
