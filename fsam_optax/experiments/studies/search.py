@@ -182,7 +182,7 @@ class Contest:
           ("learning rate", rate, rates),
           ("rho", rho, radii),
         )
-        if _continue_beyond(values, value)
+        if continue_beyond(values, value)
       ]
       if not on_edge:
         break
@@ -229,7 +229,7 @@ class Contest:
     return self.trainer.loss, params, self.trainer.training_data(splits, 0)
 
 
-def _continue_beyond(values: list[float], best: float) -> bool:
+def continue_beyond(values: list[float], best: float) -> bool:
   """Adds the next value of a geometric sequence where the best is at its end.
 
   A search whose best lies at an end has not seen it fall off beyond.

@@ -42,15 +42,19 @@ def processes(environment):
   started = []
 
   def start(command):
-    process = subprocess.Popen(
-      command,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      env=environment,
-      # Whatever the tests were started by, as nohup does not.
-      preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
+    # A process inherits what its parent ignores, as nohup has it ignore a
+    # hangup. Not by preexec_fn: that forks, of which JAX warns.
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+      process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+      )
+    finally:
+      signal.signal(signal.SIGHUP, inherited)
     started.append(process)
     return process
 
