@@ -1,9 +1,36 @@
 """Progress bars where stdout is a terminal, and nothing but lines elsewhere."""
 
 import sys
+import time
 from typing import Any, Callable, Optional
 
 Advance = Callable[..., None]
+_SECONDS = 3.0  # Between two lines of what has no bar.
+
+
+def lines(title: str, total: int) -> Callable[[], None]:
+  """Says on stderr, every few seconds, how far something has come.
+
+  What is done sooner says nothing. It stands above or below the bars of others,
+  and in the log of a job.
+
+  Args:
+    title: what is done.
+    total: number of steps.
+
+  Returns:
+    A function to call after each step.
+  """
+  done, said = 0, time.monotonic()
+
+  def advance() -> None:
+    nonlocal done, said
+    done += 1
+    if time.monotonic() - said >= _SECONDS:
+      said = time.monotonic()
+      print(f"{title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+  return advance
 
 
 class Bars:

@@ -1,5 +1,6 @@
 """A folder of image files, in one subfolder a class."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 import concurrent.futures
 import math
@@ -11,6 +12,7 @@ import warnings
 import numpy as np
 
 from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.datasets import bounds
 from fsam_optax.experiments.datasets import entry
@@ -68,9 +70,12 @@ def load(path: str, size: Optional[int] = None) -> Images:
     # Around the threads, not inside of each: the filters are those of all.
     warnings.simplefilter("ignore")
     shape = (size, size, 3) if size else _shape_of(train[0][0])
-    _check_memory(len(train) + len(test), shape, path)
-    x_train, reduced = _read_all([file for file, _ in train], shape, size)
-    x_test, also = _read_all([file for file, _ in test], shape, size)
+    number = len(train) + len(test)
+    _check_memory(number, shape, path)
+    advance = progress.lines(f"reading the images in {printable(path)}", number)
+    files = lambda labeled: [file for file, _ in labeled]
+    x_train, reduced = _read_all(files(train), shape, size, advance)
+    x_test, also = _read_all(files(test), shape, size, advance)
   return Images(
     printable(path),
     x_train,
@@ -78,7 +83,7 @@ def load(path: str, size: Optional[int] = None) -> Images:
     x_test,
     np.array([label for _, label in test], np.int32),
     len(classes),
-    notes=_notes(reduced + also, len(train) + len(test)),
+    notes=_notes(reduced + also, number),
   )
 
 
@@ -218,7 +223,10 @@ def _check_memory(rows: int, shape: tuple[int, int, int], path: str) -> None:
 
 
 def _read_all(
-  files: list[pathlib.Path], shape: tuple[int, int, int], size: Optional[int]
+  files: list[pathlib.Path],
+  shape: tuple[int, int, int],
+  size: Optional[int],
+  advance: Callable[[], None],
 ) -> tuple[np.ndarray, int]:
   """The images, and how many of them had more than 8 bits."""
   images = np.empty((len(files), *shape), np.uint8)
@@ -237,7 +245,11 @@ def _read_all(
   # Pillow decodes without Python's lock.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     try:
-      return images, sum(pool.map(read, range(len(files))))
+      total = 0
+      for is_reduced in pool.map(read, range(len(files))):
+        total += is_reduced
+        advance()
+      return images, total
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise

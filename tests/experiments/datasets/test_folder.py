@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from fsam_optax.experiments import datasets
+from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.datasets import bounds
 from fsam_optax.experiments.datasets import folder as folder_lib
 
@@ -48,6 +49,19 @@ def test_folder_holds_its_pixels_in_the_order_of_names(folder):
   np.testing.assert_array_equal(images.y_test, [0, 2])
   expected = np.random.default_rng(11).integers(0, 256, (12, 10, 3), np.uint8)
   np.testing.assert_array_equal(images.x_train[4], expected)
+
+
+def test_reading_that_takes_long_says_how_far_it_is(
+  folder, capsys, monkeypatch
+):
+  folder_lib.load(str(folder))
+  assert not capsys.readouterr().err
+  monkeypatch.setattr(progress, "_SECONDS", 0.0)
+  folder_lib.load(str(folder))
+  said = capsys.readouterr().err.splitlines()
+  assert said == [
+    f"reading the images in {folder}: {done} of 11" for done in range(1, 12)
+  ]
 
 
 def test_folder_is_scaled_to_a_size(folder):
