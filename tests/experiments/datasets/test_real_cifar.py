@@ -83,10 +83,12 @@ def test_folder_holds_the_pixels_and_labels_of_the_binary_version(read):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_train_takes_it(name, tmp_path):
   done = subprocess.run(
-    [sys.executable, "-m", "fsam_optax", "train"]
-    + [f"--data={source_of(name)}", f"--output={tmp_path / 'run'}"]
-    + ["--model=mlp", "--depth=1", "--width=8", "--epochs=1"]
-    + ["--batch-size=1000", "--cutout=0"],
+    [
+      *(sys.executable, "-m", "fsam_optax", "train"),
+      *(f"--data={source_of(name)}", f"--output={tmp_path / 'run'}"),
+      *("--model=mlp", "--depth=1", "--width=8", "--epochs=1"),
+      *("--batch-size=1000", "--cutout=0"),
+    ],
     capture_output=True,
     text=True,
     check=True,
