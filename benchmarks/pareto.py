@@ -28,6 +28,7 @@ import optax
 import fsam_optax
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.seeds import one_run
 from fsam_optax.experiments.seeds import recipes
 from fsam_optax.experiments.seeds import splits as splits_lib
 from fsam_optax.experiments.seeds import trainer as trainer_lib
@@ -176,17 +177,88 @@ def parallel_step(
   return step
 
 
+class GateState(NamedTuple):
+  """What :func:`gated_step` keeps.
+
+  Attributes:
+    inner: state of the ascent.
+    mean: of the squared norms of the gradients, shape ``[]``.
+    steps: taken, shape ``[]``, int32.
+    ascents: steps that took both gradients, shape ``[]``, int32.
+  """
+
+  inner: Any
+  mean: jax.Array
+  steps: jax.Array
+  ascents: jax.Array
+
+
+def gated(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """An ascent whose state also holds what :func:`gated_step` keeps."""
+
+  def init_fn(params):
+    zero = jnp.zeros([], jnp.int32)
+    return GateState(inner.init(params), jnp.zeros([]), zero, zero)
+
+  return optax.GradientTransformation(init_fn, inner.update)
+
+
+def gated_step(
+  loss_fn: Callable[..., Any], **options: Any
+) -> Callable[[Any, Any], Any]:
+  """A step that ascends where the gradient is longer than it used to be.
+
+  Where its squared norm is above the moving average of those before (decay 0.9,
+  that of the first step at first), as in AE-SAM (Jiang et al., `An Adaptive
+  Policy to Employ Sharpness-Aware Minimization
+  <https://arxiv.org/abs/2304.14647>`_, 2023) with a threshold of no standard
+  deviations. Many runs at once take both gradients always, and use one; what
+  would be paid is in the count of the ascents.
+
+  Args:
+    loss_fn: as for :func:`fsam_optax.make_train_step`.
+    **options: of :func:`fsam_optax.make_train_step`, ignored.
+
+  Returns:
+    A step for a state whose ascent is :func:`gated`.
+  """
+  del options
+
+  def step(state, batch):
+    pass_at = jax.value_and_grad(
+      lambda params: loss_fn(params, None, batch, None)[0]
+    )
+    inner, mean, steps, ascents = state.perturbation_state
+    loss, gradient = pass_at(state.params)
+    square = optax.tree.norm(gradient, squared=True)
+    mean = jnp.where(steps == 0, square, mean)
+    ascends = square > mean
+    epsilon, inner = state.perturbation.update(gradient, inner, state.params)
+    epsilon = jax.tree.map(lambda x: jnp.where(ascends, x, 0), epsilon)
+    _, gradient = pass_at(optax.tree.add(state.params, epsilon))
+    kept = GateState(
+      inner, 0.9 * mean + 0.1 * square, steps + 1, ascents + ascends
+    )
+    state = state.apply_gradients(grads=gradient, perturbation_state=kept)
+    return state, {"loss": loss}
+
+  return step
+
+
 class Arm(NamedTuple):
   """A way to train.
 
   Attributes:
     perturbation: from a radius; None for SGD.
     gradients: evaluations a step, in gradients of the whole batch; for twice
-      the epochs, both steps'.
+      the epochs, both steps'; of :func:`gated_step` at most.
     options: of :func:`fsam_optax.make_train_step`.
     epochs: how many times the epochs of the others.
     radius_unit: by which the radii are multiplied.
-    is_parallel: whether the step is that of :func:`parallel_step`.
+    make_step: what makes its step.
+    last: fraction of the training, at its end, in which it ascends.
   """
 
   perturbation: Optional[Callable[[Any], optax.GradientTransformation]]
@@ -194,7 +266,8 @@ class Arm(NamedTuple):
   options: dict[str, Any]
   epochs: int = 1
   radius_unit: float = 1.0
-  is_parallel: bool = False
+  make_step: Callable[..., Any] = fsam_optax.make_train_step
+  last: float = 1.0
 
 
 DESCENT = {"ema_gradient": "descent"}
@@ -235,15 +308,42 @@ ARMS = {
     lambda rho: optax.chain(previous_gradient(), fsam(rho)), 1, DESCENT
   ),
   "F-SAM, two gradients at once": Arm(
-    lambda rho: parallel(fsam(rho)), 2, {}, radius_unit=1.5, is_parallel=True
+    lambda rho: parallel(fsam(rho)),
+    2,
+    {},
+    radius_unit=1.5,
+    make_step=parallel_step,
   ),
   "SAM, two gradients at once": Arm(
     lambda rho: parallel(fsam_optax.sam_perturbation(rho)),
     2,
     {},
     radius_unit=1.5,
-    is_parallel=True,
+    make_step=parallel_step,
   ),
+  "along the momentum": Arm(
+    lambda rho: directions.along(
+      optax.chain(optax.trace(one_run.MOMENTUM), previous_gradient()), rho
+    ),
+    1,
+    DESCENT,
+  ),
+  **{
+    f"{name}, last {last:.0%}".replace("%", " %"): Arm(
+      ascent, 1 + last, {}, last=last
+    )
+    for name, ascent in (("SAM", fsam_optax.sam_perturbation), ("F-SAM", fsam))
+    for last in (0.1, 0.2, 0.3)
+  },
+  **{
+    f"{name}, at long gradients": Arm(
+      lambda rho, ascent=ascent: gated(ascent(rho)),
+      2,
+      {},
+      make_step=gated_step,
+    )
+    for name, ascent in (("SAM", fsam_optax.sam_perturbation), ("F-SAM", fsam))
+  },
 }
 
 
@@ -256,9 +356,11 @@ def trainer_of(
   arm: Arm, pool: splits_lib.Pool, model: str, epochs: int
 ) -> trainer_lib.Trainer:
   """Trains by this arm."""
-  options = dict(arm.options)
-  if arm.is_parallel:
-    steps = epochs * (pool.train_size // BATCH_SIZE)
+  options = {**arm.options, "make_step": arm.make_step}
+  steps = epochs * (pool.train_size // BATCH_SIZE)
+  if arm.last < 1:
+    options["start"] = round((1 - arm.last) * steps)
+  if arm.make_step is parallel_step:
     learning_rate = LEARNING_RATE[pool.name, model]
     options["make_step"] = functools.partial(
       parallel_step,
@@ -348,6 +450,10 @@ def run_arm(
   second = validation(train(near, fine), len(near))
   best = near[np.argmax(second)]
   outcome = train([best], test)
+  gradients = arm.gradients
+  if arm.make_step is gated_step:
+    gate = outcome.perturbation_state
+    gradients = 1 + round(float(np.mean(gate.ascents / gate.steps)), 3)
   return {
     "learning_rate": float(best)
     if arm.perturbation is None
@@ -359,7 +465,7 @@ def run_arm(
     "test_seeds": list(test),
     "test_accuracy": outcome.test_accuracy.tolist(),
     "diverged": int(outcome.diverged.sum()),
-    "gradients": arm.gradients,
+    "gradients": gradients,
     "seconds": outcome.seconds - outcome.compile_seconds,
     "epochs": epochs,
   }

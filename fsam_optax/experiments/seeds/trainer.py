@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
       where it was not asked for.
     diverged: whether a loss or a parameter was not finite, shape ``[R]``, bool.
     params: after the last epoch, leaves of shape ``[R, ...]``.
+    perturbation_state: after the last epoch, leaves of shape ``[R, ...]``.
     seconds: wall-clock time, compilation included.
     compile_seconds: the part of it that tracing and compiling took.
   """
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
   curve: np.ndarray
   diverged: np.ndarray
   params: Any
+  perturbation_state: Any
   seconds: float
   compile_seconds: float
 
@@ -166,6 +168,7 @@ class Trainer:
       curve=np.array(curve),
       diverged=~np.all(is_finite, axis=0),
       params=state.params,
+      perturbation_state=state.perturbation_state,
       seconds=time.perf_counter() - start,
       compile_seconds=self._compile_seconds,
     )
