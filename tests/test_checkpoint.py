@@ -505,6 +505,7 @@ def kill_in_a_save(process, directory, is_moment):
   raise AssertionError("The run ended before it could be killed in a save.")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_saves_ends_like_the_unbroken_run(
   tmp_path,
 ):

@@ -121,7 +121,7 @@ def test_the_step_of_the_train_command_compiles_for_a_chip(tmp_path):
     [
       *(sys.executable, str(SCRIPT), f"--output={path}", "--chips=1"),
       *("--topologies", SMALL, "--train"),
-      "--model wide_resnet --depth 10 --width 1 --dtype bfloat16",
+      "--model cnn --depth 2 --width 8 --dtype bfloat16",
     ],
     check=True,
   )

@@ -31,6 +31,7 @@ def test_a_page_runs_from_its_top(path):
   pages.run(path)
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_restored_and_predicts(tmp_path, monkeypatch):
   (command,) = (
     text

@@ -63,7 +63,6 @@ def fixture_one_process(tmp_path_factory, start):
 @pytest.mark.parametrize(
   ("processes", "sharding", "devices"),
   [
-    (2, "replicated", 4),
     (4, "replicated", 8),
     (2, "fsdp", 4),
     (4, "shard_map", 4),
@@ -90,19 +89,6 @@ def test_a_job_equals_one_process(
   ):
     assert mine.pop("kind") == other.pop("kind")
     assert mine == pytest.approx(other, rel=1e-9, abs=1e-11)
-
-
-def test_a_job_that_is_told_to_end_saves_and_leaves_no_process(start, tmp_path):
-  output = tmp_path / "run"
-  job = start(output, 2, "--save-every=2", "--epochs=1000")
-  pids = [int(pid) for pid in re.findall(r"\d+", job.stdout.readline())]
-  assert len(pids) == 2
-  wait_for(checkpoint(output, 2), job)
-  job.terminate()
-  assert "told to end; saved after batch" in real_run.finish(job)
-  for pid in pids:
-    with pytest.raises(ProcessLookupError):
-      os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +257,20 @@ def test_a_job_that_is_interrupted_saves_and_says_so(start, tmp_path):
   assert time.monotonic() - begin < 30
 
 
-def test_sigterm_in_the_second_seed_of_a_job_is_heard(start, tmp_path):
+def test_sigterm_in_the_second_seed_saves_and_leaves_no_process(
+  start, tmp_path
+):
   output = tmp_path / "run"
   job = start(output, 2, "--save-every=2", "--seeds=500", "--epochs=1")
+  pids = [int(pid) for pid in re.findall(r"\d+", job.stdout.readline())]
+  assert len(pids) == 2
   second = output / "seed-2" / "checkpoints" / "4"
   wait_for(second, job)
   job.terminate()
   assert "told to end; saved after batch" in real_run.finish(job)
+  for pid in pids:
+    with pytest.raises(ProcessLookupError):
+      os.kill(pid, 0)
 
 
 def test_a_reader_who_goes_away_ends_no_job(start, tmp_path):

@@ -80,6 +80,7 @@ def test_one_and_eight_devices_give_the_same_numbers(x64):
   assert_close(eight[0], one[0], rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["fsdp", "shard_map"])
 def test_every_sharding_gives_the_numbers_of_one_device(sharding, x64):
   one, _ = outcome(1, **CNN)
@@ -171,6 +172,7 @@ def test_every_option_makes_a_step(changes, has_ascent):
   assert (state.perturbation is not None) == has_ascent
 
 
+@pytest.mark.slow
 def test_gated_batches_go_through_one_pass_which_feeds_the_average():
   # From the second epoch on, every second batch: the fourth and the sixth.
   options = {"model": "cnn", "depth": 2, "width": 4}
