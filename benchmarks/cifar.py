@@ -442,9 +442,9 @@ def report_on(rows: list[dict[str, Any]]) -> dict[str, Any]:
     lines = []
     for name in ("SAM", "F-SAM"):
       radii = [rho for rho in CURVE if (name, rho) in curves]
-      lines.append(
-        report.line(name, radii, [curves[name, rho] for rho in radii])
-      )
+      if radii:
+        columns = [curves[name, rho] for rho in radii]
+        lines.append(report.line(name, radii, columns))
     panels.append(report.panel("rho", lines) | {"title": title, "is_log": True})
   return {
     "study": "cifar",
