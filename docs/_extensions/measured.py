@@ -20,10 +20,9 @@ class Measured(SphinxDirective):
   def run(self):
     """Parses the table as if it had been written on the page."""
     name, *arguments = self.arguments[0].split()
-    for path in measurements.DOCS.glob("studies/*.json"):
-      self.env.note_dependency(str(path))
-    for file in ("pareto.jsonl", "pareto_times.json", "step_cost_tpu.json"):
-      self.env.note_dependency(str(measurements.DOCS / file))
+    for folder in measurements.FOLDERS:
+      for path in folder.glob("*.json*"):
+        self.env.note_dependency(str(path))
     header, rows = measurements.TABLES[name](*arguments)
     left_out = [x.strip() for x in self.options.get("without", "").split(";")]
     keep = [i for i, title in enumerate(header) if title not in left_out]
