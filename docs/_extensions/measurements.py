@@ -10,6 +10,7 @@ No number is typed into a page. The tables by name:
   ``docs/measurements``.
 """
 
+from collections.abc import Collection
 import functools
 import json
 import pathlib
@@ -348,3 +349,12 @@ TABLES = {
   "peers": peers,
   "scaling": scaling,
 }
+
+
+def markdown(table: str, without: Collection[str] = ()) -> list[str]:
+  """The lines of a table, by its name and arguments, without some columns."""
+  name, *arguments = table.split()
+  header, rows = TABLES[name](*arguments)
+  keep = [i for i, title in enumerate(header) if title not in without]
+  line = lambda cells: "| " + " | ".join(cells[i] or " " for i in keep) + " |"
+  return [line(header), "|" + "---|" * len(keep), *map(line, rows)]
