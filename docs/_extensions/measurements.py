@@ -6,8 +6,8 @@ No number is typed into a page. The tables by name:
 - ``ema``: the averages of the study ``ema``, a row a decay;
 - ``pareto``, ``pareto-cnn`` and ``pareto-rule``: ``docs/pareto.jsonl``;
 - ``compare``: ``docs/compare.json``;
-- ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers`` and ``scaling``:
-  ``docs/measurements``.
+- ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers``, ``scaling`` and
+  ``train``: ``docs/measurements``.
 """
 
 from collections.abc import Collection
@@ -335,6 +335,36 @@ def scaling():
   return [*header, "seconds to compile: floor, chain, default"], rows
 
 
+_TRAINED = {  # By the flags in the file.
+  "--optimizer sgd": "SGD",
+  "--optimizer sam": "SAM",
+  "--optimizer fsam": "F-SAM",
+  "--optimizer fsam --ascent-fraction 0.125 --ema-gradient descent": (
+    "F-SAM, 1/8 of the rows, `--ema-gradient descent`"
+  ),
+  "--optimizer sgd --dtype bfloat16": "SGD, bfloat16",
+  "--optimizer fsam --dtype bfloat16": "F-SAM, bfloat16",
+}
+
+
+def train():
+  """What the compiler counts in a step of `train` on one chip."""
+  found = {row["flags"]: row for row in _read("measurements/train_step.jsonl")}
+  return (
+    ["step", "GFLOP", "GiB accessed", "temporary MiB", "MiB of state"],
+    [
+      [
+        name,
+        f"{found[flags]['flops'] / 1e9:.0f}",
+        f"{found[flags]['bytes'] / 2**30:.1f}",
+        f"{found[flags]['temporary_bytes'] / 2**20:.0f}",
+        f"{found[flags]['state_bytes'] / 2**20:.1f}",
+      ]
+      for flags, name in _TRAINED.items()
+    ],
+  )
+
+
 TABLES = {
   "study": study,
   "ema": ema,
@@ -348,6 +378,7 @@ TABLES = {
   "cpu": cpu,
   "peers": peers,
   "scaling": scaling,
+  "train": train,
 }
 
 
