@@ -1,6 +1,6 @@
 """Tables of measurements, from the files that hold the measurements.
 
-No number is typed into a page. The tables by name:
+The tables by name:
 
 - ``study NAME INDEX``: a table of ``docs/studies/NAME.json``;
 - ``ema``: the averages of the study ``ema``, a row a decay;
