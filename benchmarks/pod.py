@@ -225,6 +225,7 @@ def train_row(
   names = {
     "model": f"{settings.recipe}, {config.network.dtype}",
     "mode": config.ascent.optimizer,
+    "flags": flags,
     "topology": f"{devices.size} of {topology}",
   }
   row = counts_of(compiled, built.abstract().state, devices, text_file)

@@ -204,6 +204,7 @@ def main():
       "chosen": {
         name: [mode.learning_rate, mode.rho] for name, mode in MODES.items()
       },
+      "words": {name: mode.words for name, mode in MODES.items()},
     }
   if args.output:
     with open(args.output, "w") as file:

@@ -19,16 +19,12 @@ class Measured(SphinxDirective):
 
   def run(self):
     """Parses the table as if it had been written on the page."""
-    name, *arguments = self.arguments[0].split()
-    for path in measurements.DOCS.glob("studies/*.json"):
-      self.env.note_dependency(str(path))
-    for file in ("pareto.jsonl", "pareto_times.json", "step_cost_tpu.json"):
-      self.env.note_dependency(str(measurements.DOCS / file))
-    header, rows = measurements.TABLES[name](*arguments)
-    left_out = [x.strip() for x in self.options.get("without", "").split(";")]
-    keep = [i for i, title in enumerate(header) if title not in left_out]
-    line = lambda cells: "| " + " | ".join(cells[i] or " " for i in keep) + " |"
-    text = [line(header), "|" + "---|" * len(keep), *map(line, rows)]
+    for folder in measurements.FOLDERS:
+      for path in folder.glob("*.json*"):
+        self.env.note_dependency(str(path))
+    without = self.options.get("without", "").split(";")
+    titles = [title.strip() for title in without if title.strip()]
+    text = measurements.markdown(self.arguments[0], titles)
     container = nodes.container(classes=["measured"])
     self.state.nested_parse(text, self.content_offset, container)
     return [container]

@@ -1,20 +1,27 @@
 """Tables of measurements, from the files that hold the measurements.
 
-No number is typed into a page. The tables by name:
+The tables by name:
 
 - ``study NAME INDEX``: a table of ``docs/studies/NAME.json``;
 - ``ema``: the averages of the study ``ema``, a row a decay;
 - ``pareto``, ``pareto-cnn`` and ``pareto-rule``: ``docs/pareto.jsonl``;
-- ``tpu``: ``docs/step_cost_tpu.json``.
+- ``compare``: ``docs/compare.json``;
+- ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers``, ``scaling`` and
+  ``train``: ``docs/measurements``.
 """
 
+from collections.abc import Collection
 import functools
 import json
 import pathlib
 
 import numpy as np
 
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.common import tables
+
 DOCS = pathlib.Path(__file__).parents[1]
+FOLDERS = (DOCS, DOCS / "studies", DOCS / "measurements")
 
 
 @functools.cache
@@ -113,7 +120,7 @@ def _pareto(model: str, datasets: list[str], forms: dict[str, str], times):
 
 def pareto():
   """All forms on the perceptron."""
-  times = _read("pareto_times.json")
+  times = _read("measurements/pareto_times.json")
   return _pareto("mlp", ["mnist", "digits"], _FORMS, times)
 
 
@@ -133,8 +140,59 @@ def pareto_rule():
   return _pareto("mlp", ["mnist", "digits"], forms, None)
 
 
+def _accuracy(values) -> str:
+  return tables.with_error(np.mean(values), statistics.standard_error(values))
+
+
+def _difference(pair) -> str:
+  mean, error = pair["mean"], pair["standard_error"]
+  return tables.with_error(mean, error, signed=True)
+
+
+def _p_value(pair) -> str:
+  p = pair["p_value"]
+  return f"p = {p:.{1 if p < 0.01 else 2}g}".replace("e-0", "e-")
+
+
+def compare():
+  """What `compare` wrote, each optimizer against the one above it."""
+  report = _read("compare.json")
+  over_sgd, over_sam = (report["paired"][x] for x in ("sam-sgd", "fsam-sam"))
+  gain = f"over SAM: {_difference(over_sam)}, {_p_value(over_sam)}"
+  rows = []
+  for name, label, form, difference in (
+    ("sgd", "SGD", "{}", ""),
+    ("sam", "SAM", "{}", f"over SGD: {_difference(over_sgd)}"),
+    ("fsam", "F-SAM", "**{}**", gain),
+  ):
+    result = report["results"][name]
+    row = [label, f"{result['learning_rate']:g}", str(result["rho"] or "")]
+    row.append(form.format(_accuracy(result["test_accuracy"])))
+    rows.append([*row, difference])
+  header = ["", "learning rate", "rho", "test accuracy (%)"]
+  return [*header, "paired difference"], rows
+
+
+def replicas():
+  """Modes of communication, each at its best, against the default."""
+  found = _read("measurements/replicas.json")
+  accuracy, default = found["accuracy"], "F-SAM, default"
+  rows = []
+  for name, (rate, rho) in found["chosen"].items():
+    row = [name, str(found["words"][name]), f"{rate:g}"]
+    row += [str(rho or ""), _accuracy(accuracy[name])]
+    difference = ""
+    if name != default:
+      pair = statistics.paired(accuracy[name], accuracy[default])
+      difference = f"{_difference(pair)}, {_p_value(pair)}"
+    rows.append([*row, difference])
+  header = ["", "words", "learning rate", "rho", "test accuracy (%)"]
+  return [*header, f"over {default}"], rows
+
+
 _STEPS = {  # By the name in the file.
   "SAM by hand": "SAM by hand",
+  "optax.contrib.sam": "optax.contrib.sam",
   "F-SAM by hand": "F-SAM by hand, without guards",
   "fsam in a chain": "`fsam` in a chain",
   "train step, no skip": "train step, `skip_nonfinite=False`",
@@ -145,6 +203,9 @@ _STEPS = {  # By the name in the file.
   "train step, adaptive": "`adaptive=True`",
   "train step, bfloat16 average": "bfloat16 average",
   "train step, 1/8": "`ascent_fraction=1/8`",
+  "train step, 1/8, average of the descent": (
+    '`ascent_fraction=1/8, ema_gradient="descent"`'
+  ),
   "train step, SAM": "`sam_perturbation`",
   "train step, 4 micro-batches": "4 micro-batches",
   "train step, every 2nd": "`every=2` in one graph",
@@ -152,15 +213,42 @@ _STEPS = {  # By the name in the file.
 }
 
 
-def tpu():
-  """What a step moves above the floor, by the count of the TPU's compiler."""
-  found = {
-    (row["model"], row["step"]): row
-    for row in _read("step_cost_tpu.json")["rows"]
+def _step_costs(name: str):
+  """The rows of `benchmarks/step_cost.py` by model, rows and step."""
+  return {
+    (row["model"], row["batch_size"], row["step"]): row
+    for row in _read(f"measurements/{name}.json")["rows"]
   }
 
+
+def costs():
+  """The steps that users choose between."""
+  tpu_rows, cpu_rows = _step_costs("step_cost_tpu"), _step_costs("step_cost")
+  return (
+    ["step", "words, TPU", "words, CPU", "time, CPU"],
+    [
+      [
+        _STEPS[step],
+        f"{tpu_rows['perceptron', 128, step]['words_above_floor']:.1f}",
+        f"{cpu_rows['mlp', 8, step]['words_above_floor']:.1f}",
+        f"{cpu_rows['mlp', 256, step]['ratio_to_floor']:.2f}",
+      ]
+      for step in (
+        "optax.contrib.sam",
+        "fsam in a chain",
+        "train step (default)",
+        "train step, 1/8, average of the descent",
+      )
+    ],
+  )
+
+
+def tpu():
+  """What a step moves above the floor, by the count of the TPU's compiler."""
+  found = _step_costs("step_cost_tpu")
+
   def cell(model, step, what, digits):
-    row = found.get((model, step))
+    row = found.get((model, 128, step))
     return "" if row is None else f"{row[what]:.{digits}f}"
 
   columns = "perceptron: words", "temporary trees", "ResNet-18: words"
@@ -179,11 +267,125 @@ def tpu():
   )
 
 
+def cpu():
+  """What a step moves and how long it takes, above the floor."""
+  found = _step_costs("step_cost")
+  floor = found["mlp", 8, "floor"]["temporary_words"]
+  rows = []
+  for step, name in {"SGD": "SGD", **_STEPS}.items():
+    small, large = (found["mlp", size, step] for size in (8, 256))
+    words = small["words_above_floor"], small["temporary_words"]
+    times = large["ratio_to_floor"], small["ratio_to_floor"]
+    row = [name, *(f"{x:.1f}" for x in words)]
+    rows.append(row + [f"{x:.2f}" for x in times])
+  header = ["step", "words above the floor"]
+  header.append(f"temporary words (floor: {floor:.1f})")
+  return [*header, "time over the floor, batch 256", "batch 8"], rows
+
+
+_PEERS = {  # By the name in the file.
+  "SGD": "JAX: SGD",
+  "floor": "floor",
+  "optax.contrib.sam": "optax.contrib.sam, opaque",
+  "optax.contrib.sam, transparent": "optax.contrib.sam, transparent",
+  "fsam in a chain": "`fsam` in a chain",
+  "train step (default)": "train step, default",
+  "train step, 1/8": "train step, `ascent_fraction=1/8`",
+  "torch SGD": "PyTorch: SGD",
+  "pytorch_optimizer SAM": "pytorch_optimizer SAM",
+  "pytorch_optimizer FriendlySAM": "pytorch_optimizer FriendlySAM",
+  "pytorch_optimizer FriendlySAM, foreach": "the same, `foreach=True`",
+}
+
+
+def peers():
+  """Times over SGD's of the same framework, and milliseconds."""
+  found = _step_costs("peers")
+  settings = list(dict.fromkeys(key[:2] for key in found))
+  rows = []
+  for step, name in _PEERS.items():
+    times = [found[(*setting, step)] for setting in settings]
+    rows.append(
+      [name]
+      + [f"{x['ratio_to_sgd']:.2f} ({x['milliseconds']:.3g})" for x in times]
+    )
+  return ["step", *(f"{model} {size}" for model, size in settings)], rows
+
+
+def scaling():
+  """How the times grow, a row a point."""
+  points = {}
+  for row in _read("measurements/scaling.json")["rows"]:
+    points.setdefault((row["grows"], row["size"]), {})[row["step"]] = row
+  chain, default = "fsam in a chain", "train step (default)"
+  rows = []
+  for (grows, size), found in points.items():
+    times = [
+      f"{found[step]['ratio_to_floor']:.2f}"
+      for step in (chain, default, "optax.contrib.sam")
+    ]
+    compiling = ", ".join(
+      f"{found[step]['compile_seconds']:.1f}"
+      for step in ("floor", chain, default)
+    )
+    floor = f"{found['floor']['milliseconds']:.3g}"
+    rows.append([grows, f"{size:,}", floor, *times, compiling])
+  header = ["grows", "to", "floor, ms", _STEPS[chain], _STEPS[default]]
+  header.append("optax.contrib.sam")
+  return [*header, "seconds to compile: floor, chain, default"], rows
+
+
+_TRAINED = {  # By the flags in the file.
+  "--optimizer sgd": "SGD",
+  "--optimizer sam": "SAM",
+  "--optimizer fsam": "F-SAM",
+  "--optimizer fsam --ascent-fraction 0.125 --ema-gradient descent": (
+    "F-SAM, 1/8 of the rows, `--ema-gradient descent`"
+  ),
+  "--optimizer sgd --dtype bfloat16": "SGD, bfloat16",
+  "--optimizer fsam --dtype bfloat16": "F-SAM, bfloat16",
+}
+
+
+def train():
+  """What the compiler counts in a step of `train` on one chip."""
+  found = {row["flags"]: row for row in _read("measurements/train_step.jsonl")}
+  return (
+    ["step", "GFLOP", "GiB accessed", "temporary MiB", "MiB of state"],
+    [
+      [
+        name,
+        f"{found[flags]['flops'] / 1e9:.0f}",
+        f"{found[flags]['bytes'] / 2**30:.1f}",
+        f"{found[flags]['temporary_bytes'] / 2**20:.0f}",
+        f"{found[flags]['state_bytes'] / 2**20:.1f}",
+      ]
+      for flags, name in _TRAINED.items()
+    ],
+  )
+
+
 TABLES = {
   "study": study,
   "ema": ema,
   "pareto": pareto,
   "pareto-cnn": pareto_cnn,
   "pareto-rule": pareto_rule,
+  "compare": compare,
+  "replicas": replicas,
+  "costs": costs,
   "tpu": tpu,
+  "cpu": cpu,
+  "peers": peers,
+  "scaling": scaling,
+  "train": train,
 }
+
+
+def markdown(table: str, without: Collection[str] = ()) -> list[str]:
+  """The lines of a table, by its name and arguments, without some columns."""
+  name, *arguments = table.split()
+  header, rows = TABLES[name](*arguments)
+  keep = [i for i, title in enumerate(header) if title not in without]
+  line = lambda cells: "| " + " | ".join(cells[i] or " " for i in keep) + " |"
+  return [line(header), "|" + "---|" * len(keep), *map(line, rows)]
