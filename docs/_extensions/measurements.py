@@ -6,8 +6,8 @@ The tables by name:
 - ``ema``: the averages of the study ``ema``, a row a decay;
 - ``pareto``, ``pareto-cnn`` and ``pareto-rule``: ``docs/pareto.jsonl``;
 - ``compare``: ``docs/compare.json``;
-- ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers``, ``scaling`` and
-  ``train``: ``docs/measurements``.
+- ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers``, ``scaling``, ``pods``
+  and ``train``: ``docs/measurements``.
 """
 
 from collections.abc import Collection
@@ -335,6 +335,40 @@ def scaling():
   return [*header, "seconds to compile: floor, chain, default"], rows
 
 
+_MODES = {  # By the name in the file.
+  "SGD": "SGD",
+  "default": "default",
+  "average-of-descent": '`ema_gradient="descent"`',
+  "local": "local, `sync_perturbation=False`",
+  "lean": "lean, both",
+  "ascent-fraction": "`ascent_fraction=1/4`",
+  "micro-batches": "`num_microbatches=4`",
+  "jit-SGD": "SGD under plain jit",
+  "jit": "default under plain jit",
+  "fsdp": "FSDP, on two axes of 16",
+}
+
+
+def pods():
+  """What the compiler counts for one chip of a pod, as it was printed."""
+  found = {row["mode"]: row for row in _read("measurements/pods.jsonl")}
+  rows = []
+  for mode, name in _MODES.items():
+    row = found[mode]
+    reduced, others = row["words"].values()
+    words = f"{reduced:.2f}"
+    if others:
+      words += f", and {others:.2f} gathered or scattered"
+    between = str(row["between"])
+    if row["between"]:
+      between += f" ({row['words_between']:.2f} words)"
+    flops = str(row["gflop"]) + "†" * (mode == "micro-batches")
+    state = str(row["state_mebibytes"])
+    rows.append([name, words, str(row["collectives"]), between, flops, state])
+  header = ["mode", "all-reduced words a parameter", "collectives"]
+  return [*header, "between the passes", "GFLOP", "MiB of state"], rows
+
+
 _TRAINED = {  # By the flags in the file.
   "--optimizer sgd": "SGD",
   "--optimizer sam": "SAM",
@@ -378,6 +412,7 @@ TABLES = {
   "cpu": cpu,
   "peers": peers,
   "scaling": scaling,
+  "pods": pods,
   "train": train,
 }
 
