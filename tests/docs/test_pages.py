@@ -69,7 +69,7 @@ def test_every_study_is_on_a_page():
 def test_languages_of_blocks_are_known():
   # "py" is Python that needs a package of its own; it is only compiled.
   known = {"python", "py", "diff", "bash", "{toctree}", "{eval-rst}"}
-  known |= {"{measured}", "{include}", "{code-cell} python", "bibtex"}
+  known |= {"{measured}", "{include}", "{code-cell}", "bibtex"}
   for path in DOCS.glob("**/*.md"):
     if "_build" in path.parts:
       continue
