@@ -18,8 +18,9 @@ pytestmark = pytest.mark.slow
 # No BatchNorm, whose statistics a device by itself takes of its own rows; wide
 # enough for FSDP to split its kernels. 10 steps an epoch.
 FLAGS = (
-  "--model=cnn",
-  "--width=32",
+  "--model=mlp",
+  "--depth=1",
+  "--width=128",
   "--epochs=2",
   "--batch-size=128",
   "--drop-last",
