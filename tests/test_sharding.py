@@ -152,6 +152,7 @@ def test_many_devices_equal_one_device(options, batches):
       )
 
 
+@pytest.mark.slow
 @modes(LOCAL_MODES)
 def test_pmap_shard_map_and_vmap_agree(options, batches):
   states = {

@@ -24,6 +24,7 @@ def test_there_is_code_on_the_pages():
   assert len(PAGES) >= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "path", [p for p in PAGES if p != TRAIN], ids=lambda path: path.stem
 )

@@ -75,6 +75,7 @@ def check(images, name, tables):
   )
 
 
+@pytest.mark.slow
 def test_folder_and_archive_hold_the_same_images(files):
   name, folder, archive, tables = files
   images = cifar.load(name, str(folder))

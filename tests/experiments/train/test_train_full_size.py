@@ -53,7 +53,7 @@ def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
   lines = train(
     tmp_path / "run",
     *("--recipe=cifar100-resnet18", f"--data={tmp_path}", "--epochs=1"),
-    *("--depth=10", "--width=4", "--ascent-fraction=0.25"),
+    *("--model=cnn", "--depth=2", "--width=8"),
   )
   epoch = lines[-1]
   assert epoch["batches"] == 391

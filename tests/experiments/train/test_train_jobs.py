@@ -95,14 +95,14 @@ def test_a_job_equals_one_process(
 @pytest.mark.parametrize(
   "flags",
   [
-    ("--sharding=replicated", "--model=wide_resnet", "--depth=10", "--width=1"),
+    ("--sharding=fsdp",),
     (
       "--sharding=shard_map",
       "--no-sync-perturbation",
       "--ema-gradient=descent",
     ),
   ],
-  ids=["replicated", "lean"],
+  ids=["fsdp", "lean"],
 )
 def test_a_job_of_which_one_was_killed_goes_on_as_the_unbroken_one(
   flags, start, tmp_path
