@@ -42,9 +42,10 @@ def processes(environment):
   started = []
 
   def start(command):
-    # A process inherits what its parent ignores, as nohup has it ignore a
-    # hangup. Not by preexec_fn: that forks, of which JAX warns.
-    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # A process inherits what its parent ignores: a hangup by nohup, an interrupt
+    # in a shell's background. Not by preexec_fn: that forks, of which JAX warns.
+    numbers = (signal.SIGHUP, signal.SIGINT)
+    inherited = [signal.signal(x, signal.SIG_DFL) for x in numbers]
     try:
       process = subprocess.Popen(
         command,
@@ -54,7 +55,8 @@ def processes(environment):
         env=environment,
       )
     finally:
-      signal.signal(signal.SIGHUP, inherited)
+      for number, handler in zip(numbers, inherited, strict=True):
+        signal.signal(number, handler)
     started.append(process)
     return process
 
