@@ -42,8 +42,9 @@ def processes(environment):
   started = []
 
   def start(command):
-    # A process inherits what its parent ignores: a hangup by nohup, an interrupt
-    # in a shell's background. Not by preexec_fn: that forks, of which JAX warns.
+    # A process inherits what its parent ignores: a hangup by nohup, an
+    # interrupt in a shell's background. Not by preexec_fn: that forks, of which
+    # JAX warns.
     numbers = (signal.SIGHUP, signal.SIGINT)
     inherited = [signal.signal(x, signal.SIG_DFL) for x in numbers]
     try:
