@@ -11,7 +11,7 @@ looked at once. The same again for SAM and F-SAM at eight radii.
                              [--output cifar.jsonl] [--workers 2] [--quick]
   python benchmarks/cifar.py --report [--output cifar.jsonl]
 
-A setting takes about 50 minutes of two cores. What is in the output already is
+A setting takes about half an hour of two cores. What is in the output already is
 not trained again, so a run that was ended goes on.
 """
 
