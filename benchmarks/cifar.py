@@ -11,8 +11,8 @@ looked at once. The same again for SAM and F-SAM at eight radii.
                              [--output cifar.jsonl] [--workers 2] [--quick]
   python benchmarks/cifar.py --report [--output cifar.jsonl]
 
-A setting takes about half an hour of two cores. What is in the output already is
-not trained again, so a run that was ended goes on.
+A setting takes about half an hour of two cores. What is in the output already
+is not trained again, so a run that was ended goes on.
 """
 
 import argparse
