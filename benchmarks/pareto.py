@@ -2,8 +2,9 @@
 
 Trains SGD, SAM, F-SAM and their cheaper forms on real digits with wrong labels.
 Every form gets the same search for its radius: twelve radii on the validation
-rows of 4 seeds, then the four around the best on 12 seeds. The accuracy is that
-of 48 other seeds, on the test rows, paired against full F-SAM.
+rows of 4 seeds, then the four around the best on 12 seeds; a best at an end of
+the radii has twelve more beyond it. The accuracy is that of 48 other seeds, on
+the test rows, paired against full F-SAM.
 
   python benchmarks/pareto.py [--datasets mnist] [--models mlp] [--noise 0.4]
                               [--arms ...] [--output pareto.jsonl] [--quick]
@@ -38,6 +39,7 @@ BATCH_SIZE = 96
 LMBDA = 0.9
 RADII = tuple(0.1 * 1.25**i for i in range(12))  # 0.1 to 1.2.
 RATES = tuple(0.001 * 1.5**i for i in range(12))  # Of SGD, 0.001 to 0.09.
+WIDENINGS = 3  # At most, of a ladder whose best is at an end.
 # As many runs in each of the three, so that each form is compiled once.
 COARSE_SEEDS, FINE_SEEDS, TEST_SEEDS = range(4), range(4, 16), range(1000, 1048)
 # Of every form but SGD, which is tuned: the best of F-SAM's at 40 % noise.
@@ -218,7 +220,7 @@ def gated_step(
   would be paid is in the count of the ascents.
 
   Args:
-    loss_fn: as for :func:`fsam_optax.make_train_step`.
+    loss_fn: as for :func:`fsam_optax.make_train_step`; it draws nothing.
     **options: of :func:`fsam_optax.make_train_step`, ignored.
 
   Returns:
@@ -228,10 +230,11 @@ def gated_step(
 
   def step(state, batch):
     pass_at = jax.value_and_grad(
-      lambda params: loss_fn(params, None, batch, None)[0]
+      lambda params: loss_fn(params, state.model_state, batch, state.rng),
+      has_aux=True,
     )
     inner, mean, steps, ascents = state.perturbation_state
-    loss, gradient = pass_at(state.params)
+    (loss, (model_state, _)), gradient = pass_at(state.params)
     square = optax.tree.norm(gradient, squared=True)
     mean = jnp.where(steps == 0, square, mean)
     ascends = square > mean
@@ -241,7 +244,9 @@ def gated_step(
     kept = GateState(
       inner, 0.9 * mean + 0.1 * square, steps + 1, ascents + ascends
     )
-    state = state.apply_gradients(grads=gradient, perturbation_state=kept)
+    state = state.apply_gradients(
+      grads=gradient, perturbation_state=kept, model_state=model_state
+    )
     return state, {"loss": loss}
 
   return step
@@ -340,6 +345,7 @@ ARMS = {
       lambda rho, ascent=ascent: gated(ascent(rho)),
       2,
       {},
+      radius_unit=1.5,
       make_step=gated_step,
     )
     for name, ascent in (("SAM", fsam_optax.sam_perturbation), ("F-SAM", fsam))
@@ -352,14 +358,34 @@ def load(dataset: str) -> splits_lib.Pool:
   return splits_lib.load(dataset, recipes.recipe(dataset, "mlp").image_size)
 
 
+def step_options(arm: Arm, steps: int) -> dict[str, Any]:
+  """What an arm's step is made with, in a training of so many steps."""
+  if arm.last == 1:
+    return arm.options
+  return {**arm.options, "start": round((1 - arm.last) * steps)}
+
+
+def gradients_of(arm: Arm, state: Any) -> float:
+  """Evaluations a step: an arm's, or those that a gate let through.
+
+  Args:
+    arm: that was trained.
+    state: of its ascent after training, perhaps of many runs.
+
+  Returns:
+    In gradients of the whole batch.
+  """
+  if arm.make_step is not gated_step:
+    return arm.gradients
+  return 1 + round(float(np.mean(state.ascents / state.steps)), 3)
+
+
 def trainer_of(
   arm: Arm, pool: splits_lib.Pool, model: str, epochs: int
 ) -> trainer_lib.Trainer:
   """Trains by this arm."""
-  options = {**arm.options, "make_step": arm.make_step}
   steps = epochs * (pool.train_size // BATCH_SIZE)
-  if arm.last < 1:
-    options["start"] = round((1 - arm.last) * steps)
+  options = {**step_options(arm, steps), "make_step": arm.make_step}
   if arm.make_step is parallel_step:
     learning_rate = LEARNING_RATE[pool.name, model]
     options["make_step"] = functools.partial(
@@ -415,16 +441,64 @@ def time_arms(
   return {name: float(np.median(x / times["SGD"])) for name, x in times.items()}
 
 
+def widen(
+  ladder: np.ndarray,
+  found: np.ndarray,
+  best: float,
+  evaluate: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Continues a ladder beyond the end at which its best is.
+
+  Args:
+    ladder: values in geometric sequence, ascending.
+    found: what each is worth.
+    best: its first or its last value.
+    evaluate: from as many values as the ladder first had, so that nothing is
+      compiled for it, to what each is worth.
+
+  Returns:
+    The longer ladder, and what each of its values is worth.
+  """
+  number = len(RADII)
+  span = (ladder[1] / ladder[0]) ** number
+  if best == ladder[0]:
+    more = ladder[:number] / span
+    order = slice(None)
+  else:
+    more = ladder[-number:] * span
+    order = slice(None, None, -1)
+  join = lambda *parts: np.concatenate(parts[order])
+  return join(more, ladder), join(evaluate(more), found)
+
+
 def run_arm(
-  arm: Arm, pool: splits_lib.Pool, model: str, noise: float, scale: float
+  arm: Arm,
+  pool: splits_lib.Pool,
+  model: str,
+  noise: float,
+  scale: float,
+  sgd_rate: Optional[float] = None,
 ) -> dict[str, Any]:
-  """Searches the radius, or SGD's learning rate, and tests."""
+  """Searches the radius, or SGD's learning rate, and tests.
+
+  Args:
+    arm: the form.
+    pool: the data set.
+    model: ``"mlp"`` or ``"cnn"``.
+    noise: fraction of wrong labels, in ``[0, 1)``.
+    scale: of the epochs and the seeds, 1 but to see that it runs.
+    sgd_rate: SGD's learning rate here, for a form that is SGD most of the
+      time: it is tried as well as that of the others.
+
+  Returns:
+    What was chosen, how, and what it does on the test rows.
+  """
   seeds = lambda chosen: chosen[: max(1, round(len(chosen) * scale))]
   coarse, fine, test = map(seeds, (COARSE_SEEDS, FINE_SEEDS, TEST_SEEDS))
   epochs = max(1, round(EPOCHS[pool.name] * scale)) * arm.epochs
   trainer = trainer_of(arm, pool, model, epochs)
 
-  def train(values, chosen):
+  def train(values, chosen, rate=LEARNING_RATE[pool.name, model]):
     """Every value on every seed, at once."""
     values = np.asarray(values)
     splits = jax.tree.map(
@@ -434,8 +508,9 @@ def run_arm(
     runs = np.repeat(values, len(chosen))
     if arm.perturbation is None:
       return trainer("sgd", splits, runs, 0 * runs, with_curve=False)
-    rates = np.full_like(runs, LEARNING_RATE[pool.name, model])
-    return trainer("arm", splits, rates, runs, with_curve=False)
+    return trainer(
+      "arm", splits, np.full_like(runs, rate), runs, with_curve=False
+    )
 
   ladder = arm.radius_unit * np.array(
     RATES if arm.perturbation is None else RADII
@@ -443,21 +518,30 @@ def run_arm(
   validation = lambda outcome, number: outcome.validation_accuracy.reshape(
     number, -1
   ).mean(axis=1)
-  first = validation(train(ladder, coarse), len(ladder))
-  # Four around the best: two below it and one above, or what the ends allow.
-  start = int(np.clip(np.argmax(first) - 1, 0, len(ladder) - 4))
-  near = ladder[start : start + 4]
-  second = validation(train(near, fine), len(near))
-  best = near[np.argmax(second)]
-  outcome = train([best], test)
-  gradients = arm.gradients
-  if arm.make_step is gated_step:
-    gate = outcome.perturbation_state
-    gradients = 1 + round(float(np.mean(gate.ascents / gate.steps)), 3)
+  rates = [LEARNING_RATE[pool.name, model]]
+  if arm.last < 1:
+    rates.append(sgd_rate)
+  at_rate = {
+    rate: validation(train(ladder, coarse, rate), len(ladder)) for rate in rates
+  }
+  rate = max(at_rate, key=lambda rate: at_rate[rate].max())
+  first = at_rate[rate]
+  left = 0 if scale < 1 else WIDENINGS
+  while True:
+    # Four around the best: two below it and one above, or what the ends allow.
+    start = int(np.clip(np.argmax(first) - 1, 0, len(ladder) - 4))
+    near = ladder[start : start + 4]
+    second = validation(train(near, fine, rate), len(near))
+    best = near[np.argmax(second)]
+    if not left or best not in (ladder[0], ladder[-1]):
+      break
+    left -= 1
+    ladder, first = widen(
+      ladder, first, best, lambda x: validation(train(x, coarse, rate), len(x))
+    )
+  outcome = train([best], test, rate)
   return {
-    "learning_rate": float(best)
-    if arm.perturbation is None
-    else LEARNING_RATE[pool.name, model],
+    "learning_rate": float(best if arm.perturbation is None else rate),
     "rho": None if arm.perturbation is None else float(best),
     "is_at_the_end": bool(best in (ladder[0], ladder[-1])),
     "coarse": [ladder.tolist(), first.tolist()],
@@ -465,7 +549,7 @@ def run_arm(
     "test_seeds": list(test),
     "test_accuracy": outcome.test_accuracy.tolist(),
     "diverged": int(outcome.diverged.sum()),
-    "gradients": gradients,
+    "gradients": gradients_of(arm, outcome.perturbation_state),
     "seconds": outcome.seconds - outcome.compile_seconds,
     "epochs": epochs,
   }
@@ -568,7 +652,7 @@ def print_report(rows: list[dict[str, Any]]) -> None:
           f"p = {pair['p_value']:.1g}"
         )
       print("| " + " | ".join(cells) + " |")
-  print("\n* at the end of its ladder.")
+  print("\n* at the end of its ladder, however wide.")
 
 
 _LABELS = {  # Of what is named in the figure.
@@ -645,22 +729,23 @@ def _draw_setting(axis, by_arm: dict[str, tuple[float, float, float]], costs):
       if place[other] == place[name]
       and abs(by_arm[name][1] - by_arm[other][1]) < 0.08 * height
     )
-    is_last = place[name] == len(costs) - 1
     axis.annotate(
       name,
       (place[name], by_arm[name][1]),
-      (-6 if is_last else 6, 5 * lift),
+      (6, 5 * lift),
       textcoords="offset points",
       color="0.35",
       fontsize=8,
-      ha="right" if is_last else "left",
+      ha="left",
       va="center",
     )
   axis.set_ylim(
     bottom - 0.05 * height, top + (0.12 + 0.13 * len(best)) * height
   )
-  axis.set_xlim(-0.4, len(costs) - 0.6)
-  axis.set_xticks(range(len(costs)), [f"{cost:g}" for cost in costs])
+  axis.set_xlim(-0.4, len(costs) + 0.4)  # Names stand right of the last.
+  axis.set_xticks(
+    range(len(costs)), [f"{cost:.3g}" for cost in costs], fontsize=7
+  )
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
@@ -669,7 +754,12 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
   rows = [row for row in rows if row["arm"] in ARMS]
   settings = sorted({setting_of(row) for row in rows})
-  costs = sorted({row["gradients"] for row in rows})
+  cost_of = lambda row: (  # What gates let through differs a little by setting.
+    round(row["gradients"], 1)
+    if ARMS[row["arm"]].make_step is gated_step
+    else row["gradients"]
+  )
+  costs = sorted({cost_of(row) for row in rows})
   columns = min(2, len(settings))  # As wide as a page is, to be read there.
   lines = -(-len(settings) // columns)
   figure, axes = plt.subplots(
@@ -688,7 +778,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
       if setting_of(row) == setting:
         accuracy = np.array(row["test_accuracy"])
         by_arm[row["arm"]] = (
-          row["gradients"],
+          cost_of(row),
           accuracy.mean(),
           statistics.standard_error(accuracy) or 0.0,
         )
@@ -796,10 +886,27 @@ def main():
       ]
       if done:
         continue
+      sgd_rate = None
+      if ARMS[name].last < 1:
+        sgd = [
+          row["learning_rate"]
+          for row in read(args.output)
+          if row["arm"] == "SGD" and setting_of(row) == (dataset, model, noise)
+        ]
+        if not sgd:
+          parser.error(f"{name} takes SGD's learning rate: train SGD before it")
+        (sgd_rate,) = sgd
       row = {
         **setting,
         "arm": name,
-        **run_arm(ARMS[name], pool, model, noise, 0.05 if args.quick else 1),
+        **run_arm(
+          ARMS[name],
+          pool,
+          model,
+          noise,
+          0.05 if args.quick else 1,
+          sgd_rate,
+        ),
         "versions": {"jax": jax.__version__},
       }
       append(row, args.output)

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -113,6 +114,39 @@ def test_a_job_searches_tests_and_is_not_done_twice(small, tmp_path, capsys):
   job.curve()
   assert pareto.read(output) == rows
   assert not capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_gated_form_is_given_what_its_gate_let_through(small, tmp_path):
+  del small
+  output, name = tmp_path / "rows.jsonl", "F-SAM, at long gradients"
+  job = cifar.Job("cifar10-40", name, "toy", str(output), is_quick=True)
+  job.search_and_test()
+  rows = pareto.read(output)
+  assert {row["phase"] for row in rows} == {"search", "test"}
+  # Six steps an epoch; the first is never longer than those before.
+  for row in rows:
+    through = 6 * len(row["seeds"]) * (row["gradients"] - 1)
+    assert 0 < through < 5 * len(row["seeds"]) + 1e-2
+    assert through == pytest.approx(round(through), abs=0.02)
+  found = cifar.report_on(rows)["tables"][0]["rows"]
+  assert found[0][1] == f"{rows[-1]['gradients']:g}"
+
+
+@pytest.mark.parametrize(
+  ("norm", "is_apart"), [("group", True), ("batch", False)]
+)
+def test_rows_are_apart_with_group_norm_alone(norm, is_apart):
+  network = cifar.Network(10, norm)
+  x = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
+  variables = network.init(jax.random.key(0), x)
+  size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+  assert size == 33_946
+  logits_of = lambda x: network.apply(
+    variables, x, train=True, mutable=["batch_stats"]
+  )[0]
+  difference = np.abs(logits_of(x)[:2] - logits_of(x[:2])).max()
+  assert (difference < 1e-5) == is_apart
 
 
 def row(arm, phase, rho, accuracy):

@@ -102,6 +102,26 @@ def test_late_forms_ascend_at_the_end_alone(share):
   assert seen["start"] == pytest.approx((1 - share / 100) * steps, abs=0.5)
 
 
+@pytest.mark.parametrize("peak", [0.02, 5.0])
+def test_a_ladder_is_widened_beyond_the_end_at_which_its_best_is(peak):
+  evaluated = []
+
+  def evaluate(values):
+    evaluated.append(len(values))
+    return -np.abs(np.log(values / peak))
+
+  ladder = np.array(pareto.RADII)
+  found = evaluate(ladder)
+  best = ladder[np.argmax(found)]
+  assert best in (ladder[0], ladder[-1])
+  ladder, found = pareto.widen(ladder, found, best, evaluate)
+  np.testing.assert_allclose(ladder[1:] / ladder[:-1], 1.25)
+  np.testing.assert_array_equal(found, evaluate(ladder))
+  assert evaluated == [12, 12, 24]
+  assert 0 < np.argmax(found) < 23
+  assert ladder[np.argmax(found)] == pytest.approx(peak, rel=0.13)
+
+
 def test_every_form_has_its_gradients_counted():
   """At most those of F-SAM, at least one; a late form the fraction more."""
   for name, arm in pareto.ARMS.items():

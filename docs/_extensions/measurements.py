@@ -4,7 +4,8 @@ The tables by name:
 
 - ``study NAME INDEX``: a table of ``docs/studies/NAME.json``;
 - ``ema``: the averages of the study ``ema``, a row a decay;
-- ``pareto``, ``pareto-cnn`` and ``pareto-rule``: ``docs/pareto.jsonl``;
+- ``pareto``, ``pareto-cnn``, ``pareto-rule`` and ``pareto-exponents``:
+  ``docs/pareto.jsonl``;
 - ``compare``: ``docs/compare.json``;
 - ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers``, ``scaling``, ``pods``
   and ``train``: ``docs/measurements``.
@@ -72,12 +73,21 @@ _FORMS = {  # By the name of the arm, in the order of the gradients they take.
   "SGD, twice the epochs": "SGD, twice the epochs",
   "random direction": "random direction (control)",
   "F-SAM, previous descent gradient": "F-SAM, direction of the step before",
+  "along the momentum": "along minus the momentum (MSAM)",
   "F-SAM, 1/16": "F-SAM, `ascent_fraction=1/16`",
   "F-SAM, 1/8, every 2nd step": "F-SAM, 1/8 and `every=2`",
+  "SAM, last 10 %": "SAM in the last 10 %",
+  "F-SAM, last 10 %": "F-SAM in the last 10 %, `start`",
   "SAM, 1/8": "SAM, 1/8",
   "F-SAM, 1/8": "F-SAM, 1/8",
   "F-SAM, 1/8, descent average": '**F-SAM, 1/8, `ema_gradient="descent"`**',
+  "SAM, last 20 %": "SAM in the last 20 %",
+  "F-SAM, last 20 %": "F-SAM in the last 20 %",
   "F-SAM, 1/4": "F-SAM, 1/4",
+  "SAM, last 30 %": "SAM in the last 30 %",
+  "F-SAM, last 30 %": "F-SAM in the last 30 %",
+  "SAM, at long gradients": "SAM at long gradients (AE-SAM)",
+  "F-SAM, at long gradients": "F-SAM at long gradients",
   "F-SAM, 1/2": "F-SAM, 1/2",
   "F-SAM, every 2nd step": "F-SAM, `every=2`",
   "F-SAM, perturbation held for 2 steps": (
@@ -100,10 +110,11 @@ def _pareto(model: str, datasets: list[str], forms: dict[str, str], times):
   settings = [(d, noise) for d in datasets for noise in (0.0, 0.2, 0.4, 0.6)]
   rows = []
   for arm, form in forms.items():
-    gradients = found[(*settings[0], arm)]["gradients"]
-    row = [form, f"{gradients:g}"]
+    gradients = [found[(*setting, arm)]["gradients"] for setting in settings]
+    ends = dict.fromkeys(f"{f(gradients):.4g}" for f in (min, max))
+    row = [form, " to ".join(ends)]
     if times:
-      row.append(", ".join(f"{x:.2f}" for x in times[arm]))
+      row.append(", ".join(f"{x:.2f}" for x in times.get(arm, ())))
     for setting in settings:
       values = np.array(found[(*setting, arm)]["test_accuracy"])
       if arm != "F-SAM":
@@ -138,6 +149,39 @@ def pareto_rule():
     for fraction in ("1/2", "1/4", "1/8", "1/16")
   }
   return _pareto("mlp", ["mnist", "digits"], forms, None)
+
+
+def pareto_exponents():
+  """What an exponent of the rule for the eighth's radius costs at most.
+
+  On the validation rows of the search, at full F-SAM's radius times
+  ``8 ** exponent``, between two radii of the ladder in proportion to the
+  logarithm of the radius, below the best radius of the ladder.
+  """
+  eighth, full = {}, {}
+  for row in _read("pareto.jsonl"):
+    setting = row["dataset"], row["model"], row["label_noise"]
+    if row["arm"] == "F-SAM, 1/8, descent average":
+      eighth[setting] = row["coarse"]
+    elif row["arm"] == "F-SAM":
+      full[setting] = row["rho"]
+  noises = sorted({noise for _, _, noise in eighth})
+
+  def loss(setting, exponent):
+    radii, accuracies = eighth[setting]
+    at = np.log(full[setting] * 8**exponent)
+    return np.interp(at, np.log(radii), accuracies) - max(accuracies)
+
+  rows = [
+    [f"{exponent:g}"]
+    + [
+      f"{min(loss(x, exponent) for x in eighth if x[2] == noise):.2f}"
+      for noise in noises
+    ]
+    for exponent in (0, 0.1, 0.2, 0.3, 0.4)
+  ]
+  titles = [f"{noise:.0%} wrong".replace("%", " %") for noise in noises]
+  return ["exponent", *titles], rows
 
 
 def _accuracy(values) -> str:
@@ -405,6 +449,7 @@ TABLES = {
   "pareto": pareto,
   "pareto-cnn": pareto_cnn,
   "pareto-rule": pareto_rule,
+  "pareto-exponents": pareto_exponents,
   "compare": compare,
   "replicas": replicas,
   "costs": costs,

@@ -68,6 +68,32 @@ def test_every_table_that_a_page_asks_for_is_made_whole(measurements):
     assert [lines[0], *lines[2:]] == [header, *rows], name
 
 
+def test_an_exponent_costs_what_the_search_lost_by_it(
+  measurements, monkeypatch
+):
+  """Between two radii of a ladder by eights, whose middle is the best."""
+
+  def row(arm, noise, **rest):
+    setting = {"dataset": "digits", "model": "mlp", "label_noise": noise}
+    return {"arm": arm, **setting, **rest}
+
+  eighth = "F-SAM, 1/8, descent average"
+  rows = [
+    row(eighth, 0.0, coarse=[[0.1, 0.8, 6.4], [80.0, 90.0, 70.0]]),
+    row("F-SAM", 0.0, rho=0.1),
+    row(eighth, 0.6, coarse=[[0.1, 0.8, 6.4], [30.0, 20.0, 10.0]]),
+    row("F-SAM", 0.6, rho=0.1),
+  ]
+  monkeypatch.setattr(measurements, "_read", lambda name: rows)
+  header, found = measurements.pareto_exponents()
+  assert header == ["exponent", "0 % wrong", "60 % wrong"]
+  # At 0.1 * 8**e the first has climbed a part e of ten points, the second lost.
+  assert found == [
+    [f"{e:g}", f"{10 * e - 10:.2f}", f"{0 - 10 * e:.2f}"]
+    for e in (0, 0.1, 0.2, 0.3, 0.4)
+  ]
+
+
 def test_costs_are_not_typed():
   assert not [x.name for x in DOCS.glob("cost/*.md") if typed(x)]
 
