@@ -173,16 +173,23 @@ def test_tables_hold_the_means_and_paired_differences():
     row("SAM", "curve", 0.1, [42.0, 43.0]),
   ]
   found = cifar.report_on(rows)
-  best, curve = found["tables"]
+  best, curve, settings = found["tables"]
   (panel,) = found["panels"]
-  assert best["header"][-2:] == ["over SGD", "over SAM"]
+  assert best["header"][-3:] == ["over SGD", "over SAM", "over F-SAM"]
   by_form = {cells[0]: cells for cells in best["rows"]}
   # Of 40 and 42 the mean is 41 and its error 1; by hand.
   assert by_form["SGD"][:6] == ["SGD", "1", "0.05", "", "41.00 ± 1.00", ""]
+  assert by_form["SGD"][7].startswith("-4.00 ± 0.00")
   assert by_form["SGD"][6].startswith("-2.50 ± 0.50")
   assert by_form["SAM"][4] == "43.50 ± 0.50"
   assert by_form["SAM"][5].startswith("+2.50 ± 0.50")
   assert by_form["F-SAM"][6].startswith("+1.50 ± 0.50")
+  (summary,) = settings["rows"]
+  assert summary[0] == "cifar10, 40% wrong labels"
+  for title, mean in (("SAM over SGD", "+2.50"), ("F-SAM over SAM", "+1.50")):
+    cell = summary[settings["header"].index(title)]
+    assert cell.startswith(f"{mean} ± 0.50")
+  assert summary[settings["header"].index("F-SAM over random direction")] == ""
   # A radius that one of the two lacks is in the figure alone.
   assert [cells[0] for cells in curve["rows"]] == ["0.05"]
   assert curve["rows"][0][3].startswith("-0.50 ± 0.50")
