@@ -18,7 +18,6 @@ on.
 
 import argparse
 from concurrent import futures
-import functools
 import itertools
 import json
 import multiprocessing
@@ -62,14 +61,12 @@ class Setting(NamedTuple):
     label_noise: fraction of wrong training labels, in ``[0, 1)``.
     arms: names of :data:`pareto.ARMS`.
     has_curve: whether SAM and F-SAM are trained over the radius, too.
-    norm: ``"batch"`` or ``"group"``.
   """
 
   dataset: str
   label_noise: float
   arms: tuple[str, ...]
   has_curve: bool = True
-  norm: str = "batch"
 
 
 EIGHTH = "F-SAM, 1/8, descent average"
@@ -80,10 +77,6 @@ SETTINGS = {
   "cifar10-0": Setting("cifar10", 0.0, ARMS, has_curve=False),
   "cifar100-0": Setting("cifar100", 0.0, ARMS),
   "cifar10-20": Setting("cifar10", 0.2, ARMS, has_curve=False),
-  # Whose ascent on fewer rows has no statistics of fewer rows.
-  "cifar10-40-group": Setting(
-    "cifar10", 0.4, ("F-SAM", "SAM", EIGHTH), has_curve=False, norm="group"
-  ),
 }
 RATES = (0.025, 0.05, 0.1)
 RADII = (0.05, 0.1, 0.2, 0.4)  # Times the unit of the form.
@@ -92,25 +85,17 @@ CURVE = tuple(0.025 * 2**i for i in range(8))  # 0.025 to 3.2.
 
 
 class Network(nn.Module):
-  """Three convolutions of stride 2, each normalized, then a linear layer.
+  """Three convolutions of stride 2 with BatchNorm, then a linear layer.
 
   With 10 classes 33,946 parameters.
-
-  Attributes:
-    classes: number of classes.
-    norm: ``"batch"``, or ``"group"`` for eight groups of channels.
   """
 
   classes: int
-  norm: str = "batch"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images `[B, 32, 32, 3]` to logits `[B, classes]`."""
-    norm = {
-      "batch": layers.batch_norm(train, None),
-      "group": functools.partial(nn.GroupNorm, num_groups=8),
-    }[self.norm]
+    norm = layers.batch_norm(train, None)
     for channels in (16, 32, 64):
       x = nn.Conv(channels, (3, 3), 2, padding=1, use_bias=False)(x)
       x = nn.relu(norm()(x))
@@ -159,19 +144,16 @@ def rows_of(images: datasets.Images, noise: float, seed: int) -> Rows:
 class Trainer:
   """Trains one form at any learning rate and radius; compiled once."""
 
-  def __init__(
-    self, arm: pareto.Arm, images: datasets.Images, norm: str, epochs: int
-  ):
+  def __init__(self, arm: pareto.Arm, images: datasets.Images, epochs: int):
     """Compiles nothing yet.
 
     Args:
       arm: the form.
       images: of 32 x 32 pixels, with the published mean of their channels.
-      norm: of the network.
       epochs: passes over the training rows.
     """
     self._arm, self._images, self._epochs = arm, images, epochs
-    self._network = Network(images.classes, norm)
+    self._network = Network(images.classes)
     self._scale = (
       np.asarray(images.mean, np.float32),
       np.asarray(images.standard_deviation, np.float32),
@@ -274,10 +256,7 @@ class Job:
     if self._images.mean is None:
       raise SystemExit(f"{source} must hold the published files of CIFAR")
     self._trainer = Trainer(
-      pareto.ARMS[name],
-      self._images,
-      SETTINGS[setting].norm,
-      1 if is_quick else EPOCHS,
+      pareto.ARMS[name], self._images, 1 if is_quick else EPOCHS
     )
 
   def search_and_test(self) -> None:
@@ -491,8 +470,7 @@ def summary_table(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def title_of(setting: Setting) -> str:
   """What stands over the tables of a setting."""
-  title = f"{setting.dataset}, {setting.label_noise:.0%} wrong labels"
-  return title + (", GroupNorm" if setting.norm == "group" else "")
+  return f"{setting.dataset}, {setting.label_noise:.0%} wrong labels"
 
 
 def report_on(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import pathlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -131,22 +130,6 @@ def test_a_gated_form_is_given_what_its_gate_let_through(small, tmp_path):
     assert through == pytest.approx(round(through), abs=0.02)
   found = cifar.report_on(rows)["tables"][0]["rows"]
   assert found[0][1] == f"{rows[-1]['gradients']:g}"
-
-
-@pytest.mark.parametrize(
-  ("norm", "is_apart"), [("group", True), ("batch", False)]
-)
-def test_rows_are_apart_with_group_norm_alone(norm, is_apart):
-  network = cifar.Network(10, norm)
-  x = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
-  variables = network.init(jax.random.key(0), x)
-  size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-  assert size == 33_946
-  logits_of = lambda x: network.apply(
-    variables, x, train=True, mutable=["batch_stats"]
-  )[0]
-  difference = np.abs(logits_of(x)[:2] - logits_of(x[:2])).max()
-  assert (difference < 1e-5) == is_apart
 
 
 def row(arm, phase, rho, accuracy):
