@@ -54,7 +54,7 @@ AUGMENTATION = augmentation.Augmentation(
 
 
 class Setting(NamedTuple):
-  """What is trained on, with what network and by which forms.
+  """What is trained on, and by which forms.
 
   Attributes:
     dataset: ``"cifar10"`` or ``"cifar100"``.
@@ -268,26 +268,29 @@ class Job:
       rates, radii = list(RATES), [arm.radius_unit * x for x in RADII]
     if self._is_quick:
       rates, radii = rates[:1], radii[:1]
+    more = MORE_SEEDS[:1] if self._is_quick else MORE_SEEDS
+
+    def is_wider(best):
+      """Whether the best was at an end of either, which then goes on."""
+      pairs = (rates, best.learning_rate), (radii, best.rho)
+      return any([search.continue_beyond(*pair) for pair in pairs])
+
     first: dict[Point, float] = {}
     while True:
       for pair in itertools.product(rates, radii):
         point = Point(*pair)
         if point not in first:
           (first[point],) = self._run("search", point, FIRST_SEED)
-      best = max(first, key=lambda point: first[point])
-      is_wider = [
-        search.continue_beyond(values, value)
-        for values, value in ((rates, best.learning_rate), (radii, best.rho))
-      ]
-      if not any(is_wider):
+      if is_wider(max(first, key=lambda point: first[point])):
+        continue
+      ranked = sorted(first, key=lambda point: -first[point])[:3]
+      means = {
+        point: np.mean([first[point], *self._run("search", point, more)])
+        for point in ranked
+      }
+      best = max(means, key=lambda point: means[point])
+      if not is_wider(best):
         break
-    ranked = sorted(first, key=lambda point: -first[point])[:3]
-    more = MORE_SEEDS[:1] if self._is_quick else MORE_SEEDS
-    means = {
-      point: np.mean([first[point], *self._run("search", point, more)])
-      for point in ranked
-    }
-    best = max(means, key=lambda point: means[point])
     self._run("test", best, TEST_SEEDS[:2] if self._is_quick else TEST_SEEDS)
 
   def curve(self) -> None:

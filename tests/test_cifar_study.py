@@ -115,6 +115,29 @@ def test_a_job_searches_tests_and_is_not_done_twice(small, tmp_path, capsys):
   assert not capsys.readouterr().out
 
 
+def test_the_search_goes_on_where_more_seeds_put_the_best_at_an_end(
+  small, monkeypatch
+):
+  """One seed says 0.1, the mean with another 0.05, which was the smallest."""
+  del small
+  monkeypatch.setattr(cifar, "RADII", (0.05, 0.1, 0.2))
+  job = cifar.Job("cifar10-0", "F-SAM", "toy", "unused", is_quick=False)
+  tried = []
+
+  def run(phase, point, seeds):
+    tried.append((phase, point.rho))
+    if phase == "search" and seeds == [0]:
+      return [-abs(np.log2(point.rho / 0.1)) / 2]
+    return [-abs(np.log2(point.rho / 0.025))]
+
+  monkeypatch.setattr(job, "_run", run)
+  job.search_and_test()
+  (tested,) = [rho for phase, rho in tried if phase == "test"]
+  radii = {rho for phase, rho in tried if phase == "search"}
+  assert tested == 0.05
+  assert min(radii) < tested < max(radii)
+
+
 @pytest.mark.slow
 def test_a_gated_form_is_given_what_its_gate_let_through(small, tmp_path):
   del small
