@@ -39,8 +39,8 @@ from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.datasets import label_noise
 from fsam_optax.experiments.networks import layers
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 from fsam_optax.experiments.train import augmentation
 from fsam_optax.experiments.train import loss as loss_lib
 
@@ -273,7 +273,10 @@ class Job:
     def is_wider(best):
       """Whether the best was at an end of either, which then goes on."""
       pairs = (rates, best.learning_rate), (radii, best.rho)
-      return any([search.continue_beyond(*pair) for pair in pairs])
+      at_ends = [pair for pair in pairs if search.is_at_an_end(*pair)]
+      for pair in at_ends:
+        search.continue_beyond(*pair)
+      return bool(at_ends)
 
     first: dict[Point, float] = {}
     while True:

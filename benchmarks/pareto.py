@@ -2,9 +2,10 @@
 
 Trains SGD, SAM, F-SAM and their cheaper forms on real digits with wrong labels.
 Every form gets the same search for its radius: twelve radii on the validation
-rows of 4 seeds, then the four around the best on 12 seeds; a best at an end of
-the radii has twelve more beyond it. The accuracy is that of 48 other seeds, on
-the test rows, paired against full F-SAM.
+rows of 4 seeds, then those around the best on 12 other seeds until the best of
+these lies inside; a best at an end of the radii has twelve more beyond it. The
+accuracy is that of 48 other seeds, on the test rows, paired against full F-SAM.
+Weight decay is 5e-4, not tuned.
 
   python benchmarks/pareto.py [--datasets mnist] [--models mlp] [--noise 0.4]
                               [--arms ...] [--output pareto.jsonl] [--quick]
@@ -33,6 +34,7 @@ from fsam_optax.experiments.seeds import one_run
 from fsam_optax.experiments.seeds import recipes
 from fsam_optax.experiments.seeds import splits as splits_lib
 from fsam_optax.experiments.seeds import trainer as trainer_lib
+from fsam_optax.experiments.studies import arms
 from fsam_optax.experiments.studies import directions
 
 BATCH_SIZE = 96
@@ -471,6 +473,71 @@ def widen(
   return join(more, ladder), join(evaluate(more), found)
 
 
+class Chosen(NamedTuple):
+  """What the search on a ladder found.
+
+  Attributes:
+    best: value of the ladder.
+    is_at_the_end: whether the values around it were not seen to fall off.
+    coarse: the ladder, and what each of its values is worth by few seeds.
+    fine: those around the best, and what each is worth by more seeds.
+  """
+
+  best: float
+  is_at_the_end: bool
+  coarse: list[list[float]]
+  fine: list[list[float]]
+
+
+def choose(
+  ladder: np.ndarray,
+  first: np.ndarray,
+  coarse: Callable[[np.ndarray], np.ndarray],
+  fine: Callable[[np.ndarray], np.ndarray],
+  widenings: int,
+) -> Chosen:
+  """The best value by ``fine``, around the best by ``coarse``.
+
+  The window of four values moves on while its best lies at an end of what was
+  seen, beyond the ladder too.
+
+  Args:
+    ladder: values in geometric sequence, ascending.
+    first: what ``coarse`` says of them.
+    coarse: from as many values as the ladder has to what each is worth.
+    fine: from four values to what each is worth, by other and more seeds.
+    widenings: how often the ladder may be continued.
+
+  Returns:
+    What was found.
+  """
+  # Two below the best and one above, or what the ends allow.
+  start = int(np.clip(np.argmax(first) - 2, 0, len(ladder) - 4))
+  second: dict[float, float] = {}
+  while True:
+    near = ladder[start : start + 4]
+    second |= zip(near.tolist(), fine(near).tolist(), strict=True)
+    seen = sorted(second)
+    best = max(seen, key=lambda value: second[value])
+    is_at_the_end = best in (seen[0], seen[-1])
+    if is_at_the_end and best in (ladder[0], ladder[-1]):
+      if not widenings:
+        break
+      widenings -= 1
+      ladder, first = widen(ladder, first, best, coarse)
+    if not is_at_the_end:
+      break
+    index = int(np.flatnonzero(ladder == best)[0])
+    start = index - 4 if best == seen[0] else index + 1
+    start = int(np.clip(start, 0, len(ladder) - 4))
+  return Chosen(
+    best,
+    is_at_the_end,
+    [ladder.tolist(), first.tolist()],
+    [seen, [second[value] for value in seen]],
+  )
+
+
 def run_arm(
   arm: Arm,
   pool: splits_lib.Pool,
@@ -506,11 +573,11 @@ def run_arm(
       splits_lib.split(pool, list(chosen), noise),
     )
     runs = np.repeat(values, len(chosen))
+    name, rates, radii = "arm", np.full_like(runs, rate), runs
     if arm.perturbation is None:
-      return trainer("sgd", splits, runs, 0 * runs, with_curve=False)
-    return trainer(
-      "arm", splits, np.full_like(runs, rate), runs, with_curve=False
-    )
+      name, rates, radii = "sgd", runs, 0 * runs
+    decays = np.full_like(runs, arms.UNTUNED_DECAY)
+    return trainer(name, splits, rates, radii, decays, with_curve=False)
 
   ladder = arm.radius_unit * np.array(
     RATES if arm.perturbation is None else RADII
@@ -525,27 +592,24 @@ def run_arm(
     rate: validation(train(ladder, coarse, rate), len(ladder)) for rate in rates
   }
   rate = max(at_rate, key=lambda rate: at_rate[rate].max())
-  first = at_rate[rate]
-  left = 0 if scale < 1 else WIDENINGS
-  while True:
-    # Four around the best: two below it and one above, or what the ends allow.
-    start = int(np.clip(np.argmax(first) - 1, 0, len(ladder) - 4))
-    near = ladder[start : start + 4]
-    second = validation(train(near, fine, rate), len(near))
-    best = near[np.argmax(second)]
-    if not left or best not in (ladder[0], ladder[-1]):
-      break
-    left -= 1
-    ladder, first = widen(
-      ladder, first, best, lambda x: validation(train(x, coarse, rate), len(x))
-    )
-  outcome = train([best], test, rate)
+  worth = lambda seeds: (
+    lambda values: validation(train(values, seeds, rate), len(values))
+  )
+  chosen = choose(
+    ladder,
+    at_rate[rate],
+    worth(coarse),
+    worth(fine),
+    0 if scale < 1 else WIDENINGS,
+  )
+  outcome = train([chosen.best], test, rate)
   return {
-    "learning_rate": float(best if arm.perturbation is None else rate),
-    "rho": None if arm.perturbation is None else float(best),
-    "is_at_the_end": bool(best in (ladder[0], ladder[-1])),
-    "coarse": [ladder.tolist(), first.tolist()],
-    "fine": [near.tolist(), second.tolist()],
+    "learning_rate": chosen.best if arm.perturbation is None else float(rate),
+    "rho": None if arm.perturbation is None else chosen.best,
+    "weight_decay": arms.UNTUNED_DECAY,
+    "is_at_the_end": chosen.is_at_the_end,
+    "coarse": chosen.coarse,
+    "fine": chosen.fine,
     "test_seeds": list(test),
     "test_accuracy": outcome.test_accuracy.tolist(),
     "diverged": int(outcome.diverged.sum()),
@@ -590,6 +654,7 @@ def run_rule(
     splits_lib.split(pool, full["test_seeds"], full["label_noise"]),
     np.full(number, full["learning_rate"]),
     np.full(number, rho),
+    np.full(number, arms.UNTUNED_DECAY),
     with_curve=False,
   )
   return {

@@ -21,6 +21,7 @@ from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.seeds import splits as splits_lib
 from fsam_optax.experiments.seeds import trainer as trainer_lib
+from fsam_optax.experiments.studies import arms
 
 REPLICAS, BATCH_SIZE, EPOCHS, LABEL_NOISE = 8, 96, 60, 0.4
 TUNING_SEEDS, SEEDS = range(16), range(200, 264)
@@ -103,6 +104,7 @@ def tune(
         repeated,
         np.full(number * len(seeds), rate),
         np.repeat(mode.radii, len(seeds)),
+        np.full(number * len(seeds), arms.UNTUNED_DECAY),
         with_curve=False,
       )
       rows.append(outcome.validation_accuracy.reshape(number, -1).mean(axis=1))
@@ -131,6 +133,7 @@ def accuracies(
       splits,
       np.full(len(seeds), mode.learning_rate),
       np.full(len(seeds), mode.rho),
+      np.full(len(seeds), arms.UNTUNED_DECAY),
       with_curve=False,
     )
     result[name] = outcome.test_accuracy

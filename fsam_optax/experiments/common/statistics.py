@@ -21,6 +21,22 @@ def mean_and_error(values: Any) -> tuple[Optional[float], Optional[float]]:
   return float(values.mean()), standard_error(values)
 
 
+def collapsed(values: Any) -> int:
+  """How many runs ended more than ten points below the median.
+
+  A few such runs move a mean by more than its error.
+
+  Args:
+    values: accuracies in percent, one a run; what is not finite is left out.
+
+  Returns:
+    Their number.
+  """
+  values = np.asarray(values, np.float64)
+  values = values[np.isfinite(values)]
+  return int(np.sum(values < np.median(values) - 10)) if len(values) else 0
+
+
 def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
   """The difference between two ways to train, over the same seeds.
 
@@ -33,7 +49,8 @@ def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
     second: as many, in the same order of seeds.
 
   Returns:
-    ``mean`` of ``first`` minus ``second``, its ``standard_error`` and the
+    ``mean`` of ``first`` minus ``second``, its ``standard_error``, the
+    ``median``, at how many ``seeds`` the first is ``above`` the second, and the
     two-sided ``p_value`` of the paired t-test, over the seeds where both are
     finite. None where one is not defined: for one seed, or, of the last, where
     all differences are equal.
@@ -43,7 +60,14 @@ def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
   first, second = np.asarray(first, float), np.asarray(second, float)
   both = np.isfinite(first) & np.isfinite(second)
   if not both.any():
-    return {"mean": None, "standard_error": None, "p_value": None}
+    return {
+      "mean": None,
+      "standard_error": None,
+      "median": None,
+      "above": 0,
+      "seeds": 0,
+      "p_value": None,
+    }
   difference = first[both] - second[both]
   error = standard_error(difference)
   # Equal differences have an error of 0, or of a rounding.
@@ -51,6 +75,9 @@ def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
   return {
     "mean": float(np.mean(difference)),
     "standard_error": error,
+    "median": float(np.median(difference)),
+    "above": int(np.sum(difference > 0)),
+    "seeds": len(difference),
     "p_value": (
       float(stats.ttest_rel(first[both], second[both]).pvalue)
       if is_defined

@@ -30,6 +30,8 @@ class Compare:
       and fsam, or one for each, as in sam=0.35,fsam=0.5.
     learning_rate: learning rate at the first step, a cosine takes it to 0: one
       value for all, or one for each, as in sgd=0.004,fsam=0.015.
+    weight_decay: fraction of the weights that is added to the gradient: one
+      value for all, or one for each.
     seeds: number of seeds, each with its own split, noise, initialization and
       batches, shared by the optimizers.
     first_seed: the first seed. Choose by `tune` and report by `compare` on
@@ -49,6 +51,11 @@ class Compare:
     values.PerOptimizer,
     shared_flags.learning_rate(is_grid=False),
     values.default(recipes.describe("learning_rate")),
+  ] = dataclasses.field(default_factory=dict)
+  weight_decay: Annotated[
+    values.PerOptimizer,
+    shared_flags.weight_decay(is_grid=False),
+    values.default(recipes.describe("weight_decay")),
   ] = dataclasses.field(default_factory=dict)
   seeds: Annotated[
     Optional[int],
@@ -79,8 +86,8 @@ def run(given: Compare) -> None:
     f"{plan.epochs} epochs; {pool.train_size} training, "
     f"{pool.validation_size} validation and {pool.test_size} test rows"
   )
-  if not given.learning_rate or not given.rho:
-    print(f"default learning rates and radii: {plan.origin}")
+  if not (given.learning_rate and given.rho and given.weight_decay):
+    print(f"default hyperparameters: {plan.origin}")
   print(f"\n{report.tables_of(result)}\n", flush=True)
   with files.saving(plan.output):
     files.write_json(result, json_path)
@@ -100,7 +107,7 @@ def compare(plan: plan_lib.Plan) -> dict[str, Any]:
   """Trains every optimizer on every seed.
 
   Args:
-    plan: with one learning rate and one radius for each optimizer.
+    plan: with one point for each optimizer.
 
   Returns:
     What the JSON holds: ``config``, ``results`` and ``paired``.
@@ -108,40 +115,43 @@ def compare(plan: plan_lib.Plan) -> dict[str, Any]:
   splits = plan.draw_splits()
   number = len(plan.seeds)
   train = plan.make_trainer()
-  results, accuracy = {}, {}
+  results, outcomes = {}, {}
   with progress.Bars() as bars:
     for optimizer in plan.optimizers:
-      (learning_rate,) = plan.learning_rate[optimizer]
-      (rho,) = plan.rho.get(optimizer, (None,))
+      (point,) = plan.grids[optimizer].points()
       outcome = train(
         optimizer,
         splits,
-        np.full(number, learning_rate),
-        np.full(number, rho or 0.0),
+        *(np.full(number, value) for value in point),
         on_epoch=bars.start(optimizers.label(optimizer), plan.epochs),
       )
-      accuracy[optimizer] = outcome.test_accuracy
-      results[optimizer] = _summary(plan.seeds, outcome, learning_rate, rho)
+      outcomes[optimizer] = outcome
+      values_of = point._asdict()
+      if optimizer not in optimizers.ASCENDING:
+        values_of["rho"] = None
+      results[optimizer] = values_of | _summary(plan.seeds, outcome)
   return {
     "config": plan.config(),
     "results": results,
     "paired": {
-      f"{first}-{second}": statistics.paired(accuracy[first], accuracy[second])
+      f"{first}-{second}": _paired(outcomes[first], outcomes[second])
       for first, second in report.PAIRS
-      if first in accuracy and second in accuracy
+      if first in outcomes and second in outcomes
     },
   }
 
 
-def _summary(
-  seeds: range,
-  outcome: trainer.Outcome,
-  learning_rate: float,
-  rho: Optional[float],
-) -> dict[str, Any]:
+def _paired(first: trainer.Outcome, second: trainer.Outcome) -> dict[str, Any]:
+  difference = first.curve - second.curve
   return {
-    "learning_rate": learning_rate,
-    "rho": rho,
+    **statistics.paired(first.test_accuracy, second.test_accuracy),
+    "curve": difference.mean(axis=1).tolist(),
+    "curve_standard_error": [statistics.standard_error(x) for x in difference],
+  }
+
+
+def _summary(seeds: range, outcome: trainer.Outcome) -> dict[str, Any]:
+  return {
     "test_accuracy": outcome.test_accuracy.tolist(),
     "train_accuracy": outcome.train_accuracy.tolist(),
     "validation_accuracy": outcome.validation_accuracy.tolist(),

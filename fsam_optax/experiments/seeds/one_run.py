@@ -1,7 +1,7 @@
 """One run of one seed, as a function of arrays: what the trainer vmaps.
 
 Nothing here has an axis of runs. Each function takes the rows of the pool, and
-of its own run the split, the learning rate and the radius.
+of its own run the split, the learning rate, the radius and the weight decay.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from fsam_optax.experiments.common import optimizers
 
 Perturbation = Callable[[Any], optax.GradientTransformation]
 MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
 _ROWS_AT_ONCE = 250  # Of each run, in the passes that measure accuracy.
 
 
@@ -86,13 +85,23 @@ class OneRun:
     return self._model.init(key, pool[0][:1])["params"]
 
   def init(self, optimizer, pool, params, run):
-    """The first state, from the parameters and ``(split, rate, radius)``."""
+    """The first state, from the parameters and what the run is.
+
+    Args:
+      optimizer: its name.
+      pool: ignored.
+      params: the first parameters.
+      run: split, learning rate, radius and weight decay.
+
+    Returns:
+      The state.
+    """
     del pool
-    _, learning_rate, rho = run
+    _, learning_rate, rho, weight_decay = run
     state = fsam_optax.TrainState.create(
       apply_fn=None,
       params=params,
-      tx=self._tx(learning_rate),
+      tx=self._tx(learning_rate, weight_decay),
       perturbation=self._perturbation(optimizer, rho),
     )
     return _without_functions(state)
@@ -104,16 +113,16 @@ class OneRun:
       optimizer: its name.
       pool: inputs and labels of all rows.
       state: of before.
-      run: split, learning rate and radius.
+      run: split, learning rate, radius and weight decay.
 
     Returns:
       The state, and whether every loss was finite.
     """
-    splits, learning_rate, rho = run
+    splits, learning_rate, rho, weight_decay = run
     # The two transformations close over traced rates. They are static fields
     # of the state, so they come in here and do not leave the compiled call.
     state = state.replace(
-      tx=self._tx(learning_rate),
+      tx=self._tx(learning_rate, weight_decay),
       perturbation=self._perturbation(optimizer, rho),
     )
     whole = jnp.arange(splits.train_rows.shape[0])
@@ -175,14 +184,14 @@ class OneRun:
     order = order[: self._steps * self._batch_size]
     return order.reshape(self._steps, self._batch_size)
 
-  def _tx(self, learning_rate) -> optax.GradientTransformation:
+  def _tx(self, learning_rate, weight_decay) -> optax.GradientTransformation:
     # By hand: optax.cosine_decay_schedule takes no traced learning rate.
     steps = self._epochs * self._steps
     cosine = lambda count: (
       learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * count / steps))
     )
     return optax.chain(
-      optax.add_decayed_weights(WEIGHT_DECAY),
+      optax.add_decayed_weights(weight_decay),
       optax.sgd(cosine, momentum=MOMENTUM),
     )
 

@@ -9,10 +9,12 @@ import jax
 from fsam_optax.experiments import datasets
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.common.values import PerOptimizer
 from fsam_optax.experiments.seeds import one_run
 from fsam_optax.experiments.seeds import recipes
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.seeds import splits
 from fsam_optax.experiments.seeds import trainer
@@ -30,6 +32,8 @@ class Flags(Protocol):
   @property
   def rho(self) -> PerOptimizer: ...
   @property
+  def weight_decay(self) -> PerOptimizer: ...
+  @property
   def seeds(self) -> Optional[int]: ...
   @property
   def first_seed(self) -> int: ...
@@ -42,22 +46,20 @@ class Plan(NamedTuple):
     pool: the data set.
     data: what the flags say of it, of the network and of the noise.
     optimizers: in the order in which they run.
-    learning_rate: values for each optimizer, exactly one in ``compare``.
-    rho: values for each optimizer but SGD, exactly one in ``compare``.
+    grids: of each optimizer, of exactly one point in ``compare``.
     sigma: of F-SAM.
     lmbda: of F-SAM.
     seeds: consecutive integers.
     epochs: passes over the training rows.
     batch_size: rows a step.
     output: directory that exists and can be written to.
-    origin: one line on where default learning rates and radii come from.
+    origin: one line on where default hyperparameters come from.
   """
 
   pool: splits.Pool
   data: shared_flags.Data
   optimizers: tuple[str, ...]
-  learning_rate: dict[str, tuple[float, ...]]
-  rho: dict[str, tuple[float, ...]]
+  grids: dict[str, search.Grid]
   sigma: float
   lmbda: float
   seeds: range
@@ -91,7 +93,6 @@ class Plan(NamedTuple):
       "sigma": self.sigma,
       "lmbda": self.lmbda,
       "momentum": one_run.MOMENTUM,
-      "weight_decay": one_run.WEIGHT_DECAY,
       "learning_rate_schedule": "cosine to 0",
       "epochs": self.epochs,
       "batch_size": self.batch_size,
@@ -124,7 +125,7 @@ def make(flags: Flags, *, is_grid: bool) -> Plan:
 
   Args:
     flags: of the command.
-    is_grid: whether learning rates and radii are grids.
+    is_grid: whether several values stand for each hyperparameter.
 
   Returns:
     The plan, with the data loaded and the output directory made.
@@ -134,13 +135,11 @@ def make(flags: Flags, *, is_grid: bool) -> Plan:
   """
   recipe = recipe_of(flags.data)
   pool = load(flags.data)
-  values = _rates(flags, recipe, is_grid)
   plan = Plan(
     pool=pool,
     data=flags.data,
     optimizers=flags.training.optimizers,
-    learning_rate=values["learning_rate"],
-    rho=values["rho"],
+    grids=_grids(flags, recipe, is_grid),
     sigma=flags.training.sigma,
     lmbda=flags.training.lmbda,
     seeds=_seeds(flags, recipe.tuning_seeds if is_grid else recipe.seeds),
@@ -233,40 +232,32 @@ def _seeds(flags: Flags, default: int) -> range:
   return seeds
 
 
-def _rates(
+def _grids(
   flags: Flags, recipe: recipes.Recipe, is_grid: bool
-) -> dict[str, dict[str, tuple[float, ...]]]:
-  """Learning rates and radii of the optimizers that run."""
-  defaults = {
-    "learning_rate": recipe.learning_rate,
-    "rho": recipe.rho,
-  }
-  if is_grid:
-    defaults = {
-      "learning_rate": recipe.learning_rate_grid,
-      "rho": recipe.rho_grid,
-    }
-  optimizers = flags.training.optimizers
-  found = {}
-  for name, given in (
-    ("learning_rate", flags.learning_rate),
-    ("rho", flags.rho),
-  ):
-    if unused := [n for n in given if n and n not in optimizers]:
+) -> dict[str, search.Grid]:
+  """The points of each optimizer that runs, by the flags or the recipe."""
+  names = flags.training.optimizers
+  given = {what: getattr(flags, what) for what in search.Grid._fields}
+  for name, of in given.items():
+    if unused := [n for n in of if n and n not in names]:
       raise FlagError(
         f"--{name.replace('_', '-')}",
         f"must name optimizers that run, got {unused[0]}, which --optimizers "
         "leaves out. Drop one or add the other",
       )
-    found[name] = {
-      optimizer: given.get(
-        optimizer, given.get("", _as_tuple(defaults[name][optimizer]))
-      )
-      for optimizer in optimizers
-      if optimizer in defaults[name]
-    }
-  return found
+  grids = {}
+  for name in names:
+    default = recipe.grid(name) if is_grid else _alone(recipe.best[name])
+    grid = default._replace(
+      **{
+        what: of.get(name, of.get("", getattr(default, what)))
+        for what, of in given.items()
+      }
+    )
+    has_radius = name in optimizers.ASCENDING
+    grids[name] = grid if has_radius else grid._replace(rho=default.rho)
+  return grids
 
 
-def _as_tuple(value: Any) -> tuple[float, ...]:
-  return value if isinstance(value, tuple) else (value,)
+def _alone(point: search.Point) -> search.Grid:
+  return search.Grid(*((value,) for value in point))

@@ -95,6 +95,11 @@ def rho(*, is_grid: bool) -> object:
   )
 
 
+def weight_decay(*, is_grid: bool) -> object:
+  """The annotation of a weight decay, or of a grid of them."""
+  return values.per_optimizer(optimizers.NAMES, metavar="WD", is_grid=is_grid)
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
   """How every run is trained.

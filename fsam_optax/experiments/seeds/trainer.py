@@ -51,7 +51,7 @@ class Trainer:
 
   The runs are vmapped over a scan of train steps, an epoch a call. The step
   is that of :func:`fsam_optax.make_train_step`; the base optimizer is SGD with
-  momentum 0.9, weight decay 5e-4 added to the gradient and a cosine from the
+  momentum 0.9, weight decay added to the gradient and a cosine from the
   learning rate to 0. Each epoch takes its batches from a new permutation of
   the training rows, without replacement; rows that fill no whole batch wait
   for another epoch.
@@ -60,6 +60,9 @@ class Trainer:
   so those of two optimizers are paired: what is left of their difference is
   the optimizers'. Compiled programs are kept for further calls with as many
   runs; those that measure accuracy serve all optimizers.
+
+  Attributes:
+    epochs: passes over the training rows.
   """
 
   def __init__(
@@ -100,7 +103,7 @@ class Trainer:
         steps alone is done sooner without.
       **step_options: for ``make_step``.
     """
-    self._optimize, self._epochs = optimize, epochs
+    self._optimize, self.epochs = optimize, epochs
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
     self._compiled: dict[Any, Any] = {}
     self._run = OneRun(
@@ -121,6 +124,7 @@ class Trainer:
     splits: splits_lib.Splits,
     learning_rate: np.ndarray,
     rho: np.ndarray,
+    weight_decay: np.ndarray,
     *,
     with_curve: bool = True,
     on_epoch: Callable[[], None] = lambda: None,
@@ -133,6 +137,8 @@ class Trainer:
       splits: one split a run, leading axis ``R``.
       learning_rate: at the first step, shape ``[R]``.
       rho: radius, shape ``[R]``; SGD ignores it.
+      weight_decay: fraction of the weights that is added to the gradient, shape
+        ``[R]``.
       with_curve: whether to measure the validation accuracy every epoch.
       on_epoch: called after each epoch, for a progress bar.
 
@@ -142,13 +148,14 @@ class Trainer:
     """
     start = time.perf_counter()
     self._compile_seconds = 0.0
-    rates = (np.asarray(x, np.float32) for x in (learning_rate, rho))
+    values = learning_rate, rho, weight_decay
+    rates = (np.asarray(x, np.float32) for x in values)
     runs = jax.tree.map(jnp.asarray, (splits, *rates))
     splits = runs[0]
     params = self._call(self._run.init_params, None, splits.seed, is_hot=False)
     state = self._call(self._run.init, optimizer, params, runs, is_hot=False)
     curve, is_finite = [], []
-    for _ in range(self._epochs):
+    for _ in range(self.epochs):
       state, losses_finite = self._call(
         self._run.epoch, optimizer, state, runs, donate=1
       )

@@ -1,9 +1,8 @@
-"""``tune``: learning rates and radii, chosen on the validation rows."""
+"""``tune``: hyperparameters of each optimizer, chosen on validation rows."""
 
 import dataclasses
 from typing import Annotated, Any, Optional
 
-import jax
 import numpy as np
 
 from fsam_optax.experiments.common import extras
@@ -16,6 +15,7 @@ from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.seeds import plan as plan_lib
 from fsam_optax.experiments.seeds import recipes
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.seeds import shared_flags
 
 _AROUND = values.default("a grid around the tuned values")
@@ -34,6 +34,8 @@ class Tune:
     learning_rate: learning rate at the first step, a cosine takes it to 0: one
       value or a grid of them, as in 0.002:0.004, for all, or one for each, as
       in sgd=0.004,fsam=0.015.
+    weight_decay: fraction of the weights that is added to the gradient, in the
+      same form.
     seeds: number of seeds, each with its own split, noise, initialization and
       batches, shared by the optimizers.
     first_seed: the first seed. Choose by `tune` and report by `compare` on
@@ -50,13 +52,12 @@ class Tune:
   learning_rate: Annotated[
     values.PerOptimizer, shared_flags.learning_rate(is_grid=True), _AROUND
   ] = dataclasses.field(default_factory=dict)
-  seeds: Annotated[
-    Optional[int],
-    shared_flags.SEEDS,
-    values.default(
-      "16 for the mlp on mnist or other images, 48 on digits, 4 for the cnn"
-    ),
-  ] = None
+  weight_decay: Annotated[
+    values.PerOptimizer, shared_flags.weight_decay(is_grid=True), _AROUND
+  ] = dataclasses.field(default_factory=dict)
+  seeds: Annotated[Optional[int], shared_flags.SEEDS, values.default("16")] = (
+    None
+  )
   first_seed: Annotated[int, shared_flags.FIRST_SEED] = (
     recipes.TUNING_FIRST_SEED
   )
@@ -73,27 +74,33 @@ def run(given: Tune) -> None:
   """
   extras.require("rich.progress")
   plan = plan_lib.make(given, is_grid=True)
+  print(
+    f"{plan.pool.name}, {plan.data.model}, label noise "
+    f"{plan.data.label_noise:g}: validation accuracy %, {len(plan.seeds)} "
+    f"seeds from {plan.seeds[0]}\n",
+    flush=True,
+  )
   result = tune(plan)
   path = plan.output / "tune.json"
-  print(
-    f"validation accuracy %, {len(plan.seeds)} seeds from "
-    f"{plan.seeds[0]}; rows are learning rates, columns radii\n"
-  )
-  for optimizer, grid in result["results"].items():
-    print(f"{_table(optimizer, grid)}\n")
-  best = {name: grid["best"] for name, grid in result["results"].items()}
-  print(
-    "--learning-rate "
-    + ",".join(f"{k}={v['learning_rate']:g}" for k, v in best.items())
-  )
-  if radii := {k: v for k, v in best.items() if v["rho"] is not None}:
-    print("--rho " + ",".join(f"{k}={v['rho']:g}" for k, v in radii.items()))
-  for optimizer, grid in result["results"].items():
-    for name in grid["on_edge"]:
+  for optimizer, found in result["results"].items():
+    print("\n\n".join(_tables(optimizer, found)) + "\n")
+  best = {name: found["best"] for name, found in result["results"].items()}
+  for name in search.Point._fields:
+    chosen = {
+      optimizer: point[name]
+      for optimizer, point in best.items()
+      if name != "rho" or optimizer in optimizers.ASCENDING
+    }
+    if chosen:
+      values_of = ",".join(f"{k}={v:g}" for k, v in chosen.items())
+      print(f"--{name.replace('_', '-')} {values_of}")
+  for optimizer, found in result["results"].items():
+    for name in found["on_edge"]:
       print(
         f"warning: the best {name} of {optimizers.label(optimizer)}, "
-        f"{grid['best'][name]:g}, lies on the edge of its grid. Widen the grid "
-        f"with --{name.replace('_', '-')}"
+        f"{best[optimizer][name]:g}, lies at the end of its values, which went "
+        f"on {search.MOST_EXTENSIONS} times. Move the grid with "
+        f"--{name.replace('_', '-')}"
       )
   with files.saving(plan.output):
     files.write_json(result, path)
@@ -102,93 +109,85 @@ def run(given: Tune) -> None:
 
 COMMAND = flags.Command(
   name="tune",
-  help="choose each optimizer's learning rate and radius on validation rows",
+  help="choose learning rate, radius and weight decay on validation rows",
   settings=Tune,
   run=run,
 )
 
 
 def tune(plan: plan_lib.Plan) -> dict[str, Any]:
-  """Trains every optimizer at every point of its grid.
+  """Searches the hyperparameters of every optimizer.
 
   Args:
-    plan: with grids of learning rates and radii.
+    plan: with a grid for each optimizer.
 
   Returns:
-    What the JSON holds: ``config``, and ``results`` with the mean validation
-    accuracy after the last epoch at each point, its standard error, the best
-    point and which of its coordinates lie on the edge of the grid.
+    What the JSON holds: ``config``, and ``results`` with every point, its
+    validation accuracy after the last epoch by seed, the best point and which
+    of its values lie at an end of those tried.
   """
   splits = plan.draw_splits()
   trainer = plan.make_trainer()
   results = {}
   with progress.Bars() as bars:
     for optimizer in plan.optimizers:
-      rates = plan.learning_rate[optimizer]
-      radii = plan.rho.get(optimizer, ())
-      on_epoch = bars.start(
-        optimizers.label(optimizer), plan.epochs * len(rates)
+      start_bar = lambda total, name=optimizer: bars.start(
+        optimizers.label(name), total
       )
-      # One learning rate at a time: all radii and seeds run together, and all
-      # learning rates share one compiled program.
-      columns = len(radii) or 1
-      repeated = jax.tree.map(
-        lambda x, n=columns: np.tile(x, (n,) + (1,) * (x.ndim - 1)), splits
+      found = search.search(
+        lambda points, name=optimizer, bar=start_bar: search.train(
+          trainer, name, splits, points, start_bar=bar
+        ),
+        plan.grids[optimizer],
       )
-      rows, diverged = [], []
-      for rate in rates:
-        outcome = trainer(
-          optimizer,
-          repeated,
-          np.full(columns * len(plan.seeds), rate),
-          np.repeat(radii or (0.0,), len(plan.seeds)),
-          with_curve=False,
-          on_epoch=on_epoch,
-        )
-        by_radius = lambda x, n=columns: x.reshape(n, -1)
-        rows.append(by_radius(outcome.validation_accuracy))
-        diverged.append(by_radius(outcome.diverged).sum(axis=1))
-      accuracy = np.array(rows)  # [learning rates, radii, seeds]
-      results[optimizer] = _summary(rates, radii, accuracy, np.array(diverged))
+      results[optimizer] = {
+        "best": found.best._asdict(),
+        "on_edge": found.on_edge,
+        "points": [
+          {
+            **point._asdict(),
+            "validation_accuracy": accuracy.tolist(),
+            "diverged": int(diverged),
+          }
+          for point, accuracy, diverged in zip(
+            found.points, found.accuracy, found.diverged, strict=True
+          )
+        ],
+      }
   return {"config": plan.config(), "results": results}
 
 
-def _summary(rates, radii, accuracy, diverged) -> dict[str, Any]:
-  mean = accuracy.mean(axis=2)
-  i, j = np.unravel_index(np.argmax(mean), mean.shape)
-  on_edge = [
-    name
-    for name, k, axis in (("learning_rate", i, rates), ("rho", j, radii))
-    if len(axis) > 1 and k in (0, len(axis) - 1)
+def _tables(optimizer: str, found: dict[str, Any]) -> list[str]:
+  """Learning rates by radii and by weight decays, the third at its best."""
+  others = {"rho": "weight_decay", "weight_decay": "rho"}
+  if optimizer not in optimizers.ASCENDING:
+    del others["rho"]
+  return [
+    _table(optimizer, found, column, fixed) for column, fixed in others.items()
   ]
-  return {
-    "learning_rate": list(rates),
-    "rho": list(radii) or None,
-    "validation_accuracy": mean.tolist(),
-    "validation_accuracy_standard_error": [
-      [statistics.standard_error(seeds) for seeds in row] for row in accuracy
-    ],
-    "diverged": diverged.tolist(),
-    "best": {
-      "learning_rate": rates[i],
-      "rho": radii[j] if radii else None,
-      "validation_accuracy": float(mean[i, j]),
-    },
-    "on_edge": on_edge,
+
+
+def _table(optimizer: str, found: dict[str, Any], column: str, fixed: str):
+  best = found["best"][fixed]
+  at = {
+    (point["learning_rate"], point[column]): point["validation_accuracy"]
+    for point in found["points"]
+    if point[fixed] == best
   }
-
-
-def _table(optimizer: str, grid: dict[str, Any]) -> str:
-  radii = grid["rho"] or ["-"]
-  return tables.table(
-    [optimizers.label(optimizer), *(f"{radius}" for radius in radii)],
-    [
-      [f"{rate:g}", *map(tables.with_error, means, errors)]
-      for rate, means, errors in zip(
-        grid["learning_rate"],
-        grid["validation_accuracy"],
-        grid["validation_accuracy_standard_error"],
-        strict=True,
-      )
-    ],
-  )
+  columns = sorted({key[1] for key in at})
+  title = f"{optimizers.label(optimizer)}: learning rate \\ {column}"
+  if fixed != "rho" or optimizer in optimizers.ASCENDING:
+    title += f", {fixed} {best:g}"
+  rows = []
+  for rate in sorted({key[0] for key in at}):
+    cells = [at.get((rate, value)) for value in columns]
+    rows.append(
+      [f"{rate:g}"]
+      + [
+        "-"
+        if x is None
+        else tables.with_error(float(np.mean(x)), statistics.standard_error(x))
+        for x in cells
+      ]
+    )
+  return title + "\n" + tables.table(["", *(f"{x:g}" for x in columns)], rows)

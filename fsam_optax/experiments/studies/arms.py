@@ -8,9 +8,11 @@ import optax
 
 import fsam_optax
 from fsam_optax.experiments.common.progress import Advance
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.seeds import splits
 
 LMBDA = 0.9
+UNTUNED_DECAY = 5e-4  # Of the studies that do not search it.
 RATES = (0.0075, 0.015, 0.03)
 RADII = (0.15, 0.25, 0.4, 0.6)
 # Of SGD alone, as many as the points of the others' grids.
@@ -46,17 +48,24 @@ class Context(NamedTuple):
 
 
 class Arm(NamedTuple):
-  """A way to train, and where its learning rate and radius are searched.
+  """A way to train, and where its hyperparameters are searched.
 
   Attributes:
     perturbation: from a radius; None for SGD.
-    radii: to try with each learning rate; one that says nothing for SGD.
+    radii: to try with each learning rate; 0 alone for SGD.
     rates: learning rates to try.
+    decays: weight decays to try.
   """
 
   perturbation: Optional[Callable[[Any], optax.GradientTransformation]]
   radii: tuple[float, ...] = RADII
   rates: tuple[float, ...] = RATES
+  decays: tuple[float, ...] = (UNTUNED_DECAY,)
+
+  @property
+  def grid(self) -> search.Grid:
+    """Where its search begins."""
+    return search.Grid(self.rates, self.radii, self.decays)
 
 
 def fsam(rho: Any, sigma: float = 1.0, lmbda: float = LMBDA):

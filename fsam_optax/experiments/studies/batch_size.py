@@ -3,9 +3,9 @@
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
 _SIZES = (50, 100, 250, 500)
 
@@ -32,9 +32,9 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
       name: arm._replace(rates=tuple(r * scale for r in arm.rates))
       for name, arm in arms.items()
     }
-    contest = search.Contest(context._replace(batch_size=size), scaled)
+    contest = contest_lib.Contest(context._replace(batch_size=size), scaled)
     results[f"{size}"] = {
-      name: contest.test(name, contest.search(name))[1] for name in arms
+      name: contest.test(name, contest.choose(name))[1] for name in arms
     }
   found = report.by_setting("rows a batch", sizes, results, arms)
   found["panels"][0]["is_log"] = True

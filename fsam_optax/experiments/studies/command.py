@@ -21,7 +21,7 @@ from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.studies import arms
 from fsam_optax.experiments.studies import report
 
-_SEARCH_SEEDS = 8
+_SEARCH_SEEDS = 16
 _SEEDS = ", ".join(f"{x.name} {x.seeds}" for x in studies.REGISTRY.values())
 _QUESTIONS = "\n".join(
   f"{x.name}: {x.question}" for x in studies.REGISTRY.values()
@@ -150,7 +150,7 @@ def config(context: arms.Context, data: shared_flags.Data) -> dict[str, Any]:
   return {
     **plan.describe_data(context.pool, data),
     "momentum": one_run.MOMENTUM,
-    "weight_decay": one_run.WEIGHT_DECAY,
+    "weight_decay": "searched, or 5e-4 where a study does not",
     "learning_rate_schedule": "cosine to 0, convergence excepted",
     "epochs": context.epochs,
     "batch_size": context.batch_size,

@@ -7,9 +7,9 @@ import numpy as np
 
 from fsam_optax import sharpness
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
 _ARMS = {"SGD": arms_lib.SGD, "SAM": arms_lib.SAM, "F-SAM": arms_lib.FSAM}
 _MEASURED_SEEDS = 8
@@ -25,10 +25,10 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   Returns:
     What the JSON holds.
   """
-  contest = search.Contest(context, _ARMS)
+  contest = contest_lib.Contest(context, _ARMS)
   results, densities = {}, {}
   for name in _ARMS:
-    runs, results[name] = contest.test(name, contest.search(name))
+    runs, results[name] = contest.test(name, contest.choose(name))
     spectrum, densities[name] = _measure(contest, name, runs, context)
     results[name] |= spectrum
   number = min(_MEASURED_SEEDS, len(context.seeds))

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from fsam_optax import sharpness
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import directions
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
 MEASURED_SEEDS = 8
 _RHO = 0.2  # Of the ascent and of the worst direction.
@@ -56,12 +57,12 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   Returns:
     What the JSON holds.
   """
-  contest = search.Contest(
+  contest = contest_lib.Contest(
     context, ARMS, make_step=directions.make_step, with_other_rows=True
   )
   results, measures = {}, {}
   for name in ARMS:
-    runs, results[name] = contest.test(name, contest.search(name))
+    runs, results[name] = contest.test(name, contest.choose(name))
     measures[name] = measure(contest, name, runs, context)
     results[name] |= {"measures": measures[name]}
   columns = list(next(iter(measures.values())))
@@ -120,7 +121,7 @@ def _measure_panel(column: str, measures: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(
-  contest: search.Contest,
+  contest: contest_lib.Contest,
   name: str,
   runs: search.Runs,
   context: arms_lib.Context,

@@ -97,7 +97,7 @@ def _watch(context, rate, lmbdas, is_iid) -> dict[str, Any]:
   steps = context.epochs * (context.pool.train_size // context.batch_size)
   perturbation = fsam_optax.friendly_perturbation(_RHO)
   tx = optax.chain(
-    optax.add_decayed_weights(one_run.WEIGHT_DECAY),
+    optax.add_decayed_weights(arms_lib.UNTUNED_DECAY),
     optax.sgd(
       optax.cosine_decay_schedule(rate, steps), momentum=one_run.MOMENTUM
     ),

@@ -4,9 +4,9 @@ import functools
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
 _SIGMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 _LMBDAS = (0.5, 0.6, 0.8, 0.9, 0.95, 0.99)
@@ -34,8 +34,8 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
     )
     for sigma, lmbda in pairs
   }
-  contest = search.Contest(context, arms)
-  results = {name: contest.test(name, contest.search(name))[1] for name in arms}
+  contest = contest_lib.Contest(context, arms)
+  results = {name: contest.test(name, contest.choose(name))[1] for name in arms}
   return {
     "results": results,
     "tables": [_table(results)],

@@ -3,13 +3,22 @@
 from typing import Any
 
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
-_RADII = (0.1, 0.2, 0.35, 0.6, 1.0)
-_SGD_RATES = tuple(0.0005 * 1.4**i for i in range(15))
-_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8)
+_FRACTIONS = (0.0, 0.2, 0.4, 0.6)
+# 64 points to begin with for each arm, in steps of about a square root of two.
+_EIGHT = (0.005, 0.007, 0.01, 0.014, 0.02, 0.028, 0.04, 0.056)
+_ARMS = {
+  "SGD": arms_lib.SGD._replace(rates=_EIGHT, decays=_EIGHT),
+  "SAM": arms_lib.SAM._replace(
+    rates=_EIGHT[3:7], radii=(0.14, 0.2, 0.28, 0.4), decays=_EIGHT[1:5]
+  ),
+  "F-SAM": arms_lib.FSAM._replace(
+    rates=_EIGHT[3:7], radii=(0.2, 0.28, 0.4, 0.56), decays=_EIGHT[1:5]
+  ),
+}
 
 
 def run(context: arms_lib.Context) -> dict[str, Any]:
@@ -21,21 +30,18 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   Returns:
     What the JSON holds.
   """
-  arms = {
-    "SGD": arms_lib.SGD._replace(rates=_SGD_RATES),
-    "SAM": arms_lib.SAM._replace(radii=_RADII),
-    "F-SAM": arms_lib.FSAM._replace(radii=_RADII),
-  }
-  contest = search.Contest(context, arms)
+  contest = contest_lib.Contest(context, _ARMS)
   fractions = _FRACTIONS[:3:2] if context.is_quick else _FRACTIONS
   results = {
     f"{fraction:g}": {
-      name: contest.test(name, contest.search(name, fraction), fraction)[1]
-      for name in arms
+      name: contest.test(
+        name, contest.choose(name, fraction), fraction, with_candidates=True
+      )[1]
+      for name in _ARMS
     }
     for fraction in fractions
   }
-  found = report.by_setting("label noise", fractions, results, arms)
+  found = report.by_setting("label noise", fractions, results, _ARMS)
   return {**found, "config": {"label_noise": list(fractions)}}
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import fsam_optax
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
 # As many points as the other arms' grids.
 _RADII = (1.5, 3.0, 6.0)
@@ -40,9 +40,9 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
   Returns:
     What the JSON holds.
   """
-  contest = search.Contest(context, _ARMS)
+  contest = contest_lib.Contest(context, _ARMS)
   results = {
-    name: contest.test(name, contest.search(name))[1] for name in _ARMS
+    name: contest.test(name, contest.choose(name))[1] for name in _ARMS
   }
   accuracy = {name: x["test_accuracy"] for name, x in results.items()}
   rows = [

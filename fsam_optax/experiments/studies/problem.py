@@ -10,7 +10,7 @@ import optax
 
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import search
+from fsam_optax.experiments.studies import contest as contest_lib
 
 
 class Problem:
@@ -31,7 +31,7 @@ class Problem:
       seeds: of the splits and the initializations.
     """
     model = networks.REGISTRY[context.model].create(context.pool.classes)
-    contest = search.Contest(context, {"SGD": arms_lib.SGD})
+    contest = contest_lib.Contest(context, {"SGD": arms_lib.SGD})
     splits = contest.splits(seeds)
     found = [
       contest.trainer.training_data(splits, run) for run in range(len(seeds))

@@ -10,6 +10,7 @@ import numpy as np
 from fsam_optax.experiments.common import figures
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.seeds import search
 
 
 def over(first: Any, second: Any) -> str:
@@ -31,10 +32,18 @@ def over(first: Any, second: Any) -> str:
 
 
 def accuracy(values: Any) -> str:
-  """Mean ± standard error in percent, and how many runs it leaves out."""
+  """Mean ± standard error in percent, and what a mean alone would hide.
+
+  That is how many runs diverged, which it leaves out, and where some collapsed
+  how many, and the median.
+  """
   mean, error = statistics.mean_and_error(values)
-  diverged = int(np.sum(~np.isfinite(np.asarray(values, np.float64))))
+  values = np.asarray(values, np.float64)
+  diverged = int(np.sum(~np.isfinite(values)))
   text = "-" if mean is None else tables.with_error(mean, error)
+  if collapsed := statistics.collapsed(values):
+    median = np.median(values[np.isfinite(values)])
+    text += f" (median {median:.2f}, {collapsed} collapsed)"
   return f"{text} ({diverged} diverged)" if diverged else text
 
 
@@ -90,28 +99,30 @@ def by_setting(
   results: dict[str, Any],
   arms: Iterable[str],
 ) -> dict[str, Any]:
-  """A table and a panel of the arms over a setting, F-SAM paired with SAM.
+  """Tables and a panel of the arms over a setting, F-SAM paired with them.
 
   Args:
     what: is set.
     settings: its values.
-    results: by value, as ``:g`` writes it, and by arm.
+    results: by value, as ``:g`` writes it, and by arm, F-SAM among them.
     arms: their names.
 
   Returns:
     What the JSON holds.
   """
   arms = list(arms)
-  rows = []
+  others = [name for name in reversed(arms) if name != "F-SAM"]
+  accuracies, points = [], []
   for setting in settings:
     of = results[f"{setting:g}"]
-    rows.append(
+    accuracies.append(
       [
         f"{setting:g}",
-        *(_accuracy_at_best(of[name]) for name in arms),
-        over(of["F-SAM"]["test_accuracy"], of["SAM"]["test_accuracy"]),
+        *(accuracy(of[name]["test_accuracy"]) for name in arms),
+        *(_difference(of["F-SAM"], of[name]) for name in others),
       ]
     )
+    points += [[f"{setting:g}", name, *_point(of[name])] for name in arms]
   lines = [
     line(
       name,
@@ -120,19 +131,56 @@ def by_setting(
     )
     for name in arms
   ]
+  header = ["learning rate", "rho", "weight decay", "points tried"]
   return {
     "results": results,
-    "tables": [{"header": [what, *arms, "F-SAM over SAM"], "rows": rows}],
+    "tables": [
+      {
+        "header": [what, *arms, *(f"F-SAM over {name}" for name in others)],
+        "rows": accuracies,
+      },
+      {
+        "header": [what, "", *header, "at the end of its values"],
+        "rows": points,
+      },
+    ],
     "panels": [panel(what, lines)],
   }
 
 
-def _accuracy_at_best(result: dict[str, Any]) -> str:
-  radius = "" if result["rho"] is None else f", rho {result['rho']:g}"
-  return (
-    f"{accuracy(result['test_accuracy'])} (rate "
-    f"{result['learning_rate']:.3g}{radius}){star(result)}"
+def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+  """A paired difference with its median, and the error that the search adds."""
+  values = first["test_accuracy"], second["test_accuracy"]
+  pair = statistics.paired(*values)
+  if pair["mean"] is None or pair["median"] is None:
+    return "-"
+  text = tables.with_error(pair["mean"], pair["standard_error"], signed=True)
+  if "candidates" in first and "candidates" in second:
+    error = search.error_with_search(_tested(first), _tested(second))
+    text += f" (± {error:.2f} with the search)"
+  return f"{text}, median {pair['median']:+.2f}"
+
+
+def _tested(result: dict[str, Any]) -> search.Tested:
+  """The candidates of an arm, from what the JSON says."""
+  columns = ("validation_accuracy", "test_accuracy")
+  return search.Tested(
+    *(
+      np.array([x[column] for x in result["candidates"]], np.float64)
+      for column in columns
+    )
   )
+
+
+def _point(result: dict[str, Any]) -> list[str]:
+  rho = "-" if result["rho"] is None else f"{result['rho']:.3g}"
+  return [
+    f"{result['learning_rate']:.3g}",
+    rho,
+    f"{result['weight_decay']:.3g}",
+    str(len(result["grid"])),
+    ", ".join(result["on_edge"]),
+  ]
 
 
 def noise_of(config: dict[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import entry
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
 
 _RADII = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 _RATE = 0.02
@@ -21,9 +22,11 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
     What the JSON holds.
   """
   arms = {"SAM": arms_lib.SAM, "F-SAM": arms_lib.FSAM}
-  contest = search.Contest(context, arms)
+  contest = contest_lib.Contest(context, arms)
   radii = _RADII[::4] if context.is_quick else _RADII
-  points = [(_RATE, radius) for radius in radii]
+  points = [
+    search.Point(_RATE, radius, arms_lib.UNTUNED_DECAY) for radius in radii
+  ]
   accuracy = {
     name: contest.run(name, points, context.seeds).test_accuracy.reshape(
       len(radii), -1

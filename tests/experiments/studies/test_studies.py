@@ -14,7 +14,7 @@ from fsam_optax.experiments.studies import arms as arms_lib
 from fsam_optax.experiments.studies import decomposition
 from fsam_optax.experiments.studies import directions
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import search
+from fsam_optax.experiments.studies import contest as contest_lib
 
 NAMES = sorted(studies.REGISTRY)
 SEVERAL = ("rho",)  # Of which the everyday run sees that they run.
@@ -43,7 +43,7 @@ def fixture_contest(context):
     "F-SAM": arms_lib.FSAM,
     "noise": decomposition.ARMS["noise"],
   }
-  return search.Contest(
+  return contest_lib.Contest(
     context, arms, make_step=directions.make_step, with_other_rows=True
   )
 
@@ -61,7 +61,7 @@ def test_runs_come_back_in_order_whatever_runs_at_once(contest):
 
 
 def test_search_takes_the_best_of_the_grid(contest):
-  best = contest.search("F-SAM")
+  best = contest.choose("F-SAM")
   rate, rho, accuracy = max(best.grid, key=lambda point: point[2])
   assert (best.rate, best.rho) == (rate, rho)
   again = contest.run("F-SAM", [(rate, rho)], [0])
@@ -89,12 +89,12 @@ def test_search_goes_beyond_its_values_until_the_best_lies_inside(
   monkeypatch.setattr(contest, "run", run)
   arm = arms_lib.FSAM._replace(rates=(0.0075, 0.015, 0.03), radii=(0.2, 0.4))
   monkeypatch.setitem(contest.arms, "F-SAM", arm)
-  best = contest.search("F-SAM")
+  best = contest.choose("F-SAM")
   np.testing.assert_allclose((best.rate, best.rho), (0.06, 0.05))
   assert best.on_edge == []
   assert len(set(asked)) == len(asked) == len(best.grid)
   monkeypatch.setattr(search, "_MOST_EXTENSIONS", 1)
-  assert contest.search("F-SAM").on_edge == ["learning rate", "rho"]
+  assert contest.choose("F-SAM").on_edge == ["learning rate", "rho"]
 
 
 def test_a_diverged_run_leaves_a_gap(contest, context):
