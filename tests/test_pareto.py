@@ -122,6 +122,34 @@ def test_a_ladder_is_widened_beyond_the_end_at_which_its_best_is(peak):
   assert ladder[np.argmax(found)] == pytest.approx(peak, rel=0.13)
 
 
+@pytest.mark.parametrize("peak", [0.15, 0.3, 0.7, 5.0])
+def test_the_window_moves_on_until_its_best_lies_inside(peak):
+  """More seeds may put the best elsewhere than few: here two steps above."""
+  ladder = np.array(pareto.RADII)
+  coarse = lambda values: -np.abs(np.log(values / (peak / 1.25**2)))
+  fine_values = []
+
+  def fine(values):
+    assert len(values) == 4
+    fine_values.extend(values)
+    return -np.abs(np.log(values / peak))
+
+  found = pareto.choose(ladder, coarse(ladder), coarse, fine, widenings=3)
+  assert found.best == pytest.approx(peak, rel=0.13)
+  assert not found.is_at_the_end
+  values, worth = found.fine
+  assert values[0] < found.best < values[-1]
+  assert worth[values.index(found.best)] == max(worth)
+  assert set(values) == set(fine_values)
+
+
+def test_a_best_beyond_all_widenings_is_said_to_be_at_the_end():
+  ladder = np.array(pareto.RADII)
+  found = pareto.choose(ladder, ladder, lambda x: x, lambda x: x, widenings=0)
+  assert found.best == ladder[-1]
+  assert found.is_at_the_end
+
+
 def test_every_form_has_its_gradients_counted():
   """At most those of F-SAM, at least one; a late form the fraction more."""
   for name, arm in pareto.ARMS.items():

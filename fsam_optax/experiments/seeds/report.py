@@ -95,7 +95,8 @@ def draw(report: dict[str, Any], path: pathlib.Path) -> None:
     )
     ends.append(result["curve"][-1])
   # From below the lowest curve's end, so that a point between two is seen.
-  axes[0].set_ylim(bottom=min(ends) - max(3.0, max(ends) - min(ends)))
+  margin = max(3.0, max(ends) - min(ends))
+  axes[0].set_ylim(min(ends) - margin, max(ends) + margin / 2)
   axes[0].set_ylabel("validation accuracy (%)")
   axes[0].legend(loc="lower right", fontsize="small")
   if report["paired"]:

@@ -117,7 +117,7 @@ def train(
   splits: splits_lib.Splits,
   points: Sequence[Point],
   *,
-  at_once: int = 32,
+  at_once: int = 4,
   start_bar: Callable[[int], Callable[[], None]],
 ) -> Runs:
   """Trains an optimizer on every seed at every point.
@@ -128,7 +128,8 @@ def train(
     splits: one a seed.
     points: to train at.
     at_once: number of runs that train together, always as many, for one
-      compiled program.
+      compiled program. Few, whose arrays fit a processor's cache: 4 take .4 of
+      the time of 32 a run for the small CNN, .8 for the perceptron.
     start_bar: opens a progress bar for a number of epochs.
 
   Returns:

@@ -12,8 +12,6 @@ from fsam_optax.experiments.seeds import splits as splits_lib
 from fsam_optax.experiments.seeds import trainer
 from fsam_optax.experiments.studies import arms as arms_lib
 
-_RUNS_AT_ONCE = 32
-
 
 class Contest:
   """Trains the arms of a study; each is compiled once."""
@@ -34,7 +32,7 @@ class Contest:
     """
     self.context = context
     self.arms = dict(arms)
-    self._at_once = 2 if context.is_quick else _RUNS_AT_ONCE
+    self._at_once = 2 if context.is_quick else 4
     self.trainer = trainer.Trainer(
       networks.REGISTRY[context.model].create(context.pool.classes),
       context.pool,

@@ -13,10 +13,10 @@ _EIGHT = (0.005, 0.007, 0.01, 0.014, 0.02, 0.028, 0.04, 0.056)
 _ARMS = {
   "SGD": arms_lib.SGD._replace(rates=_EIGHT, decays=_EIGHT),
   "SAM": arms_lib.SAM._replace(
-    rates=_EIGHT[3:7], radii=(0.14, 0.2, 0.28, 0.4), decays=_EIGHT[1:5]
+    rates=_EIGHT[4:], radii=(0.14, 0.2, 0.28, 0.4), decays=_EIGHT[2:6]
   ),
   "F-SAM": arms_lib.FSAM._replace(
-    rates=_EIGHT[3:7], radii=(0.2, 0.28, 0.4, 0.56), decays=_EIGHT[1:5]
+    rates=_EIGHT[4:], radii=(0.2, 0.28, 0.4, 0.56), decays=_EIGHT[2:6]
   ),
 }
 

@@ -65,6 +65,10 @@ def run(*argv):
     ("--rho 0.1:0.2", "--rho: must be one value for each optimizer"),
     ("--rho sam=1 --optimizers fsam", "got sam, which --optimizers leaves out"),
     ("--learning-rate 0", "--learning-rate: must be positive"),
+    ("--weight-decay -1", "--weight-decay: must be a finite number, 0 or more"),
+    ("--weight-decay nan", "--weight-decay: must be a finite number"),
+    ("--weight-decay 1e99", "--weight-decay: must be finite in float32"),
+    ("--weight-decay adam=1", "--weight-decay: must be one value or one for"),
     ("--learning-rate 1e99", "--learning-rate: must be finite in float32"),
     ("--sigma inf", "--sigma: must be a finite number"),
     ("--lmbda 1.1", r"--lmbda: must be a number in \[0, 1\]"),
@@ -120,6 +124,7 @@ def test_json_has_the_promised_schema(two_seeds):
   assert list(written["results"]) == ["sgd", "sam", "fsam"]
   for name, result in written["results"].items():
     assert (result["rho"] is None) == (name == "sgd")
+    assert f"{result['weight_decay']:g}" in process.stdout
     assert result["seconds"] > result["compile_seconds"] > 0
     assert result["diverged_seeds"] == []
     for key in ("test_accuracy", "train_accuracy", "validation_accuracy"):
@@ -130,6 +135,10 @@ def test_json_has_the_promised_schema(two_seeds):
     assert result["curve"][-1] == pytest.approx(
       np.mean(result["validation_accuracy"])
     )
+  first, second = (written["results"][x]["curve"] for x in ("fsam", "sam"))
+  assert written["paired"]["fsam-sam"]["curve"] == pytest.approx(
+    np.subtract(first, second)
+  )
   assert list(written["paired"]) == ["fsam-sam", "sam-sgd", "fsam-sgd"]
   assert "F-SAM over SAM" in process.stdout
 
@@ -148,6 +157,8 @@ def test_paired_values_follow_from_the_accuracies_of_the_seeds(two_seeds):
     # Student's distribution with one degree of freedom is Cauchy's.
     p_value = 1 - 2 / np.pi * np.arctan(abs(d.mean()) / error)
     assert pair["p_value"] == pytest.approx(p_value)
+    assert pair["median"] == pytest.approx(d.mean())  # Of two.
+    assert (pair["above"], pair["seeds"]) == (sum(d > 0), 2)
 
 
 def test_figure_is_a_png_and_nothing_else_is_left(two_seeds):
@@ -233,7 +244,8 @@ def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
   """Split, noise, initialization and batches are paired over optimizers."""
   run(
     *("compare", "--dataset", "digits", "--seeds", 2, "--epochs", 1),
-    *("--rho", 0, "--learning-rate", 0.02, "--output", tmp_path),
+    *("--rho", 0, "--learning-rate", 0.02, "--weight-decay", 0.01),
+    *("--output", tmp_path),
     *("--optimizers", "sgd,fsam"),
   )
   results = json.loads((tmp_path / "compare.json").read_text())["results"]

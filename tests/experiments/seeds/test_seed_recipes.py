@@ -1,5 +1,8 @@
 """The defaults of the commands, and the grids they were chosen from."""
 
+import itertools
+import math
+
 import pytest
 
 from fsam_optax.experiments.seeds import recipes
@@ -7,16 +10,17 @@ from fsam_optax.experiments.seeds import recipes
 
 @pytest.mark.parametrize("dataset", ["mnist", "digits", "my.npz"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_default_values_lie_inside_the_grids_they_were_chosen_from(
-  dataset, model
-):
+def test_defaults_lie_inside_grids_of_as_many_points_for_each(dataset, model):
   recipe = recipes.recipe(dataset, model)
-  for values, grids in (
-    (recipe.learning_rate, recipe.learning_rate_grid),
-    (recipe.rho, recipe.rho_grid),
-  ):
-    for optimizer, value in values.items():
-      assert value in grids[optimizer][1:-1]
+  for optimizer, best in recipe.best.items():
+    grid = recipe.grid(optimizer)
+    assert len(grid.points()) == 64
+    for value, values in zip(best, grid, strict=True):
+      assert value in (values[1:-1] if value else (0.0,))
+      assert list(values) == sorted(set(values))
+      ratios = [b / a for a, b in itertools.pairwise(values)]
+      step = math.sqrt(2) if recipe.is_tuned else 2
+      assert ratios == pytest.approx([step] * len(ratios), rel=0.05)
 
 
 def test_only_the_digits_of_mnist_are_made_smaller():

@@ -1,30 +1,38 @@
 """``tune``: what it chooses and warns of."""
 
 import json
+import re
 
 import numpy as np
 
 from fsam_optax import __main__
+from fsam_optax.experiments.seeds import search
 
 
-def run(*argv):
-  __main__.main([str(argument) for argument in argv])
-
-
-def test_tune_chooses_on_validation_rows_and_warns_at_an_edge(tmp_path, capsys):
-  run(
-    *("tune", "--dataset", "digits", "--seeds", 2, "--epochs", 2),
-    *("--learning-rate", "sam=1e-6:0.05", "--rho", "sam=0.05:0.1:100"),
-    *("--optimizers", "sam", "--output", tmp_path),
+def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(search.search, "__defaults__", (1,))
+  __main__.main(
+    [
+      *("tune", "--dataset", "digits", "--seeds", "2", "--epochs", "2"),
+      *("--learning-rate", "sam=1e-6:1e-5", "--rho", "sam=0.05:0.1"),
+      *("--weight-decay", "0:0.01", "--optimizers", "sam"),
+      *("--output", str(tmp_path)),
+    ]
   )
   written = json.loads((tmp_path / "tune.json").read_text())
-  grid = written["results"]["sam"]
-  accuracy = np.array(grid["validation_accuracy"])
-  assert accuracy.shape == (2, 3)
-  best = np.unravel_index(accuracy.argmax(), accuracy.shape)
-  assert grid["best"]["learning_rate"] == grid["learning_rate"][best[0]] == 0.05
-  assert grid["best"]["rho"] == grid["rho"][best[1]]
   assert written["config"]["seeds"] == [0, 1]
-  assert "warning: the best learning_rate of SAM, 0.05, lies on the edge" in (
-    capsys.readouterr().out
+  found = written["results"]["sam"]
+  assert "learning_rate" in found["on_edge"]
+  points = found["points"]
+  assert len({(x["learning_rate"], x["weight_decay"]) for x in points}) >= 6
+  means = [np.mean(x["validation_accuracy"]) for x in points]
+  best = points[int(np.argmax(means))]
+  assert found["best"] == {name: best[name] for name in search.Point._fields}
+  printed = capsys.readouterr().out
+  assert "digits, mlp, label noise 0.4: validation accuracy %" in printed
+  assert f"--weight-decay sam={best['weight_decay']:g}\n" in printed
+  assert re.search(
+    r"warning: the best learning_rate of SAM, \S+, lies", printed
   )

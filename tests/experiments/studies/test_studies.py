@@ -3,18 +3,18 @@
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 
 from fsam_optax import __main__
 from fsam_optax.experiments import studies
+from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.seeds import splits as splits_lib
 from fsam_optax.experiments.studies import arms as arms_lib
+from fsam_optax.experiments.studies import contest as contest_lib
 from fsam_optax.experiments.studies import decomposition
 from fsam_optax.experiments.studies import directions
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies import contest as contest_lib
 
 NAMES = sorted(studies.REGISTRY)
 SEVERAL = ("rho",)  # Of which the everyday run sees that they run.
@@ -48,57 +48,20 @@ def fixture_contest(context):
   )
 
 
-def test_runs_come_back_in_order_whatever_runs_at_once(contest):
-  # Two at a time, and three: the last is alone with a copy.
-  points = [(0.01, 0.1), (0.02, 0.4)]
-  runs = contest.run("F-SAM", points, [10, 11, 12])
-  assert runs.test_accuracy.shape == (6,)
-  again = contest.run("F-SAM", points[1:], [12, 10])
-  np.testing.assert_array_equal(again.test_accuracy, runs.test_accuracy[[5, 3]])
-  leaf = jax.tree.leaves(runs.params)[0]
-  assert leaf.shape[0] == 6
-  assert not np.array_equal(leaf[3], leaf[4])
-
-
 def test_search_takes_the_best_of_the_grid(contest):
-  best = contest.choose("F-SAM")
-  rate, rho, accuracy = max(best.grid, key=lambda point: point[2])
-  assert (best.rate, best.rho) == (rate, rho)
-  again = contest.run("F-SAM", [(rate, rho)], [0])
-  np.testing.assert_allclose(again.validation_accuracy.mean(), accuracy)
-  assert "rho" in best.on_edge  # Of two values, each is at an end.
-
-
-def test_search_goes_beyond_its_values_until_the_best_lies_inside(
-  contest, context, monkeypatch
-):
-  monkeypatch.setattr(contest, "context", context._replace(is_quick=False))
-  asked = []
-
-  def run(name, points, seeds, noise=None):
-    del name, noise
-    asked.extend(points)
-    # The best is at the rate 0.06 and the radius 0.05, both beyond their ends.
-    score = [
-      -(math.log2(rate / 0.06) ** 2) - math.log2(rho / 0.05) ** 2
-      for rate, rho in points
-    ]
-    accuracy = np.repeat(score, len(seeds))
-    return search.Runs(accuracy, accuracy, accuracy > 0, None)
-
-  monkeypatch.setattr(contest, "run", run)
-  arm = arms_lib.FSAM._replace(rates=(0.0075, 0.015, 0.03), radii=(0.2, 0.4))
-  monkeypatch.setitem(contest.arms, "F-SAM", arm)
-  best = contest.choose("F-SAM")
-  np.testing.assert_allclose((best.rate, best.rho), (0.06, 0.05))
-  assert best.on_edge == []
-  assert len(set(asked)) == len(asked) == len(best.grid)
-  monkeypatch.setattr(search, "_MOST_EXTENSIONS", 1)
-  assert contest.choose("F-SAM").on_edge == ["learning rate", "rho"]
+  found = contest.choose("F-SAM")
+  again = contest.run("F-SAM", [found.best], [0])
+  assert again.validation_accuracy.mean() == found.accuracy.max()
+  assert "rho" in found.on_edge  # Of two values, each is at an end.
+  _, summary = contest.test("F-SAM", found, with_candidates=True)
+  best = summary["candidates"][0]
+  assert best["test_accuracy"] == summary["test_accuracy"]
+  assert best["validation_accuracy"] == [found.accuracy.max()]
+  assert summary["weight_decay"] == best["weight_decay"] == 5e-4
 
 
 def test_a_diverged_run_leaves_a_gap(contest, context):
-  runs = contest.run("SGD", [(1e30, 0.0)], context.seeds)
+  runs = contest.run("SGD", [search.Point(1e30, 0.0, 0.0)], context.seeds)
   assert runs.diverged.all()
   assert np.all(np.isnan(runs.test_accuracy))
   assert np.all(np.isfinite(runs.validation_accuracy))
@@ -113,8 +76,38 @@ def test_a_diverged_run_leaves_a_gap(contest, context):
   assert report.number([math.nan]) == "-"
 
 
+def test_a_collapsed_run_is_counted_and_the_median_stands_beside_the_mean():
+  values = [80.0, 81.0, 82.0, 20.0]
+  cell = report.accuracy(values)
+  assert cell.startswith("65.75 ±")
+  assert cell.endswith("(median 80.50, 1 collapsed)")
+  found = report.by_setting(
+    "noise",
+    [0.4],
+    {
+      "0.4": {
+        name: {
+          "learning_rate": 0.1,
+          "rho": 0.2,
+          "weight_decay": 0.01,
+          "grid": [],
+          "on_edge": ["rho"],
+          "test_accuracy": accuracy,
+        }
+        for name, accuracy in (("SAM", values), ("F-SAM", [83.0] * 4))
+      }
+    },
+    ["SAM", "F-SAM"],
+  )
+  differences, points = found["tables"]
+  # 3, 2, 1 and 63: their mean is 17.25 and their median 2.5.
+  assert differences["rows"][0][3].startswith("+17.25 ±")
+  assert differences["rows"][0][3].endswith("median +2.50")
+  assert points["rows"][0][-1] == "rho"
+
+
 def test_a_measure_sees_the_rows_that_trained(contest, context):
-  runs = contest.run("SGD", [(0.05, 0.0)], context.seeds)
+  runs = contest.run("SGD", [search.Point(0.05, 0.0, 0.0)], context.seeds)
   loss, params, rows = contest.loss_and_data(runs, 1, context.seeds)
   splits = contest.splits([11])
   np.testing.assert_array_equal(rows["y"], splits.train_labels[0])
