@@ -381,9 +381,17 @@ def fragile_batch(state, batches, t, site=-1, value=np.nan):
   }
 
 
-@pytest.fixture(scope="module")
-def fragile_step():
-  return fsam_optax.make_train_step(fragile_loss)
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def fragile_step(request):
+  """The step as a platform skips: by a branch, or by a select."""
+  with pytest.MonkeyPatch.context() as patch:
+    if request.param == "gpu":
+      patch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *args, default, **_: default(*args),
+      )
+    yield fsam_optax.make_train_step(fragile_loss)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
