@@ -122,7 +122,9 @@ def _lowest_terms(fraction: float, rows: Any) -> tuple[int, int]:
   if isinstance(rows, int):
     taken = round(fraction * rows)
     return taken // math.gcd(taken, rows), rows // math.gcd(taken, rows)
-  return fractions.Fraction(fraction).limit_denominator(2**12).as_integer_ratio()
+  return (
+    fractions.Fraction(fraction).limit_denominator(2**12).as_integer_ratio()
+  )
 
 
 def check_batch(
@@ -153,11 +155,11 @@ def check_batch(
   is_key = _is_raw_key(batch)
   if None in lengths.values() or len(set(lengths.values())) != 1 or is_key:
     raise ValueError(
-      "`batch`, the first argument after the parameters and the state, or "
-      "after the model, must hold arrays of one number of rows to be split "
-      "into micro-batches or by `ascent_fraction`, got "
-      f"{'a random key' if is_key else lengths or 'no array'}. Put the rows "
-      "first among the arguments, and close over what is not per row."
+      "`batch` must hold arrays of one number of rows to be split into "
+      "micro-batches or by `ascent_fraction`, got "
+      f"{'a random key' if is_key else lengths or 'no array'}. It is the first "
+      "argument after the parameters, or after the model: put the rows there, "
+      "and close over what is not per row."
     )
   (length,) = set(lengths.values())
   if not isinstance(length, int):

@@ -52,8 +52,8 @@ def sharpness_aware(
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     axis_name: axis of :func:`jax.pmap`, :func:`jax.shard_map` or
       :func:`jax.vmap`, or a tuple of them, over which both gradients are
-      averaged. None where ``grad_fn`` averages by itself, and under
-      :func:`jax.jit` alone.
+      averaged. None where ``grad_fn`` averages by itself, as it does with a
+      loss that takes its mean over the axis, and under :func:`jax.jit` alone.
     checked: whether each update takes a third gradient, ``grad_fn(params)``,
       and raises unless it is ``updates``: for the first steps of a new loop. It
       finds what stands in front in the chain, a scale or a mean over replicas
@@ -67,14 +67,17 @@ def sharpness_aware(
 
   Raises:
     TypeError: if ``perturbation`` is no gradient transformation, or asks for
-      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
+      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable, or not by
+      the parameters alone.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, if
       ``params`` is only a part of the parameters because of a wrapper such as
       :func:`optax.masked`, if ``updates`` has another structure or other
-      shapes than ``params``, if ``axis_name`` is not bound, or if ``grad_fn``
-      returns another structure, other shapes or other dtypes than ``updates``
-      has, or under :func:`jax.shard_map` a gradient that still differs between
-      replicas; with ``checked``, if ``updates`` is not ``grad_fn(params)``
+      shapes than ``params``, if ``axis_name`` is not bound, or names an axis
+      over which :func:`jax.shard_map` has summed the gradient of ``grad_fn``
+      already, or if ``grad_fn`` returns another structure, other shapes or
+      other dtypes than ``updates`` has, or under :func:`jax.shard_map` a
+      gradient that still differs between replicas; with ``checked``, if
+      ``updates`` is not ``grad_fn(params)``
       (compiled, the same message in the runtime's error).
 
   .. note::
@@ -85,6 +88,11 @@ def sharpness_aware(
     statistics as the first pass had. It receives the perturbed parameters of
     the network that this optimizer owns; whatever else its loss reads, such as
     another network, it sees unperturbed.
+
+  .. note::
+    Gradients of complex parameters are those of :func:`jax.grad`, here as in
+    the two passes. The ascent is along their conjugate; what conjugates them
+    for the base optimizer goes behind this link.
   """
 
   check_perturbation(perturbation)

@@ -553,7 +553,7 @@ def check_hyperparameter(
     " or a schedule (a callable of the step count)" if can_vary else ""
   )
   is_number = not isinstance(value, (bool, str, bytes, list, tuple))
-  is_number = is_number and not callable(value)
+  is_number = is_number and not hasattr(value, "__jax_array__")
   if is_number:
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
@@ -592,13 +592,14 @@ def _value_at(
   What a schedule returns is checked where it is a value. Where it is traced,
   nobody can be told: it is moved into the range, and to 0 if it is not finite.
   """
+  found: Any = value
   if callable(value):
-    value = value(count)
-    check_hyperparameter(name, value, upper)
-  if isinstance(value, core.Tracer):
-    in_range = jnp.clip(value, 0.0, upper)
-    value = jnp.where(jnp.isfinite(value), in_range, 0.0)
-  return value
+    found = value(count)
+    check_hyperparameter(name, found, upper)
+  if isinstance(found, core.Tracer):
+    in_range = jnp.clip(found, 0.0, upper)
+    found = jnp.where(jnp.isfinite(found), in_range, 0.0)
+  return found
 
 
 def _wide_dtype(*leaves: Any) -> Any:
