@@ -334,7 +334,7 @@ class _Call:
 
   def loss_fn(self, params, variables, *batch):
     """The loss, the other Variables as it leaves them, and its own aux."""
-    params = {0: self.as_variables(params)}
+    params = {0: nnx.as_pure(self.as_variables(params))}
     nodes = nnx.merge(
       self._graphdef, nnx.State(params), variables, self._arrays
     )

@@ -840,7 +840,7 @@ def test_a_wrong_call_says_what_it_got(call, changes, message):
 
 
 def test_grad_fn_of_optax_contrib_sam_takes_one_argument_too_many(call):
-  with pytest.raises(TypeError, match="missing 1 required positional"):
+  with pytest.raises(TypeError, match="`grad_fn` must take the parameters alo"):
     call(grad_fn=lambda params, step: params)
 
 
