@@ -9,8 +9,8 @@ import optax
 
 from fsam_optax._cosine import cosine
 from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import widen
 from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import radius_norms
@@ -43,11 +43,9 @@ class Ascent:
 
   def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, Norms]:
     """The perturbation, the next state, and the norms of both steps to it."""
-    # For complex parameters JAX's gradient is the conjugate of the ascent.
     update = optax.with_extra_args_support(self.perturbation).update
-    epsilon, state = update(
-      jax.tree.map(jnp.conj, gradient), self.state, self.params, **extra
-    )
+    gradient = ascent_gradient(gradient)
+    epsilon, state = update(gradient, self.state, self.params, **extra)
     found = radius_norms(state)
     if not found:  # Not one of ours.
       direction = global_norm(gradient)
@@ -74,14 +72,12 @@ class Ascent:
 
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
-    leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    norm = global_norm([g for path, g in leaves if not is_overwritten(path)])
+    gradient = ascent_gradient(gradient)
+    norm = global_norm(gradient)
     found = find_state(SubtractGradientEmaState, self.state)
     if found is None:
       return norm, jnp.zeros_like(norm)
-    # The average is that of the conjugate gradients.
-    ema = jax.tree.map(jnp.conj, found.ema)
-    return norm, cosine(ema, gradient)
+    return norm, cosine(found.ema, gradient)
 
   def descend(
     self,

@@ -6,6 +6,8 @@ from typing import Any, Optional, Union
 import jax
 from jax import numpy as jnp
 
+from fsam_optax._perturbation import is_overwritten
+
 AxisName = Union[str, tuple[str, ...]]
 
 
@@ -95,7 +97,8 @@ def mean(tree: Any, axes: tuple[str, ...]) -> Any:
 
   Args:
     tree: floating arrays; an integer or a bool must be the same on all
-      replicas, as a counter is, and is returned as their maximum.
+      replicas, as a counter is, and is returned as their maximum. That is also
+      what replicas make of a value that overwrites another, as Flax's fp8 has.
     axes: names of axes; none of them for no mean.
 
   Returns:
@@ -104,16 +107,18 @@ def mean(tree: Any, axes: tuple[str, ...]) -> Any:
   if not axes:
     return tree
 
-  def mean_of(x):
+  def mean_of(path, x):
     dtype = jnp.result_type(x)
     if jnp.issubdtype(dtype, jax.dtypes.extended):
       return x
     x = varying(x, axes)
+    if is_overwritten(path):
+      return jax.lax.pmax(x, axes)
     if jnp.issubdtype(dtype, jnp.inexact):
       return jax.lax.pmean(x, axes)
     return jax.lax.pmax(x.astype(jnp.int32), axes).astype(dtype)
 
-  return jax.tree.map(mean_of, tree)
+  return jax.tree_util.tree_map_with_path(mean_of, tree)
 
 
 def replica_index(axes: tuple[str, ...]) -> jax.Array:

@@ -1,5 +1,6 @@
 """The rows of a batch: micro-batches, and those that the ascent sees."""
 
+import fractions
 import math
 from typing import Any, Callable
 
@@ -7,6 +8,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from fsam_optax._perturbation import is_overwritten
 from fsam_optax._tree_paths import leaves_by_path
 
 
@@ -29,7 +31,8 @@ def mean_over_parts(
       :func:`fsam_optax._axes.varying`.
 
   Returns:
-    The means in the dtypes of the outputs, and the carry of the last part.
+    The means in the dtypes of the outputs, and the carry of the last part. Of
+    values that overwrite others, as Flax's fp8 has, the maxima.
   """
   if num_parts == 1:
     return fn(batch, 0, carry)
@@ -48,18 +51,22 @@ def mean_over_parts(
     )
 
   carry = mark(carry)
-  first = jax.eval_shape(part_at, jnp.zeros([], jnp.int32))
-  shapes, _ = jax.eval_shape(fn, first, jnp.zeros([], jnp.int32), carry)
+  zero = jnp.zeros([], jnp.int32)
+  # Over nothing but constants, because a shape handed over says nothing of the
+  # axes of a mesh that are not manual.
+  shapes, _ = jax.eval_shape(lambda: fn(part_at(zero), zero, carry))
 
   def body(state, index):
     totals, carry = state
     outputs, carry = fn(part_at(index), index, carry)
-    totals = jax.tree.map(
-      # A metric may be a Python number.
-      lambda t, x: t + jnp.asarray(x, t.dtype),
-      totals,
-      outputs,
-    )
+
+    def added(path, total, x):
+      x = jnp.asarray(x, total.dtype)  # A metric may be a Python number.
+      if is_overwritten(path):
+        return jnp.where(index == 0, x, jnp.maximum(total, x))
+      return total + x
+
+    totals = jax.tree_util.tree_map_with_path(added, totals, outputs)
     return mark((totals, carry)), None
 
   # Over a mesh of explicit axes the sharding is a part of an array's type.
@@ -74,8 +81,12 @@ def mean_over_parts(
   (totals, carry), _ = jax.lax.scan(
     body, (mark(zeros), carry), jnp.arange(num_parts, dtype=jnp.int32)
   )
-  means = jax.tree.map(
-    lambda t, x: (t / num_parts).astype(x.dtype), totals, shapes
+  means = jax.tree_util.tree_map_with_path(
+    lambda path, t, x: (t if is_overwritten(path) else t / num_parts).astype(
+      x.dtype
+    ),
+    totals,
+    shapes,
   )
   return means, carry
 
@@ -99,14 +110,21 @@ def fraction_of_rows(batch: Any, fraction: float) -> Any:
     return batch
 
   def take(x):
-    rows = jnp.shape(x)[0]
-    taken = round(fraction * rows)
-    block = rows // math.gcd(taken, rows)
+    taken, block = _lowest_terms(fraction, jnp.shape(x)[0])
     blocks = jnp.reshape(x, (-1, block, *jnp.shape(x)[1:]))
-    taken_rows = blocks[:, : taken * block // rows]
-    return jnp.reshape(taken_rows, (taken, *jnp.shape(x)[1:]))
+    return jnp.reshape(blocks[:, :taken], (-1, *jnp.shape(x)[1:]))
 
   return jax.tree.map(take, batch)
+
+
+def _lowest_terms(fraction: float, rows: Any) -> tuple[int, int]:
+  """The fraction as `p` of `q` rows, where `rows` may be symbolic."""
+  if isinstance(rows, int):
+    taken = round(fraction * rows)
+    return taken // math.gcd(taken, rows), rows // math.gcd(taken, rows)
+  return (
+    fractions.Fraction(fraction).limit_denominator(2**12).as_integer_ratio()
+  )
 
 
 def check_batch(
@@ -120,8 +138,8 @@ def check_batch(
     ascent_fraction: fraction of each part's rows.
 
   Raises:
-    ValueError: if no array has rows, or a part or its fraction is not a whole
-      number of rows.
+    ValueError: if no array has rows, a part or its fraction is not a whole
+      number of rows, or the batch is a key.
   """
   lengths = {
     path: np.shape(x)[0] if np.ndim(x) else None
@@ -134,13 +152,19 @@ def check_batch(
     )
   if num_microbatches == 1 and ascent_fraction == 1:
     return
-  if None in lengths.values() or len(set(lengths.values())) != 1:
+  is_key = _is_raw_key(batch)
+  if None in lengths.values() or len(set(lengths.values())) != 1 or is_key:
     raise ValueError(
       "`batch` must hold arrays of one number of rows to be split into "
-      f"micro-batches or by `ascent_fraction`, got {lengths}. Close over what "
-      "is not per row."
+      "micro-batches or by `ascent_fraction`, got "
+      f"{'a random key' if is_key else lengths or 'no array'}. It is the first "
+      "argument after the parameters, or after the model: put the rows there, "
+      "and close over what is not per row."
     )
-  length = next(filter(None, lengths.values()))
+  (length,) = set(lengths.values())
+  if not isinstance(length, int):
+    _check_symbolic(length, num_microbatches, ascent_fraction)
+    return
   if length % num_microbatches:
     raise ValueError(
       f"`num_microbatches` must divide the number of rows of the batch, got "
@@ -159,4 +183,34 @@ def check_batch(
       f"`ascent_fraction` must be a whole number of rows of {what}, got "
       f"{ascent_fraction:g} of {rows} rows, {ascent_fraction * rows:g}. The "
       f"nearest are {nearest}."
+    )
+
+
+def _is_raw_key(batch: Any) -> bool:
+  """Whether this is a key of `jax.random.PRNGKey`, whose words are no rows."""
+  is_words = getattr(batch, "dtype", None) == jnp.uint32
+  return is_words and jnp.shape(batch) in ((2,), (4,))
+
+
+def _check_symbolic(
+  length: Any, num_microbatches: int, ascent_fraction: float
+) -> None:
+  """Raises unless a symbolic number of rows is a multiple of what it must be.
+
+  Args:
+    length: such as ``4*b``, from :func:`jax.export.symbolic_shape`.
+    num_microbatches: number of parts.
+    ascent_fraction: fraction of each part's rows.
+
+  Raises:
+    ValueError: if it is not known to be one.
+  """
+  _, block = _lowest_terms(ascent_fraction, length)
+  multiple = num_microbatches * block
+  if not length % multiple == 0:  # Where it is unknown, both are False.
+    raise ValueError(
+      "`num_microbatches` and `ascent_fraction` must split the rows of the "
+      f"batch evenly, whose symbolic number must be a multiple of {multiple}, "
+      f"got {length}. Give it as one: "
+      f'`jax.export.symbolic_shape("{multiple}*b")`.'
     )

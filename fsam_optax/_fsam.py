@@ -1,5 +1,6 @@
 """The optax interface: F-SAM as a link of `optax.chain`."""
 
+import inspect
 from typing import Any, Callable, Optional, Union
 
 import jax
@@ -10,9 +11,11 @@ import optax.tree
 
 from fsam_optax._perturbation import Mask
 from fsam_optax._perturbation import Order
+from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import friendly_perturbation
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import widen
 
 AxisName = Union[str, tuple[str, ...]]
@@ -49,8 +52,8 @@ def sharpness_aware(
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     axis_name: axis of :func:`jax.pmap`, :func:`jax.shard_map` or
       :func:`jax.vmap`, or a tuple of them, over which both gradients are
-      averaged. None where ``grad_fn`` averages by itself, and under
-      :func:`jax.jit` alone.
+      averaged. None where ``grad_fn`` averages by itself, as it does with a
+      loss that takes its mean over the axis, and under :func:`jax.jit` alone.
     checked: whether each update takes a third gradient, ``grad_fn(params)``,
       and raises unless it is ``updates``: for the first steps of a new loop. It
       finds what stands in front in the chain, a scale or a mean over replicas
@@ -64,14 +67,17 @@ def sharpness_aware(
 
   Raises:
     TypeError: if ``perturbation`` is no gradient transformation, or asks for
-      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
+      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable, or not by
+      the parameters alone.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, if
       ``params`` is only a part of the parameters because of a wrapper such as
       :func:`optax.masked`, if ``updates`` has another structure or other
-      shapes than ``params``, if ``axis_name`` is not bound, or if ``grad_fn``
-      returns another structure, other shapes or other dtypes than ``updates``
-      has, or under :func:`jax.shard_map` a gradient that still differs between
-      replicas; with ``checked``, if ``updates`` is not ``grad_fn(params)``
+      shapes than ``params``, if ``axis_name`` is not bound, or names an axis
+      over which :func:`jax.shard_map` has summed the gradient of ``grad_fn``
+      already, or if ``grad_fn`` returns another structure, other shapes or
+      other dtypes than ``updates`` has, or under :func:`jax.shard_map` a
+      gradient that still differs between replicas; with ``checked``, if
+      ``updates`` is not ``grad_fn(params)``
       (compiled, the same message in the runtime's error).
 
   .. note::
@@ -82,6 +88,11 @@ def sharpness_aware(
     statistics as the first pass had. It receives the perturbed parameters of
     the network that this optimizer owns; whatever else its loss reads, such as
     another network, it sees unperturbed.
+
+  .. note::
+    Gradients of complex parameters are those of :func:`jax.grad`, here as in
+    the two passes. The ascent is along their conjugate; what conjugates them
+    for the base optimizer goes behind this link.
   """
 
   check_perturbation(perturbation)
@@ -115,12 +126,15 @@ def sharpness_aware(
         f"their gradient, got {type(grad_fn).__name__}."
       )
     _check_shapes(updates, params)
+    _check_arguments(grad_fn, params)
     gradient = _averaged(grad_fn, axis_name)
     if axis_name is not None:
       updates = _mean(updates, axis_name)
     if checked:
       _check_gradient(updates, gradient(params))
-    epsilon, state = perturbation.update(updates, state, params)
+    epsilon, state = perturbation.update(
+      ascent_gradient(updates), state, params
+    )
     perturbed_updates = gradient(optax.apply_updates(params, epsilon))
     _check_like(perturbed_updates, updates)
     return perturbed_updates, state
@@ -227,19 +241,73 @@ def fsam(
 
 
 def _averaged(grad_fn, axis_name):
-  if axis_name is None:
-    return grad_fn
-  return lambda params: _mean(grad_fn(params), axis_name)
+  def gradient_at(params):
+    try:
+      gradient = grad_fn(params)
+    except Exception as error:
+      if not (isinstance(params, jax.Array) and params.ndim == 1):
+        raise
+      raise ValueError(
+        "`grad_fn` must take the parameters as they reach `fsam`, got an error "
+        f"from it for a vector of {params.size} entries. Where `optax.flatten` "
+        "made that of a tree, it goes behind `fsam`: `chain(fsam(), "
+        "flatten(base))`."
+      ) from error
+    if axis_name is None:
+      return gradient
+    return _mean(gradient, axis_name, is_own=True)
+
+  return gradient_at
 
 
-def _mean(gradient: optax.Updates, axis_name: AxisName) -> optax.Updates:
+def _mean(
+  gradient: optax.Updates, axis_name: AxisName, is_own: bool = False
+) -> optax.Updates:
+  """The mean over replicas, of gradients that have to be a replica's own."""
+  axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
   try:
-    return jax.tree.map(lambda g: jax.lax.pmean(g, axis_name), gradient)
+    # Those along which JAX knows what varies: that does.
+    tracked = [a for a in axes if _axes_of(jax.lax.axis_index(a))]
   except NameError as error:
     raise ValueError(
       "`axis_name` must be an axis of the jax.pmap, jax.shard_map or jax.vmap "
       f"around the update, got {axis_name!r}, which none of them names. Under "
       "plain jax.jit leave it out."
+    ) from error
+
+  def mean_of(path, g):
+    same = [a for a in tracked if a not in _axes_of(g)]
+    if is_own and same:
+      raise ValueError(
+        "`grad_fn` must return each replica's own gradient where `fsam` has an "
+        f"`axis_name`, got one that is the same along {same} at "
+        f"{jax.tree_util.keystr(path) or 'the root'}. By its default check "
+        "jax.shard_map has made it the sum over all replicas of parameters. "
+        "Leave `axis_name` out and take the mean inside the loss, by "
+        "jax.lax.pmean; or take the gradient at `jax.lax.pcast(params, "
+        "axis_name, to='varying')`; or give shard_map `check_vma=False`."
+      )
+    if is_overwritten(path):
+      g = jax.lax.pcast(g, tuple(same), to="varying") if same else g
+      return jax.lax.pmax(g, axis_name)
+    return jax.lax.pmean(g, axis_name)
+
+  return jax.tree_util.tree_map_with_path(mean_of, gradient)
+
+
+def _check_arguments(grad_fn: Callable[..., Any], params: optax.Params):
+  """Raises unless `grad_fn` can be called by the parameters alone."""
+  try:
+    signature = inspect.signature(grad_fn)
+  except (TypeError, ValueError):  # Not every callable has one.
+    return
+  try:
+    signature.bind(params)
+  except TypeError as error:
+    raise TypeError(
+      "`grad_fn` must take the parameters alone, got one of the arguments "
+      f"{signature}. Close over the others: `lambda p: jax.grad(loss)(p, "
+      "batch)`."
     ) from error
 
 

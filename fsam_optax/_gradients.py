@@ -16,6 +16,7 @@ from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
 from fsam_optax._loss import weight_of
 from fsam_optax._options import Options
+from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import widen
 
 
@@ -49,8 +50,8 @@ def times(tree: Any, weight: Any) -> Any:
   if weight is None:
     return tree
   # Selected: the mean of no rows is 0 / 0, and stays that times zero.
-  return jax.tree.map(
-    lambda x: jnp.where(weight > 0, widen(jnp.asarray(x)) * weight, 0.0), tree
+  return _map_gradients(
+    lambda x: jnp.where(weight > 0, widen(x) * weight, 0.0), tree
   )
 
 
@@ -59,7 +60,25 @@ def divided(tree: Any, weight: Any) -> Any:
   if weight is None:
     return tree
   safe = jnp.where(weight > 0, weight, 1.0)
-  return jax.tree.map(lambda x: x / safe, tree)
+  return _map_gradients(lambda x: x / safe, tree)
+
+
+def _map_gradients(fn: Callable[[Any], Any], tree: Any) -> Any:
+  """Maps all leaves but the values that overwrite others."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x if is_overwritten(path) else fn(x), tree
+  )
+
+
+def _without_nan(new: Any, old: Any) -> Any:
+  """What no rows overwrite: a maximum over none is not a number."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x, y: (
+      jnp.where(jnp.isnan(x), y, x) if is_overwritten(path) else x
+    ),
+    new,
+    old,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +144,17 @@ class Gradients:
       if has_parts:
         check_averaged(aux)
       scaled = loss if scale is None else loss * scale
-      return scaled, (loss, new_carry, aux)
+      # Each replica differentiates its own: the transpose of a sum over the
+      # axis inside the loss adds up what they hand back.
+      return self.mark_varying(scaled), (loss, new_carry, aux)
 
     grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
     if scale is not None:
-      grads = jax.tree.map(lambda g: widen(g) / scale, grads)
+      grads = _map_gradients(lambda g: widen(g) / scale, grads)
     weight = None
     if options.weight is not None:
       weight = aux[options.weight]
+      grads = _without_nan(grads, params)
       loss, grads = times((loss, grads), weight)
       aux = times(aux, weight) if has_parts else aux
     return Weighed(loss, aux, grads, weight), carry

@@ -147,8 +147,8 @@ def subtract_gradient_ema(
 
   def update_fn(updates, state, params=None, *, is_finite=None, **extra_args):
     del params, extra_args
-    decay = _value_at(lmbda, state.count)
-    fraction = _value_at(sigma, state.count)
+    decay = _value_at("lmbda", lmbda, state.count, upper=1.0)
+    fraction = _value_at("sigma", sigma, state.count)
     if order == "official":
       # The average starts at g_0. It is zero until then, so that the
       # subtraction needs no first step of its own.
@@ -280,7 +280,7 @@ def scale_to_radius(
       updates = _tree_map_wide(metric, scaled, params)
     else:
       norm = global_norm(updates)
-    radius = _value_at(rho, state.count)
+    radius = _value_at("rho", rho, state.count)
     is_finite = jnp.isfinite(norm)
     # Selected, not multiplied: zero times NaN is NaN. And before the division,
     # so that the slope of a step that was skipped is finite, too.
@@ -290,7 +290,7 @@ def scale_to_radius(
     )
     perturbation = jax.tree.map(
       lambda d, like: jnp.where(is_finite, scale * widen(d), 0.0).astype(
-        like.dtype
+        jnp.result_type(like)
       ),
       updates,
       updates if params is None else params,
@@ -427,7 +427,7 @@ def sam_perturbation(
 # The collection in which Flax keeps the scales of its fp8 matrix products, and
 # the maxima from which they are made. They travel with the parameters, and what
 # is called their gradient is the value to overwrite them with.
-_OVERWRITTEN = "_overwrite_with_gradient"
+OVERWRITTEN = "_overwrite_with_gradient"
 
 
 def _on_selected_leaves(
@@ -440,7 +440,10 @@ def _on_selected_leaves(
 
   def selected(tree):
     tree_of_bools = True if mask is None else mask
-    if callable(tree_of_bools):
+    # A tree of bools may be of a class that can be called, as a module is.
+    if callable(tree_of_bools) and not any(
+      map(_is_bool, jax.tree.leaves(tree_of_bools))
+    ):
       tree_of_bools = tree_of_bools(tree)
     _check_mask(tree_of_bools, tree)
     if _has_overwritten(tree):
@@ -475,7 +478,19 @@ def _on_selected_leaves(
 
 def is_overwritten(path: Any) -> bool:
   """Whether the "gradient" at a path is the next value of what is no weight."""
-  return any(getattr(key, "key", None) == _OVERWRITTEN for key in path)
+  return any(getattr(key, "key", None) == OVERWRITTEN for key in path)
+
+
+def ascent_gradient(gradient: optax.Updates) -> optax.Updates:
+  """The steepest ascent of the weights, of what :func:`jax.grad` returns.
+
+  For complex parameters that is its conjugate. What is overwritten with its
+  gradient does not move.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, g: jnp.zeros_like(g) if is_overwritten(path) else jnp.conj(g),
+    gradient,
+  )
 
 
 def _has_overwritten(tree: Any) -> bool:
@@ -486,7 +501,7 @@ def _has_overwritten(tree: Any) -> bool:
 def _check_mask(mask: Any, tree: Any):
   """Raises unless `mask` is a prefix of `tree` that selects something."""
   leaves = jax.tree.leaves(mask)
-  if not all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves):
+  if not all(map(_is_bool, leaves)):
     raise TypeError(
       "`mask` must hold bools, or be a callable that returns a tree of bools, "
       f"got {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}."
@@ -499,6 +514,10 @@ def _check_mask(mask: Any, tree: Any):
       f"got {jax.tree.structure(mask)} for {jax.tree.structure(tree)}."
     ) from error
   _check_selects(mask)
+
+
+def _is_bool(leaf: Any) -> bool:
+  return isinstance(leaf, (bool, np.bool_))
 
 
 def _check_selects(mask: Any):
@@ -528,12 +547,13 @@ def check_hyperparameter(
   name: str, value: Any, upper: float = math.inf, can_vary: bool = True
 ):
   """Raises unless `value` is a schedule, traced or a scalar in range."""
-  if isinstance(value, core.Tracer) or (can_vary and callable(value)):
+  if isinstance(value, core.Tracer) or (can_vary and _is_schedule(value)):
     return
   what = "must be a real number" + (
     " or a schedule (a callable of the step count)" if can_vary else ""
   )
   is_number = not isinstance(value, (bool, str, bytes, list, tuple))
+  is_number = is_number and not hasattr(value, "__jax_array__")
   if is_number:
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
@@ -556,8 +576,30 @@ def check_hyperparameter(
     raise ValueError(f"`{name}` {what}, got {value}.")
 
 
-def _value_at(value: optax.ScalarOrSchedule, count: Any) -> Any:
-  return value(count) if callable(value) else value
+def _is_schedule(value: Any) -> bool:
+  # A Variable of NNX is an array that can be called.
+  return callable(value) and not hasattr(value, "__jax_array__")
+
+
+def _value_at(
+  name: str,
+  value: optax.ScalarOrSchedule,
+  count: Any,
+  upper: float = math.inf,
+) -> Any:
+  """The hyperparameter at a count, in its range.
+
+  What a schedule returns is checked where it is a value. Where it is traced,
+  nobody can be told: it is moved into the range, and to 0 if it is not finite.
+  """
+  found: Any = value
+  if callable(value):
+    found = value(count)
+    check_hyperparameter(name, found, upper)
+  if isinstance(found, core.Tracer):
+    in_range = jnp.clip(found, 0.0, upper)
+    found = jnp.where(jnp.isfinite(found), in_range, 0.0)
+  return found
 
 
 def _wide_dtype(*leaves: Any) -> Any:
@@ -576,8 +618,8 @@ def _cast_like(x: jax.Array, like: jax.Array) -> jax.Array:
   return x.astype(like.dtype)
 
 
-def widen(x: jax.Array) -> jax.Array:
-  return x.astype(_wide_dtype(x))
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+  return jnp.asarray(x, _wide_dtype(x))
 
 
 def _tree_map_wide(fn: Callable[..., jax.Array], *trees: Any) -> Any:

@@ -149,6 +149,7 @@ def make_train_step(
         loss_fn, metrics, extra_args, skip_nonfinite, options, state, batch
       )
 
+    step.axes = options.axes  # For what maps it over a mesh.
     return step
 
   if not jit:

@@ -21,6 +21,7 @@ from fsam_optax._axes import varying
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
+from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation_state import is_memoryless
@@ -165,7 +166,8 @@ def one_pass(
   everywhere = mean(found._replace(aux=None), options.axes).divided()
   loss, grads = everywhere.loss, optax.tree.cast_like(everywhere.grads, params)
   zero = jnp.zeros([], jnp.float32)
-  info = SharpnessInfo(loss, global_norm(grads), zero, zero, zero)
+  norm = global_norm(ascent_gradient(grads))
+  info = SharpnessInfo(loss, norm, zero, zero, zero)
   return Outcome(
     loss,
     mean(carry, options.axes),

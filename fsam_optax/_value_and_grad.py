@@ -99,10 +99,11 @@ def value_and_grad(
     A function ``fn(params, perturbation_state, *args, **kwargs)`` that returns
     ``(value, grads, perturbation_state, info)``. ``value`` is the loss, or
     ``(loss, aux)``, of the first pass, at ``params``. ``grads`` has the tree,
-    shapes and dtypes of ``params``. ``info`` is a :class:`SharpnessInfo`. Both
-    passes, and all micro-batches, get the same arguments beside the batch, so
-    the same dropout key. The step of the gates is the number of updates that
-    the perturbation has counted.
+    shapes and dtypes of ``params``, and is for complex ones the conjugate of
+    the ascent, as :func:`jax.grad` has it. ``info`` is a
+    :class:`SharpnessInfo`. Both passes, and all micro-batches, get the same
+    arguments beside the batch, so the same dropout key. The step of the gates
+    is the number of updates that the perturbation has counted.
 
     The first pass sees ``ascent_fraction`` of the rows, and ``value`` is still
     its: at the parameters that are trained, not beside them, and so without

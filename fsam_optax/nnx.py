@@ -4,6 +4,7 @@ An optimizer that takes the second gradient itself, and for chains with
 :func:`fsam_optax.fsam` in them the ``grad_fn`` that those ask for.
 """
 
+import contextlib
 from typing import Any, Callable, Optional
 
 from flax import nnx
@@ -14,6 +15,7 @@ import optax
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
+from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation_state import state_difference
 from fsam_optax._two_passes import one_pass
@@ -69,6 +71,10 @@ class Optimizer(nnx.Optimizer):
       that ``nnx.jit``, ``nnx.split`` and checkpoints carry it.
     took_pass: whether :meth:`value_and_grad` ran since the last ``update``
       (static).
+    differentiated: filter of the Variables to differentiate by (static).
+      Where ``wrt`` was given what Flax overwrites with its gradient, as fp8
+      has it, that is here alone: :meth:`update` overwrites it, and ``tx`` does
+      not see it.
     step: see :class:`flax.nnx.Optimizer`, as are ``tx``, ``opt_state`` and
       ``wrt``.
   """
@@ -100,6 +106,10 @@ class Optimizer(nnx.Optimizer):
     _check_selects(wrt, model)
     if perturbation is not None:
       check_perturbation(perturbation)
+    # What is overwritten with its gradient is differentiated, and no weight.
+    self.differentiated = wrt
+    if jax.tree.leaves(nnx.state(model, nnx.All(wrt, _is_overwritten))):
+      wrt = nnx.All(wrt, nnx.Not(_is_overwritten))
     super().__init__(model, tx, wrt=wrt)
     self.perturbation = perturbation
     self.took_pass = False
@@ -107,7 +117,9 @@ class Optimizer(nnx.Optimizer):
       None
       if perturbation is None
       # With the Variables, whose sharding the state then has too.
-      else nnx.optimizer.to_opt_state(perturbation.init(nnx.state(model, wrt)))
+      else nnx.optimizer.to_opt_state(
+        perturbation.init(_marked(nnx.state(model, self.differentiated)))
+      )
     )
 
   def value_and_grad(
@@ -166,7 +178,7 @@ class Optimizer(nnx.Optimizer):
       batch, rest = None, args
       if chosen.splits_rows:
         batch, rest = args[0], args[1:]
-      call = _Call(loss_fn, has_aux, self.wrt, model, rest, kwargs)
+      call = _Call(loss_fn, has_aux, self.differentiated, model, rest, kwargs)
       loss_of_part = lambda params, part, index, variables: call.loss_fn(
         params, variables, *((part,) if chosen.splits_rows else ())
       )
@@ -217,6 +229,8 @@ class Optimizer(nnx.Optimizer):
         "`perturbation=None` trains without."
       )
     super().update(model, grads, **kwargs)
+    if self.wrt is not self.differentiated:
+      nnx.update(model, nnx.state(grads, _is_overwritten))
     self.took_pass = False
 
 
@@ -275,6 +289,12 @@ def value_and_grad(
 
   def fn(model, *args, **kwargs):
     _check_selects(wrt, model)
+    if jax.tree.leaves(nnx.state(model, nnx.All(wrt, _is_overwritten))):
+      raise ValueError(
+        "`wrt` must leave out what Flax overwrites with its gradient (fp8), "
+        f"got {wrt!r}: a chain would perturb it, because it sees arrays and "
+        "not what they are. Use `fsam_optax.nnx.Optimizer` with the same `wrt`."
+      )
     call = _Call(loss_fn, has_aux, wrt, model, args, kwargs)
     (loss, (variables, aux)), grads = jax.value_and_grad(
       call.loss_fn, has_aux=True
@@ -309,13 +329,14 @@ class _Call:
     )
     self._params = params[0] if params else params
     # Arrays and not Variables: `finish` moves those.
-    self.params = nnx.as_pure(self._params)
+    self.params = nnx.as_pure(_marked(self._params))
     self.variables = nnx.as_pure(variables)
 
   def loss_fn(self, params, variables, *batch):
     """The loss, the other Variables as it leaves them, and its own aux."""
+    params = {0: nnx.as_pure(self.as_variables(params))}
     nodes = nnx.merge(
-      self._graphdef, nnx.State({0: params}), variables, self._arrays
+      self._graphdef, nnx.State(params), variables, self._arrays
     )
     model, args, kwargs = nodes
     output = self._loss_fn(model, *batch, *args, **kwargs)
@@ -339,6 +360,26 @@ class _Call:
     return jax.tree.unflatten(
       jax.tree.structure(self._params), jax.tree.leaves(grads)
     )
+
+
+def _is_overwritten(path, x):
+  """Whether this is a Variable whose "gradient" is its next value."""
+  del path
+  kinds = [kind.__name__ for kind in type(x).__mro__]
+  # That of the collection, or what was registered for it.
+  with contextlib.suppress(ValueError):
+    kind = nnx.variable_type_from_name(OVERWRITTEN)
+    return isinstance(x, kind) or OVERWRITTEN in kinds
+  return OVERWRITTEN in kinds
+
+
+def _marked(state):
+  """The state, what is overwritten below the key by which the passes see it."""
+  return jax.tree.map(
+    lambda x: {OVERWRITTEN: x} if _is_overwritten((), x) else x,
+    state,
+    is_leaf=lambda x: isinstance(x, nnx.Variable),
+  )
 
 
 def _check_no_argnums(options):

@@ -227,11 +227,12 @@ def shard_map_step(
     batch)`` is that of :func:`jax.jit`, to compile ahead of time.
 
   Raises:
-    ValueError: if the mesh has no such axis; at call, if the rows do not split
-      evenly or the state is not on the mesh.
+    ValueError: if the mesh has no such axis, or the step averages over none; at
+      call, if the rows do not split evenly or the state is not on the mesh.
   """
   axes = axes_of("axis_name", axis_name)
   _check_axes(mesh, axes)
+  _check_averages(step, axes)
   replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
   devices = set(mesh.devices.flat)
   mapped = jax.jit(
@@ -282,9 +283,11 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
 
   Raises:
     TypeError: if ``num_groups`` is not an int.
-    ValueError: if it is not positive; at call, if it does not divide the rows.
+    ValueError: if it is not positive, or the step averages over no such axis;
+      at call, if it does not divide the rows.
   """
   check_int("num_groups", num_groups, least=1)
+  _check_averages(step, (axis_name,))
   mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=axis_name)
   return lambda state, batch: mapped(state, _split_rows(batch, num_groups))
 
@@ -333,4 +336,15 @@ def _check_axes(mesh, axes):
     raise ValueError(
       f"`axis_name` must name axes of the mesh, {mesh.axis_names}, got "
       f"{unknown}."
+    )
+
+
+def _check_averages(step, axes):
+  """Raises for a train step that leaves replicas of the state apart."""
+  named = getattr(step, "axes", axes)  # What it does not say, nobody knows.
+  if left := [axis for axis in axes if axis not in named]:
+    raise ValueError(
+      f"`step` must average over the axes {axes} that its batch is split "
+      f"along, got one that leaves out {left}. Make it by `make_train_step("
+      f"loss_fn, axis_name={axes if axes[1:] else axes[0]!r}, jit=False)`."
     )

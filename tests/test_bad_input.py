@@ -2,8 +2,11 @@
 
 import collections
 
+from flax import nnx
 import jax
+from jax import export as jax_export  # No attribute of jax unless imported.
 from jax import numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -55,6 +58,19 @@ def masked_init(mask):
   fsam_optax.friendly_perturbation(mask=mask).init(W)
 
 
+def export_rows(rows, **options):
+  """A loss and its gradient for any number of rows that `rows` describes."""
+  perturbation = fsam_optax.friendly_perturbation(0.0)
+  fn = fsam_optax.value_and_grad(loss, perturbation, **options)
+  (number,) = jax_export.symbolic_shape(rows)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype), BATCH
+  )
+  arguments = W, perturbation.init(W)
+  exported = jax_export.export(jax.jit(fn))(*arguments, batch)
+  return exported.call(*arguments, {"x": jnp.eye(8, 3), "y": jnp.arange(8.0)})
+
+
 grad_fn = jax.grad(lambda p: loss(p, BATCH))
 radius = fsam_optax.radius_schedule
 
@@ -67,6 +83,12 @@ CASES = [
    lambda: passes(batch={**BATCH, "t": 1.0}, num_microbatches=2)),
   ("empty_batch", ValueError, "`batch` must not be empty",
    lambda: passes(batch={"x": jnp.ones((0, 3)), "y": jnp.ones(0)})),
+  ("batch_behind_a_key", ValueError, "got a random key. It is the first argum",
+   lambda: passes(batch=jax.random.PRNGKey(0), num_microbatches=2)),
+  ("batch_behind_nothing", ValueError, "`batch` must hold .* got no array",
+   lambda: passes(batch=(None,), ascent_fraction=0.5)),
+  ("symbolic_rows", ValueError, r"multiple of 4, got b\..*'?4\*b",
+   lambda: export_rows("b", num_microbatches=2, ascent_fraction=0.5)),
   ("half_empty_batch", ValueError, r"`batch` must hold arrays of one number",
    lambda: passes(batch={"x": jnp.ones((4, 3)), "y": jnp.ones(0)},
                   num_microbatches=2)),
@@ -179,6 +201,10 @@ CASES = [
    lambda: chain(grad_fn=lambda p: {"w": p["w"].astype(jnp.bfloat16)})),
   ("grad_fn_of_another_shape", ValueError, r"of the shapes and dtypes.*\['w'\]",
    lambda: chain(grad_fn=lambda p: {"w": jnp.ones(2)})),
+  ("grad_fn_of_two_arguments", TypeError, r"parameters alone, .*\(p, i\)",
+   lambda: chain(grad_fn=lambda p, i: grad_fn(p))),
+  ("grad_fn_that_asks_for_rows", TypeError, r"parameters alone, .*batch\)",
+   lambda: chain(grad_fn=jax.grad(loss))),
   ("grad_fn_not_callable", TypeError, "`grad_fn` must be callable",
    lambda: chain(grad_fn=W)),
   ("wrapped_by_masked", ValueError, "`params` must hold every parameter",
@@ -213,6 +239,8 @@ CASES = [
    lambda: radius(lambda t: t, -0.1, 1.0, learning_rate_max=1.0)),
   ("negative_eta", ValueError, "`eta` must be non-negative",
    lambda: fsam_optax.scale_to_radius(0.1, eta=-1.0)),
+  ("radius_of_a_variable", TypeError, "`rho` must be a real number or a sched",
+   lambda: fsam_optax.fsam(nnx.Param(0.1))),
   ("scheduled_eps", TypeError, "`eps` must be a real number",
    lambda: fsam_optax.scale_to_radius(0.1, eps=lambda t: t)),
 ]  # fmt: skip
@@ -235,3 +263,16 @@ def test_good_input_is_not():
   step()
   masked_init({"w": True})
   assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_symbolic_rows_split_where_they_are_known_to(parts):
+  loss_of_all, grads, *_ = export_rows(
+    "4*b", num_microbatches=parts, ascent_fraction=0.5
+  )
+  x, y = np.eye(8, 3), np.arange(8.0)
+  # The first of every two rows: of all, or of each part, of rows i modulo 2.
+  taken = [0, 2, 4, 6] if parts == 1 else [0, 4, 1, 5]
+  errors = x @ np.ones(3) - y
+  np.testing.assert_allclose(loss_of_all, np.mean(errors[taken] ** 2))
+  np.testing.assert_allclose(grads["w"], 2 * errors @ x / 8)

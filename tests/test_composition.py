@@ -67,6 +67,16 @@ ROWS = [
     "takes no extra args: use the two-pass value_and_grad",
   ),
   (
+    "flatten, split_real_and_imaginary",
+    "behind fsam: `chain(fsam(), flatten(base))`; around it they are errors. "
+    "Complex gradients are conjugated between the two",
+  ),
+  (
+    "lbfgs",
+    "behind fsam, with `value_fn=lambda p, grad_fn: loss(p)`: its line search "
+    "goes by the clean loss",
+  ),
+  (
     "schedule_free, reduce_on_plateau, conditionally_transform",
     "work",
   ),
@@ -433,6 +443,85 @@ def test_lookahead_takes_the_two_pass_gradient(problem):
   chex.assert_trees_all_close(params.fast, params.slow, rtol=1e-6)
 
 
+# flatten, split_real_and_imaginary
+
+
+@row("flatten, split_real_and_imaginary")
+def test_flatten_and_split_work_behind_and_are_refused_around(problem):
+  batch, params, fsam = problem.batch(0), problem.params, fsam_optax.fsam(0.1)
+  grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
+  second = lambda tx: tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
+  )[0]
+  sgd, expected = optax.sgd(0.1), second(optax.chain(fsam, optax.sgd(0.1)))
+  split = optax.contrib.split_real_and_imaginary
+  for wrapper in (optax.flatten, split):
+    found = second(optax.chain(fsam, wrapper(sgd)))
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+  with pytest.raises(ValueError, match="for a vector of 24 entries"):
+    second(optax.flatten(optax.chain(fsam, sgd)))
+  with pytest.raises(TypeError, match="unexpected keyword argument 'grad_fn'"):
+    second(split(optax.chain(fsam, sgd)))
+
+
+@row("flatten, split_real_and_imaginary")
+def test_complex_parameters_train_as_pairs_of_real_ones():
+  away = lambda z: jnp.sum(jnp.abs(z - 1j) ** 4)
+  conjugate = optax.stateless(lambda u, p: jax.tree.map(jnp.conj, u))
+  split = optax.contrib.split_real_and_imaginary(optax.adam(0.1))
+  z = jnp.array([1 + 2j, -3 + 0.5j], jnp.complex64)
+  pair = {"re": z.real, "im": z.imag}
+  of_pair = lambda p: away(p["re"] + 1j * p["im"])
+
+  def trained(tx, params, loss_fn):
+    state = tx.init(params)
+    for _ in range(3):
+      grad_fn = jax.grad(loss_fn)
+      updates, state = tx.update(
+        grad_fn(params), state, params, grad_fn=grad_fn
+      )
+      params = optax.apply_updates(params, updates)
+    return params
+
+  fsam = fsam_optax.fsam(0.3, lmbda=0.5)
+  found = trained(optax.chain(fsam, conjugate, split), z, away)
+  expected = trained(optax.chain(fsam, optax.adam(0.1)), pair, of_pair)
+  np.testing.assert_allclose(found.real, expected["re"], rtol=1e-5)
+  np.testing.assert_allclose(found.imag, expected["im"], rtol=1e-5)
+
+
+# lbfgs
+
+
+@row("lbfgs")
+def test_lbfgs_searches_along_the_sharpness_aware_gradient(problem):
+  batch, params = problem.batch(0), problem.params
+  loss_fn = jax.jit(lambda p: problem.loss_fn(p, batch))
+  loss, grads = jax.value_and_grad(loss_fn)(params)
+  tx = optax.chain(fsam_optax.fsam(0.1), optax.lbfgs())
+  update = lambda value_fn: tx.update(
+    grads,
+    tx.init(params),
+    params,
+    value=loss,
+    grad=grads,
+    value_fn=value_fn,
+    grad_fn=jax.grad(loss_fn),
+  )[0]
+  with pytest.raises(TypeError, match="accepted by `value_fn`"):
+    update(loss_fn)
+  updates = update(lambda p, grad_fn: loss_fn(p))
+  # Its first step is the steepest descent, scaled.
+  _, second, _, _ = fsam_optax.value_and_grad(
+    problem.loss_fn, fsam_optax.sam_perturbation(0.1)
+  )(params, fsam_optax.sam_perturbation(0.1).init(params), batch)
+  cosine = -optax.tree.vdot(updates, second) / (
+    optax.tree.norm(updates) * optax.tree.norm(second)
+  )
+  np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+  assert loss_fn(optax.apply_updates(params, updates)) < loss
+
+
 # schedule_free, reduce_on_plateau, conditionally_transform
 
 
@@ -751,7 +840,7 @@ def test_a_wrong_call_says_what_it_got(call, changes, message):
 
 
 def test_grad_fn_of_optax_contrib_sam_takes_one_argument_too_many(call):
-  with pytest.raises(TypeError, match="missing 1 required positional"):
+  with pytest.raises(TypeError, match="`grad_fn` must take the parameters alo"):
     call(grad_fn=lambda params, step: params)
 
 

@@ -3,8 +3,10 @@
 from by_hand import flat
 from by_hand import unflat
 from flax import linen as nn
+from flax import nnx
 from flax.core import freeze
 from flax.linen import fp8_ops
+from flax.training import dynamic_scale
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -159,7 +161,7 @@ def with_link(variables, batches):
 
 
 def test_the_collection_is_the_one_that_flax_names(variables):
-  assert _perturbation._OVERWRITTEN == OVERWRITTEN
+  assert _perturbation.OVERWRITTEN == OVERWRITTEN
   assert set(variables) == {"params", OVERWRITTEN}
 
 
@@ -280,3 +282,145 @@ def test_the_state_of_other_trees_has_no_wrapper(make, expected, variables):
     f"({', '.join(map(name, state))})" if type(state) is tuple else name(state)
   )
   assert found == expected
+
+
+# The maximum over parts and replicas, by an operation of two rows, 1 and 9.
+
+
+@jax.custom_vjp
+def remember(x, largest):
+  """The input, and as the gradient of `largest` the largest input."""
+  del largest
+  return x
+
+
+remember.defvjp(
+  lambda x, largest: (x, x), lambda x, g: (g, jnp.max(jnp.abs(x)))
+)
+REMEMBERED = {"params": {"w": jnp.array(2.0)}, OVERWRITTEN: {"largest": 0.5}}
+TWO_ROWS = jnp.array([1.0, 9.0])
+
+
+def remembered_loss(variables, x, counts=None):
+  x = remember(x, variables[OVERWRITTEN]["largest"])
+  count = jnp.sum(jnp.ones_like(x) if counts is None else counts)
+  weighed = x if counts is None else x * counts
+  return jnp.sum(weighed * variables["params"]["w"]) / count, {"n": count}
+
+
+def first_gradient(*args, axis=None, **options):
+  ascent = perturbation()
+  fn = fsam_optax.value_and_grad(
+    lambda p, b: remembered_loss(p, *b),
+    ascent,
+    has_aux=True,
+    axis_name=axis,
+    **options,
+  )
+  state = ascent.init(REMEMBERED)
+  _, grads, _, info = fn(REMEMBERED, state, args)
+  return grads, info.gradient_norm
+
+
+OPTIONS = {
+  "alike": {},
+  "alone": {"sync_perturbation": False},
+  "lean": {"sync_perturbation": False, "ema_gradient": "descent"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_of_parts_and_replicas_the_largest_is_kept(options):
+  of_parts = first_gradient(TWO_ROWS, num_microbatches=2, **options)
+  of_replicas = jax.vmap(
+    lambda x: first_gradient(x, axis="b", **options),
+    axis_name="b",
+    out_axes=None,
+  )(TWO_ROWS[:, None])
+  for grads, norm in (of_parts, of_replicas):
+    assert grads[OVERWRITTEN]["largest"] == 9
+    assert grads["params"]["w"] == 5
+    assert norm == 5
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_the_rows_weigh_does_not_scale_it(options):
+  options = {"weight": "n", "num_microbatches": 2, **options}
+  grads, _ = first_gradient(TWO_ROWS, jnp.array([0.0, 2.0]), **options)
+  assert (grads[OVERWRITTEN]["largest"], grads["params"]["w"]) == (9, 9)
+  # Of no rows at all it is what the rows are, and where they are nothing, what
+  # it was.
+  for row, kept in ((9.0, 9), (jnp.nan, 0.5)):
+    x = jnp.full(2, row)
+    grads, _ = first_gradient(x, jnp.zeros(2), **options)
+    assert (grads[OVERWRITTEN]["largest"], grads["params"]["w"]) == (kept, 0)
+
+
+def test_a_loss_scale_does_not_divide_it():
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=REMEMBERED,
+    tx=optax.sgd(1.0),
+    perturbation=perturbation(),
+    dynamic_scale=dynamic_scale.DynamicScale(scale=2.0**20),
+  )
+  step = fsam_optax.make_train_step(
+    lambda p, s, b, r: (remembered_loss(p, b)[0], (s, {})), jit=False
+  )
+  state, _ = step(state, TWO_ROWS)
+  assert state.params[OVERWRITTEN]["largest"] == 9
+  np.testing.assert_allclose(state.params["params"]["w"], 2 - 5)
+
+
+def test_the_link_of_a_chain_keeps_the_largest_of_all_replicas():
+  link = fsam_optax.fsam(axis_name="b")
+
+  def updates_of(x):
+    grad_fn = jax.grad(lambda p: remembered_loss(p, x)[0])
+    return link.update(
+      grad_fn(REMEMBERED), link.init(REMEMBERED), REMEMBERED, grad_fn=grad_fn
+    )[0]
+
+  updates = jax.vmap(updates_of, axis_name="b", out_axes=None)(
+    TWO_ROWS[:, None]
+  )
+  assert updates[OVERWRITTEN]["largest"] == 9
+  assert updates["params"]["w"] == 5
+
+
+def test_a_perturbation_without_a_mask_leaves_it_too():
+  bare = fsam_optax.scale_to_radius(0.5)
+  fn = fsam_optax.value_and_grad(
+    lambda p, x: jnp.sum(x * p["params"]["w"]) + p[OVERWRITTEN]["largest"] * 7,
+    bare,
+  )
+  loss, _, _, info = fn(REMEMBERED, bare.init(REMEMBERED), TWO_ROWS)
+  np.testing.assert_allclose(info.perturbed_value - loss, 0.5 * 10, rtol=1e-6)
+  assert info.gradient_norm == 10
+
+
+def test_in_nnx_the_type_of_a_variable_says_so():
+  kind = nnx.variable_type_from_name(OVERWRITTEN, allow_register=True)
+
+  class Model(nnx.Module):
+    def __init__(self):
+      self.w = nnx.Param(jnp.array(2.0))
+      self.largest = kind(jnp.array(0.5))
+
+  def loss(model, x):
+    return jnp.mean(remember(x, model.largest[...]) * model.w[...])
+
+  model, wrt = Model(), nnx.Any(nnx.Param, kind)
+  optimizer = fsam_optax.nnx.Optimizer(
+    model, optax.sgd(0.1), wrt=wrt, perturbation=perturbation()
+  )
+  _, grads, info = optimizer.value_and_grad(
+    loss, num_microbatches=2, return_info=True
+  )(model, TWO_ROWS)
+  assert (grads.largest[...], grads.w[...]) == (9, 5)
+  assert info.gradient_norm == 5
+  optimizer.update(model, grads)
+  assert model.largest[...] == 9
+  np.testing.assert_allclose(model.w[...], 2 - 0.1 * 5)
+  with pytest.raises(ValueError, match="`wrt` must leave out what Flax"):
+    fsam_optax.nnx.value_and_grad(loss, wrt=wrt)(model, TWO_ROWS)

@@ -142,6 +142,45 @@ def test_shard_map_sees_the_drift_before_it_happens(problem):
   )
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_gradient_that_shard_map_has_summed_is_no_mean_of_replicas(
+  outside, problem
+):
+  """By its default check JAX sums the gradient of replicated parameters."""
+  arguments = lambda tx: (
+    problem.params,
+    tx.init(problem.params),
+    problem.batch(0),
+  )
+
+  def mapped(tx, loss_fn, own=lambda params: params, **options):
+    def update(params, state, batch):
+      grad_fn = lambda p: jax.grad(loss_fn)(own(p), batch)
+      grads = grad_fn(params)
+      grads = jax.lax.pmean(grads, "batch") if outside else grads
+      updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+      return optax.apply_updates(params, updates)
+
+    specs = dict(in_specs=(P(), P(), P("batch")), out_specs=P())
+    mesh = mesh_of_replicas()
+    return jax.jit(jax.shard_map(update, mesh=mesh, **specs, **options))
+
+  tx = chain(axis_name="batch")
+  with pytest.raises(ValueError, match=r"same along \['batch'\].*check_vma"):
+    mapped(tx, problem.loss_fn)(*arguments(tx))
+  # The remedies that it names.
+  mean_inside = lambda p, b: jax.lax.pmean(problem.loss_fn(p, b), "batch")
+  own = lambda p: jax.lax.pcast(p, "batch", to="varying")
+  found = [
+    mapped(chain(), mean_inside)(*arguments(chain())),
+    mapped(tx, problem.loss_fn, own)(*arguments(tx)),
+    mapped(tx, problem.loss_fn, check_vma=False)(*arguments(tx)),
+  ]
+  expected = one_device(problem, steps=1)
+  for params in found:
+    chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_axis_that_nobody_names_is_an_error(problem):
   tx = chain(axis_name="batch")
   with pytest.raises(ValueError, match="`axis_name` must be an axis"):

@@ -249,3 +249,39 @@ def test_no_factory_swallows_a_misspelt_hyperparameter():
       TypeError, match="unexpected keyword argument 'lambda_'"
     ):
       factory(lambda_=0.9)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "instead"),
+  [
+    ("rho", -0.1, 0.0),
+    ("rho", math.nan, 0.0),
+    ("rho", math.inf, 0.0),
+    ("sigma", -1.0, 0.0),
+    ("lmbda", 1.5, 1.0),
+    ("lmbda", math.nan, 0.0),
+  ],
+)
+def test_a_schedule_that_leaves_the_range_is_refused_or_brought_back(
+  name, value, instead
+):
+  """Refused where the value is known, and no worse than that compiled."""
+
+  def directions(number):
+    tx = fsam_optax.friendly_perturbation(**{name: number})
+    state = tx.init(jnp.zeros(2))
+    for gradient in (jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])):
+      found, state = tx.update(gradient, state)
+    return found, state
+
+  def late(count):
+    return jnp.where(count > 0, value, 0.5)
+
+  with pytest.raises(ValueError, match=f"`{name}` must be"):
+    directions(late)
+  found = jax.jit(lambda: directions(late))()
+  expected = directions(lambda count: instead if count else 0.5)
+  for one, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-6)

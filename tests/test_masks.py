@@ -385,3 +385,13 @@ def test_adapters_train_without_gradient_or_average_of_the_frozen_weights():
   jaxpr = str(jax.make_jaxpr(step)(state, jnp.eye(16)))
   # The frozen weights' gradient would be a product of batch and cotangent.
   assert jaxpr.count("dot_general") < 2 * 2 * 4
+
+
+def test_a_mask_of_a_class_that_can_be_called_is_a_tree():
+  model = eqx.filter(eqx.nn.Linear(2, 3, key=jax.random.key(0)), eqx.is_array)
+  mask = jax.tree.map(lambda x: x.ndim > 1, model)
+  assert callable(mask)
+  ascent = fsam_optax.sam_perturbation(0.1, mask=mask)
+  epsilon, _ = ascent.update(model, ascent.init(model), model)
+  assert not epsilon.bias.any()
+  np.testing.assert_allclose(np.linalg.norm(epsilon.weight), 0.1, rtol=1e-5)

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+from flax import nnx
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -428,6 +429,86 @@ def test_complex_parameters_are_pairs_of_real_ones():
       pair(jnp.conj(grads)), expected, rtol=1e-4, atol=1e-5
     )
     chex.assert_trees_all_close(info, expected_info, rtol=1e-4, atol=1e-5)
+
+
+COMPLEX = np.array([1 + 2j, -3 + 0.5j], np.complex64)
+
+
+def complex_loss(z, b):
+  return jnp.sum(jnp.abs(z - b) ** 2)
+
+
+def complex_of_value_and_grad(z, b):
+  perturbation = friendly_perturbation(0.3)
+  fn = fsam_optax.value_and_grad(complex_loss, perturbation)
+  _, grads, (ema, _), _ = fn(z, perturbation.init(z), b)
+  return grads, ema.ema
+
+
+def complex_of_fsam(z, b):
+  link = fsam_optax.fsam(0.3, checked=True)
+  grad_fn = lambda z: jax.grad(complex_loss)(z, b)
+  grads, (ema, _) = link.update(grad_fn(z), link.init(z), z, grad_fn=grad_fn)
+  return grads, ema.ema
+
+
+def complex_of_make_train_step(z, b):
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"z": z},
+    tx=optax.sgd(1.0),
+    perturbation=friendly_perturbation(0.3),
+  )
+  step = fsam_optax.make_train_step(
+    lambda p, s, b, r: (complex_loss(p["z"], b), (s, {})), jit=False
+  )
+  state, _ = step(state, b)
+  return z - state.params["z"], state.perturbation_state[0].ema["z"]
+
+
+def complex_of_nnx(z, b):
+  model = nnx.Dict(z=nnx.Param(z))
+  optimizer = fsam_optax.nnx.Optimizer(
+    model,
+    optax.sgd(1.0),
+    wrt=nnx.Param,
+    perturbation=friendly_perturbation(0.3),
+  )
+  loss_fn = lambda model, b: complex_loss(model.z[...], b)
+  _, grads = optimizer.value_and_grad(loss_fn)(model, b)
+  ema = optimizer.perturbation_state[0].ema
+  return grads["z"][...], ema["z"][...]
+
+
+def complex_of_nnx_and_fsam(z, b):
+  model, link = nnx.Dict(z=nnx.Param(z)), fsam_optax.fsam(0.3)
+  loss_fn = lambda model, b: complex_loss(model.z[...], b)
+  _, grads, grad_fn = fsam_optax.nnx.value_and_grad(loss_fn)(model, b)
+  params = nnx.as_pure(nnx.state(model))
+  grads, (ema, _) = link.update(
+    nnx.as_pure(grads), link.init(params), params, grad_fn=grad_fn
+  )
+  return grads["z"], ema.ema["z"]
+
+
+@pytest.mark.parametrize(
+  "face",
+  [
+    complex_of_value_and_grad,
+    complex_of_fsam,
+    complex_of_make_train_step,
+    complex_of_nnx,
+    complex_of_nnx_and_fsam,
+  ],
+  ids=lambda f: f.__name__,
+)
+def test_complex_gradients_are_those_of_jax_in_every_face(face):
+  """And the ascent goes up: along the conjugate, which the average holds."""
+  away = COMPLEX - 1j
+  perturbed = away + 0.3 * away / np.linalg.norm(away)
+  found, ema = face(jnp.asarray(COMPLEX), jnp.array([1j, 1j], jnp.complex64))
+  np.testing.assert_allclose(found, 2 * np.conj(perturbed), rtol=1e-5)
+  np.testing.assert_allclose(ema, 2 * away, rtol=1e-5)
 
 
 # Large leaves and degenerate trees.

@@ -190,3 +190,19 @@ def test_one_array_is_a_pytree(batch):
   for (losses, w), (_, params) in zip(alone, boxed, strict=True):
     assert losses[-1] < losses[0]
     chex.assert_trees_all_close(w, params["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_python_numbers_are_parameters_too(adaptive):
+  """At w = 3 the gradient is 6; the perturbation .5, or .5 w = 1.5."""
+  params = {"w": 3.0}
+  grad_fn = jax.grad(lambda p: p["w"] ** 2)
+  expected = 2 * (3 + (0.5 * 3 if adaptive else 0.5))
+  perturbation = fsam_optax.friendly_perturbation(0.5, adaptive=adaptive)
+  fn = fsam_optax.value_and_grad(lambda p: p["w"] ** 2, perturbation)
+  _, grads, _, _ = fn(params, perturbation.init(params))
+  link = fsam_optax.fsam(0.5, adaptive=adaptive, checked=True)
+  updates, _ = link.update(
+    grad_fn(params), link.init(params), params, grad_fn=grad_fn
+  )
+  np.testing.assert_allclose([grads["w"], updates["w"]], expected, rtol=1e-6)

@@ -3,6 +3,7 @@
 import re
 
 from flax import jax_utils
+from flax import nnx
 import jax
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
@@ -555,3 +556,108 @@ def test_integer_outputs_that_would_be_averaged_are_refused(batches):
   )
   with pytest.raises(TypeError, match=r"floating scalars.*rows"):
     step(make_state(), batches[0])
+
+
+# A loss that reduces itself over the axis.
+
+
+def mean_of_means(x, axes):
+  return jax.lax.pmean(jnp.mean(x), axes)
+
+
+def sum_over_count(x, axes):
+  return jax.lax.psum(jnp.sum(x), axes) / jax.lax.psum(x.size, axes)
+
+
+def mean_of_all(x, axes):
+  for axis in axes if isinstance(axes, tuple) else (axes,):
+    x = jax.lax.all_gather(x, axis)
+  return jnp.mean(x)
+
+
+SQUARES = np.arange(16.0).reshape(16, 1) / 4 + 0.5
+
+
+def gradient_of_squares(face, axes, reduced, **options):
+  """What an update of rate 1 takes off the weight, a face of the engine."""
+  ascent = fsam_optax.friendly_perturbation(0.0)
+  options = {"axis_name": axes, **options}
+  loss = lambda w, x: reduced((x * w) ** 2)
+  if face == "value_and_grad":
+    fn = fsam_optax.value_and_grad(loss, ascent, **options)
+    return lambda w, x: fn(w, ascent.init(w), x)[1]
+  if face == "make_train_step":
+    step = fsam_optax.make_train_step(
+      lambda p, s, x, r: (loss(p["w"], x), (s, {})), jit=False, **options
+    )
+    create = lambda w: fsam_optax.TrainState.create(
+      apply_fn=None, params={"w": w}, tx=optax.sgd(1.0), perturbation=ascent
+    )
+    return lambda w, x: w - step(create(w), x)[0].params["w"]
+
+  def of_nnx(w, x):
+    model = nnx.Dict(w=nnx.Param(w))
+    optimizer = fsam_optax.nnx.Optimizer(
+      model, optax.sgd(1.0), wrt=nnx.Param, perturbation=ascent
+    )
+    fn = optimizer.value_and_grad(lambda m, x: loss(m.w[...], x), **options)
+    return fn(model, x)[1]["w"][...]
+
+  return of_nnx
+
+
+@pytest.mark.parametrize(
+  "reduced", [mean_of_means, sum_over_count, mean_of_all]
+)
+@pytest.mark.parametrize("over", ["a", "b", ("a", "b")])
+@pytest.mark.parametrize(
+  ("face", "options"),
+  [
+    ("value_and_grad", {}),
+    ("value_and_grad", {"num_microbatches": 2}),
+    ("make_train_step", {}),
+    ("nnx", {}),
+  ],
+)
+def test_a_loss_that_reduces_itself_is_that_of_all_rows(
+  reduced, over, face, options
+):
+  """Under the default check, where a gradient knows what it varies along."""
+  mesh = make_mesh(a=2, b=4)
+  gradient = gradient_of_squares(
+    face, ("a", "b"), lambda x: reduced(x, over), **options
+  )
+  found = jax.jit(
+    jax.shard_map(
+      gradient,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec(("a", "b"))),
+      out_specs=PartitionSpec(),
+    )
+  )(jnp.array([3.0]), jnp.asarray(SQUARES))
+  np.testing.assert_allclose(found, [2 * 3 * np.mean(SQUARES**2)], rtol=1e-10)
+
+
+def test_some_axes_of_a_mesh_alone_are_manual_with_parts_of_the_batch():
+  mesh = make_mesh(a=2, b=4)
+  gradient = gradient_of_squares(
+    "value_and_grad", "b", jnp.mean, num_microbatches=2
+  )
+  found = jax.jit(
+    jax.shard_map(
+      gradient,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec("b")),
+      out_specs=PartitionSpec(),
+      axis_names={"b"},
+    )
+  )(jnp.array([3.0]), jnp.asarray(SQUARES))
+  np.testing.assert_allclose(found, [2 * 3 * np.mean(SQUARES**2)], rtol=1e-10)
+
+
+def test_a_step_that_averages_over_no_axis_is_not_mapped():
+  step = step_of()
+  with pytest.raises(ValueError, match="`step` must average over the axes"):
+    sharding.shard_map_step(step, make_mesh(batch=8), check_vma=False)
+  with pytest.raises(ValueError, match="axis_name='group', jit=False"):
+    sharding.group_step(step, 2, "group")
