@@ -185,10 +185,11 @@ def _subtracted(gradient, ema, fraction, decay, order, is_plain):
   """
   if order == "official":
     direction = _tree_map_wide(lambda g, m: g - fraction * m, gradient, ema)
-    # Of d_t = g_t - sigma m_{t-1}; at sigma = 1 rounded as g_t - m_{t-1}.
-    difference = _tree_map_wide(
-      lambda d, m: d + (fraction - 1) * m, direction, ema
-    )
+    difference = direction
+    if not is_plain:  # Of d_t = g_t - sigma m_{t-1}.
+      difference = _tree_map_wide(
+        lambda d, m: d + (fraction - 1) * m, direction, ema
+      )
   else:
     difference = _tree_map_wide(lambda g, m: g - m, gradient, ema)
   average = _tree_map_wide(lambda x, m: m + (1 - decay) * x, difference, ema)
@@ -284,12 +285,13 @@ def scale_to_radius(
     is_finite = jnp.isfinite(norm)
     # Selected, not multiplied: zero times NaN is NaN. And before the division,
     # so that the slope of a step that was skipped is finite, too.
+    # And the zero is the negative one: a weight of -0.0 plus 0.0 would be 0.0.
     is_usable = is_finite & (norm > 0)
     scale = jnp.where(
       is_usable, radius / (jnp.where(is_usable, norm, 1.0) + eps), 0.0
     )
     perturbation = jax.tree.map(
-      lambda d, like: jnp.where(is_finite, scale * widen(d), 0.0).astype(
+      lambda d, like: jnp.where(is_finite, scale * widen(d), -0.0).astype(
         jnp.result_type(like)
       ),
       updates,

@@ -315,7 +315,9 @@ def _concluded(ascent: Ascent, options: Options, ran: _Ran) -> Outcome:
     if options.is_local:
       # With nothing to remember, any gradient serves to count the update.
       last = grads if gradient is None else gradient
-      return ascent.advance(last, norms, None)
+      # Its norm is not taken: the gradient is finite where all those were that
+      # it is the mean of.
+      return ascent.advance(last, norms, jnp.isfinite(norms.direction))
     return ran.state
 
   measured = ran.measured if gradient is None else ascent.measure(gradient)

@@ -133,6 +133,10 @@ def test_local_micro_batches_each_ascend_along_their_own_gradient(problem):
   jax.tree.map(close, grads, mean(perturbed))
   jax.tree.map(close, new_state[0].ema, ema)
   close(info.perturbation_norm, 0.3)
+  # A part that is not finite leaves the average as it was.
+  bad = {**batch, "y": batch["y"].at[1].set(jnp.nan)}
+  (kept, _), before = fn(params, state, bad)[2], state[0]
+  jax.tree.map(np.testing.assert_array_equal, kept, before)
 
 
 def test_ragged_batches_are_refused_with_the_numbers(problem):

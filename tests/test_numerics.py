@@ -140,6 +140,8 @@ def test_a_gradient_that_is_not_finite_never_enters_the_average(
     perturbation, [first, poisoned(second, value), second], params
   )
   chex.assert_trees_all_equal(epsilon, zeros(params))
+  # To a weight of -0.0, 0.0 is a change.
+  assert all(jnp.signbit(x).all() for x in jax.tree.leaves(epsilon))
   chex.assert_trees_all_equal(during[0], before[0])
   assert not np.isfinite(during[1].direction_norm)
   assert during[1].perturbation_norm == 0
