@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from fsam_optax._tracing import is_staged
 from fsam_optax._tree_paths import leaves_by_path
 
 
@@ -48,34 +49,41 @@ def mean_over_parts(
     )
 
   carry = mark(carry)
-  first = jax.eval_shape(part_at, jnp.zeros([], jnp.int32))
-  shapes, _ = jax.eval_shape(fn, first, jnp.zeros([], jnp.int32), carry)
+  # A metric may be a Python number.
+  wide = lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32))
+  add = lambda total, x: total + jnp.asarray(x, total.dtype)
+  if is_staged():
+    first = jax.eval_shape(part_at, jnp.zeros([], jnp.int32))
+    shapes, _ = jax.eval_shape(fn, first, jnp.zeros([], jnp.int32), carry)
 
-  def body(state, index):
-    totals, carry = state
-    outputs, carry = fn(part_at(index), index, carry)
-    totals = jax.tree.map(
-      # A metric may be a Python number.
-      lambda t, x: t + jnp.asarray(x, t.dtype),
-      totals,
-      outputs,
+    def body(state, index):
+      totals, carry = state
+      outputs, carry = fn(part_at(index), index, carry)
+      return mark((jax.tree.map(add, totals, outputs), carry)), None
+
+    # Over a mesh of explicit axes the sharding is a part of an array's type.
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(
+        x.shape,
+        jnp.result_type(x.dtype, jnp.float32),
+        out_sharding=x.sharding,
+      ),
+      shapes,
     )
-    return mark((totals, carry)), None
-
-  # Over a mesh of explicit axes the sharding is a part of an array's type.
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(
-      x.shape,
-      jnp.result_type(x.dtype, jnp.float32),
-      out_sharding=x.sharding,
-    ),
-    shapes,
-  )
-  (totals, carry), _ = jax.lax.scan(
-    body, (mark(zeros), carry), jnp.arange(num_parts, dtype=jnp.int32)
-  )
+    (totals, carry), _ = jax.lax.scan(
+      body, (mark(zeros), carry), jnp.arange(num_parts, dtype=jnp.int32)
+    )
+  else:
+    totals = shapes = None
+    for index in jnp.arange(num_parts, dtype=jnp.int32):
+      shapes, carry = fn(part_at(index), index, carry)
+      totals = (
+        jax.tree.map(wide, shapes)
+        if totals is None
+        else jax.tree.map(add, totals, shapes)
+      )
   means = jax.tree.map(
-    lambda t, x: (t / num_parts).astype(x.dtype), totals, shapes
+    lambda t, x: (t / num_parts).astype(jnp.result_type(x)), totals, shapes
   )
   return means, carry
 

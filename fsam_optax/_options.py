@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal, Optional, Union
 
+from jax import core
 import numpy as np
 
 from fsam_optax._axes import AxisName
@@ -133,11 +134,10 @@ class Options:
     """Whether this step ascends.
 
     Args:
-      step: an int, a traced integer of shape ``[]``, or None where it is not
-        known.
+      step: an integer of shape ``[]``, or None where it is not known.
 
     Returns:
-      A bool where all steps do the same or the step is an int; else a traced
+      A bool where all steps do the same or the step is a value; else a traced
       bool of shape ``[]``.
 
     Raises:
@@ -151,7 +151,9 @@ class Options:
         "`stop` to know the step. Build it with `scale_to_radius`."
       )
     is_open = (step >= self.start) & ((step - self.start) % self.every == 0)
-    return is_open if self.stop is None else is_open & (step < self.stop)
+    if self.stop is not None:
+      is_open = is_open & (step < self.stop)
+    return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
 
   def always(self, ascends: bool) -> "Options":
     """These options without their gates: open at every step, or shut."""

@@ -17,6 +17,7 @@ from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation_state import with_radius_states
+from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
@@ -188,6 +189,14 @@ class _HostGatedStep:
     self._step_array = state.step
     return state, metrics
 
+  def lower(self, state, batch):
+    """That of :func:`jax.jit`, of one program that holds both branches.
+
+    What is compiled from it is right at every step. Of the two programs that
+    the calls run, one alone would ascend at each step or at none.
+    """
+    return jax.jit(self._traced, donate_argnums=0).lower(state, batch)
+
 
 def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
   """One step: the two passes, the update where they are finite, the metrics."""
@@ -310,7 +319,7 @@ def _updated(state, found, extra_args, options, skip_nonfinite):
     )
     # Not jnp.where: over the donated state it makes XLA keep the old arrays
     # beside the new ones.
-    after = jax.lax.cond(is_finite, update, lambda: before)
+    after = branch(is_finite, update, lambda: before)
   else:
     is_finite, after = True, update()
   if (scale := state.dynamic_scale) is not None:
