@@ -69,62 +69,66 @@ class TracedOnce:
       check_same: raises where the outputs of two calls with the same arguments
         are not the same.
     """
-
-    def gradient(*args):  # The name that profiles show.
-      return _wrapped(fn(*_unwrapped(args)))
-
-    self._fn = gradient
+    self._fn = fn
     self._check_same = check_same
-    self._compiled = jax.jit(gradient)
-    self._first = {}  # The arguments that each trace was made for, by kind.
+    self._traces = {}
     self._runs = jax.config.jax_disable_jit
     self._was_tested = False
 
   def __call__(self, *args: Any) -> Any:
-    """What the function returns, with a container of its own at each call."""
-    args = _wrapped(args)
-    # Of a weak type parameters are at a run's first pass alone.
-    kind = jax.tree.structure(args), *(
-      jax.typeof(x).strip_weak_type() for x in jax.tree.leaves(args)
-    )
-    first = self._first.setdefault(kind, args)
-    types = lambda tree: [jax.typeof(x) for x in jax.tree.leaves(tree)]
+    """What the function returns, with containers of its own at each call."""
+    leaves, structure = jax.tree.flatten(args)
     if self._runs:
-      outputs = self._run(args)
-    elif is_staged() and types(args) == types(first):
-      outputs = self._compiled(*args)
+      return self._run(structure, leaves)
+    leaves = [x if isinstance(x, jax.Array) else _Static(x) for x in leaves]
+    arrays = jax.tree.leaves(leaves)
+    types = [jax.typeof(x) for x in arrays]
+    # Of a weak type parameters are in the first pass of a run alone.
+    strong = tuple(x.strip_weak_type() for x in types)
+    kind = structure, jax.tree.structure(leaves), strong
+    if kind not in self._traces:
+      # The arrays themselves are no part of it: JAX would call that a leak.
+      like = [x if isinstance(x, _Static) else None for x in leaves]
+      self._traces[kind] = self._traceable(structure, like), types
+    traceable, first = self._traces[kind]
+    if is_staged() and types == first:
+      found = jax.jit(traceable)(*arrays)
     else:
-      outputs = self._evaluate(first, args)
-    return _unwrapped(outputs)
+      try:
+        jaxpr, shapes = jax.make_jaxpr(traceable, return_shape=True)(*first)
+      except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        if is_staged():
+          raise
+        self._runs = True
+        return self(*args)
+      found = jax.tree.unflatten(
+        jax.tree.structure(shapes),
+        core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *arrays),
+      )
+    structure, *leaves = (
+      x.value if isinstance(x, _Static) else x for x in found
+    )
+    return jax.tree.unflatten(structure, leaves)
 
-  def _evaluate(self, first, args):
-    """Evaluates, on arguments, the trace that was made for the first ones."""
-    try:
-      jaxpr, shapes = jax.make_jaxpr(self._fn, return_shape=True)(*first)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-      if is_staged():
-        raise
-      self._runs = True
-      return self._run(args)
-    leaves = core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  def _traceable(self, structure, like):
+    """The function from arrays to a list of arrays and what is none."""
 
-  def _run(self, args):
-    outputs = self._fn(*args)
+    def gradient(*arrays):  # The name that profiles show.
+      left = iter(arrays)
+      args = [next(left) if x is None else x.value for x in like]
+      outputs = self._fn(*jax.tree.unflatten(structure, args))
+      leaves, returned = jax.tree.flatten(outputs)
+      return [
+        x if isinstance(x, jax.Array) else _Static(x)
+        for x in (returned, *leaves)
+      ]
+
+    return gradient
+
+  def _run(self, structure, leaves):
+    run = lambda: self._fn(*jax.tree.unflatten(structure, leaves))
+    outputs = run()
     if not self._was_tested:
       self._was_tested = True
-      self._check_same(_unwrapped(outputs), _unwrapped(self._fn(*args)))
+      self._check_same(outputs, run())
     return outputs
-
-
-def _wrapped(tree):
-  return jax.tree.map(
-    lambda x: x if isinstance(x, jax.Array) else _Static(x), tree
-  )
-
-
-def _unwrapped(tree):
-  is_static = lambda x: isinstance(x, _Static)
-  return jax.tree.map(
-    lambda x: x.value if is_static(x) else x, tree, is_leaf=is_static
-  )
