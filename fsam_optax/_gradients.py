@@ -12,6 +12,7 @@ from fsam_optax._axes import varying
 from fsam_optax._batch import check_batch
 from fsam_optax._batch import fraction_of_rows
 from fsam_optax._batch import mean_over_parts
+from fsam_optax._checked import IMPURE
 from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
@@ -189,13 +190,6 @@ class Gradients:
     with jax.named_scope("descent"):
       found, carry = self.at(params, part, index, carry)
     return found._replace(aux=None), carry
-
-
-IMPURE = (
-  "`loss_fn` must return the same when it is called again with the same "
-  "arguments, got another loss or gradient. Draw keys and rows before it is "
-  "called, and hand them over as arguments."
-)
 
 
 def _check_same(outputs: Any, again: Any) -> None:

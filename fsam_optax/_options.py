@@ -1,6 +1,7 @@
 """What the two passes can vary: checked once, with what follows from it."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, Optional, Union
 
 from jax import core
@@ -28,6 +29,7 @@ class Options:
     every: ascend at every k-th step.
     start: first step at which to ascend.
     stop: first step at which to ascend no more; None for never.
+    checked: whether each call looks for what is wrong in the loop around it.
 
   Raises:
     TypeError: if an option is of a wrong type.
@@ -43,6 +45,7 @@ class Options:
   every: int = 1
   start: int = 0
   stop: Optional[int] = None
+  checked: bool = False
 
   def __post_init__(self):
     _ = self.ascent_axes  # Raises where the names do not fit.
@@ -63,6 +66,8 @@ class Options:
     check_int("start", self.start, least=0)
     if self.stop is not None:
       check_int("stop", self.stop, least=self.start)
+    if not isinstance(self.checked, bool):
+      raise TypeError(f"`checked` must be a bool, got {self.checked!r}.")
 
   @classmethod
   def from_keywords(cls, options: dict[str, Any]) -> "Options":
@@ -74,6 +79,11 @@ class Options:
         "the documentation of `fsam_optax.value_and_grad`."
       )
     return cls(**options)
+
+  @functools.cached_property
+  def moved_from(self) -> dict[int, Any]:
+    """What `checked` remembers of earlier calls, by replica."""
+    return {}
 
   @property
   def axes(self) -> tuple[str, ...]:

@@ -72,7 +72,8 @@ class TracedOnce:
     self._fn = fn
     self._check_same = check_same
     self._traces = {}
-    self._runs = jax.config.jax_disable_jit
+    config: Any = jax.config
+    self._runs = config.jax_disable_jit
     self._was_tested = False
 
   def __call__(self, *args: Any) -> Any:
