@@ -9,6 +9,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax._perturbation import is_overwritten
+from fsam_optax._tracing import is_staged
 from fsam_optax._tree_paths import leaves_by_path
 
 
@@ -51,39 +52,48 @@ def mean_over_parts(
     )
 
   carry = mark(carry)
-  zero = jnp.zeros([], jnp.int32)
-  # Over nothing but constants, because a shape handed over says nothing of the
-  # axes of a mesh that are not manual.
-  shapes, _ = jax.eval_shape(lambda: fn(part_at(zero), zero, carry))
 
-  def body(state, index):
-    totals, carry = state
+  def added(path, total, x, index):
+    x = jnp.asarray(x, total.dtype)  # A metric may be a Python number.
+    if is_overwritten(path):
+      return jnp.where(index == 0, x, jnp.maximum(total, x))
+    return total + x
+
+  def step(totals, carry, index):
     outputs, carry = fn(part_at(index), index, carry)
+    add = lambda path, total, x: added(path, total, x, index)
+    totals = jax.tree_util.tree_map_with_path(add, totals, outputs)
+    return totals, carry, outputs
 
-    def added(path, total, x):
-      x = jnp.asarray(x, total.dtype)  # A metric may be a Python number.
-      if is_overwritten(path):
-        return jnp.where(index == 0, x, jnp.maximum(total, x))
-      return total + x
-
-    totals = jax.tree_util.tree_map_with_path(added, totals, outputs)
-    return mark((totals, carry)), None
-
-  # Over a mesh of explicit axes the sharding is a part of an array's type.
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(
-      x.shape,
-      jnp.result_type(x.dtype, jnp.float32),
-      out_sharding=x.sharding,
-    ),
-    shapes,
-  )
-  (totals, carry), _ = jax.lax.scan(
-    body, (mark(zeros), carry), jnp.arange(num_parts, dtype=jnp.int32)
-  )
+  zero = jnp.zeros([], jnp.int32)
+  if is_staged():
+    # Over nothing but constants, because a shape handed over says nothing of
+    # the axes of a mesh that are not manual.
+    shapes, _ = jax.eval_shape(lambda: fn(part_at(zero), zero, carry))
+    # Over a mesh of explicit axes the sharding is a part of an array's type.
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(
+        x.shape,
+        jnp.result_type(x.dtype, jnp.float32),
+        out_sharding=x.sharding,
+      ),
+      shapes,
+    )
+    (totals, carry), _ = jax.lax.scan(
+      lambda state, index: (mark(step(*state, index)[:2]), None),
+      (mark(zeros), carry),
+      jnp.arange(num_parts, dtype=jnp.int32),
+    )
+  else:
+    shapes, carry = fn(part_at(zero), zero, carry)
+    totals = jax.tree.map(
+      lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), shapes
+    )
+    for index in jnp.arange(1, num_parts, dtype=jnp.int32):
+      totals, carry, shapes = step(totals, carry, index)
   means = jax.tree_util.tree_map_with_path(
     lambda path, t, x: (t if is_overwritten(path) else t / num_parts).astype(
-      x.dtype
+      jnp.result_type(x)
     ),
     totals,
     shapes,

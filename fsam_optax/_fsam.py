@@ -131,12 +131,17 @@ def sharpness_aware(
     if axis_name is not None:
       updates = _mean(updates, axis_name)
     if checked:
-      _check_gradient(updates, gradient(params))
+      clean = gradient(params)
+      _check_like(clean, updates)
     epsilon, state = perturbation.update(
       ascent_gradient(updates), state, params
     )
     perturbed_updates = gradient(optax.apply_updates(params, epsilon))
     _check_like(perturbed_updates, updates)
+    if checked:
+      perturbed_updates = right_or_nan(
+        perturbed_updates, is_close(updates, clean), _NO_GRADIENT
+      )
     return perturbed_updates, state
 
   return optax.GradientTransformationExtraArgs(perturbation.init, update_fn)
@@ -311,32 +316,66 @@ def _check_arguments(grad_fn: Callable[..., Any], params: optax.Params):
     ) from error
 
 
-def _check_gradient(updates: optax.Updates, gradient: optax.Updates):
-  """Raises, compiled from the running program, where these two differ."""
-  _check_like(gradient, updates)
-  difference = global_norm(
-    jax.tree.map(lambda u, g: widen(u) - widen(g), updates, gradient)
-  )
+_NO_GRADIENT = (
+  "`updates` must be the gradient, `grad_fn(params)`, got another. Put `fsam` "
+  "first in its chain; take what scales or averages the gradient into "
+  "`grad_fn`, and give it the rows and the dropout key of the first pass."
+)
+
+
+def is_close(tree: Any, other: Any) -> jax.Array:
+  """Whether two gradients are the same but for rounding.
+
+  Args:
+    tree: arrays, of which those that are not floating are left out.
+    other: arrays in the same tree.
+
+  Returns:
+    A bool of shape ``[]``, True where one of them is not finite.
+  """
+  pairs = [
+    (jnp.asarray(x), jnp.asarray(y))
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+  ]
   # A dtype's own rounding is no fault of the loop.
-  eps = max(
-    float(jnp.finfo(jnp.result_type(g)).eps) for g in jax.tree.leaves(gradient)
+  eps = max((float(jnp.finfo(x.dtype).eps) for x, _ in pairs), default=0.0)
+  difference = global_norm([widen(x) - widen(y) for x, y in pairs])
+  allowed = max(1e-3, 8 * eps) * global_norm([y for _, y in pairs])
+  return ~(difference > allowed)
+
+
+def right_or_nan(tree: Any, is_right: Any, message: str) -> Any:
+  """The tree, where something is right.
+
+  Args:
+    tree: arrays, of which the floating ones are marked.
+    is_right: a bool of shape ``[]``.
+    message: the error. Compiled it is printed, and the tree is NaN: an error
+      on one device leaves the others to wait for it, until the process is
+      ended.
+
+  Returns:
+    The tree.
+
+  Raises:
+    ValueError: uncompiled, where it is wrong.
+  """
+  if not isinstance(is_right, core.Tracer):
+    if not is_right:
+      raise ValueError(message)
+    return tree
+  jax.debug.callback(
+    lambda is_right: None if is_right else print(message), is_right
   )
-  allowed = max(1e-3, 8 * eps) * global_norm(gradient)
-  is_same = ~(difference > allowed)  # True for what is not finite, too.
-  if isinstance(is_same, core.Tracer):
-    jax.debug.callback(_raise_unless, is_same)
-  else:
-    _raise_unless(is_same)
-
-
-def _raise_unless(is_same: Any):
-  if not is_same:
-    raise ValueError(
-      "`updates` must be the gradient, `grad_fn(params)`, got another. Put "
-      "`fsam` first in its chain; take what scales or averages the gradient "
-      "into `grad_fn`, and give it the rows and the dropout key of the first "
-      "pass."
-    )
+  return jax.tree.map(
+    lambda x: (
+      jnp.where(is_right, x, jnp.full_like(x, jnp.nan))
+      if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+      else x
+    ),
+    tree,
+  )
 
 
 def _check_shapes(updates: optax.Updates, params: optax.Params):

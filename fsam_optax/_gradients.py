@@ -1,6 +1,7 @@
 """The loss and its gradient on the parts of a batch, in either pass."""
 
 import dataclasses
+import functools
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from fsam_optax._axes import varying
 from fsam_optax._batch import check_batch
 from fsam_optax._batch import fraction_of_rows
 from fsam_optax._batch import mean_over_parts
+from fsam_optax._checked import IMPURE
+from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
@@ -18,6 +21,7 @@ from fsam_optax._loss import weight_of
 from fsam_optax._options import Options
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import widen
+from fsam_optax._tracing import TracedOnce
 
 
 class Weighed(NamedTuple):
@@ -43,6 +47,10 @@ class Weighed(NamedTuple):
     """Loss and gradient divided by the weight; zero where that is zero."""
     loss, grads = divided((self.loss, self.grads), self.weight)
     return self._replace(loss=loss, grads=grads)
+
+  def is_close(self, other: "Weighed") -> jax.Array:
+    """Whether loss and gradient are the same but for rounding."""
+    return is_close(self.loss, other.loss) & is_close(self.grads, other.grads)
 
 
 def times(tree: Any, weight: Any) -> Any:
@@ -131,7 +139,21 @@ class Gradients:
   def at(
     self, params: Any, part: Any, index: Any, carry: Any
   ) -> tuple[Weighed, Any]:
-    """What the loss and its gradient are on one part, and the new carry."""
+    """What the loss and its gradient are on one part, and the new carry.
+
+    The loss is traced once for all parts and both passes, where the shapes are
+    the same.
+    """
+    params = jax.tree.map(
+      lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), params
+    )
+    return self._traced(params, part, index, carry)
+
+  @functools.cached_property
+  def _traced(self) -> TracedOnce:
+    return TracedOnce(self._at, _check_same)
+
+  def _at(self, params, part, index, carry):
     options, scale = self.options, self.loss_scale
     has_parts = options.num_microbatches > 1
 
@@ -190,3 +212,8 @@ class Gradients:
     with jax.named_scope("descent"):
       found, carry = self.at(params, part, index, carry)
     return found._replace(aux=None), carry
+
+
+def _check_same(outputs: Any, again: Any) -> None:
+  if not outputs[0].is_close(again[0]):
+    raise ValueError(IMPURE)

@@ -1,8 +1,10 @@
 """What the two passes can vary: checked once, with what follows from it."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, Optional, Union
 
+from jax import core
 import numpy as np
 
 from fsam_optax._axes import AxisName
@@ -27,6 +29,7 @@ class Options:
     every: ascend at every k-th step.
     start: first step at which to ascend.
     stop: first step at which to ascend no more; None for never.
+    checked: whether each call looks for what is wrong in the loop around it.
 
   Raises:
     TypeError: if an option is of a wrong type.
@@ -42,6 +45,7 @@ class Options:
   every: int = 1
   start: int = 0
   stop: Optional[int] = None
+  checked: bool = False
 
   def __post_init__(self):
     _ = self.ascent_axes  # Raises where the names do not fit.
@@ -62,6 +66,8 @@ class Options:
     check_int("start", self.start, least=0)
     if self.stop is not None:
       check_int("stop", self.stop, least=self.start)
+    if not isinstance(self.checked, bool):
+      raise TypeError(f"`checked` must be a bool, got {self.checked!r}.")
 
   @classmethod
   def from_keywords(cls, options: dict[str, Any]) -> "Options":
@@ -73,6 +79,11 @@ class Options:
         "the documentation of `fsam_optax.value_and_grad`."
       )
     return cls(**options)
+
+  @functools.cached_property
+  def moved_from(self) -> dict[int, Any]:
+    """What `checked` remembers of earlier calls, by replica."""
+    return {}
 
   @property
   def axes(self) -> tuple[str, ...]:
@@ -133,11 +144,10 @@ class Options:
     """Whether this step ascends.
 
     Args:
-      step: an int, a traced integer of shape ``[]``, or None where it is not
-        known.
+      step: an integer of shape ``[]``, or None where it is not known.
 
     Returns:
-      A bool where all steps do the same or the step is an int; else a traced
+      A bool where all steps do the same or the step is a value; else a traced
       bool of shape ``[]``.
 
     Raises:
@@ -151,7 +161,9 @@ class Options:
         "`stop` to know the step. Build it with `scale_to_radius`."
       )
     is_open = (step >= self.start) & ((step - self.start) % self.every == 0)
-    return is_open if self.stop is None else is_open & (step < self.stop)
+    if self.stop is not None:
+      is_open = is_open & (step < self.stop)
+    return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
 
   def always(self, ascends: bool) -> "Options":
     """These options without their gates: open at every step, or shut."""

@@ -17,6 +17,7 @@ from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation_state import with_radius_states
+from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
@@ -189,6 +190,14 @@ class _HostGatedStep:
     self._step_array = state.step
     return state, metrics
 
+  def lower(self, state, batch):
+    """That of :func:`jax.jit`, of one program that holds both branches.
+
+    What is compiled from it is right at every step. Of the two programs that
+    the calls run, one alone would ascend at each step or at none.
+    """
+    return jax.jit(self._traced, donate_argnums=0).lower(state, batch)
+
 
 def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
   """One step: the two passes, the update where they are finite, the metrics."""
@@ -338,12 +347,14 @@ def _where_finite(is_finite, update, before, has_average):
   On a TPU the conditional moves less, but for the average: a select leaves that
   of a leaf to be done as soon as the leaf's gradient is.
   """
-  branch = lambda: jax.lax.cond(is_finite, update, lambda: before)
+  conditional = lambda: branch(is_finite, update, lambda: before)
+  if not isinstance(is_finite, core.Tracer):
+    return conditional()
   select = lambda: jax.tree.map(
     lambda new, old: jnp.where(is_finite, new, old), update(), before
   )
   return jax.lax.platform_dependent(
-    cpu=branch, tpu=select if has_average else branch, default=select
+    cpu=conditional, tpu=select if has_average else conditional, default=select
   )
 
 

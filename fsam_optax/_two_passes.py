@@ -18,12 +18,17 @@ import optax.tree
 from fsam_optax._ascent import Ascent
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
+from fsam_optax._checked import Seen
+from fsam_optax._checked import checked
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
 from fsam_optax._perturbation import ascent_gradient
+from fsam_optax._perturbation import ScaleToRadiusState
+from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import is_memoryless
 from fsam_optax._perturbation_state import state_difference
 from fsam_optax._tree_paths import leaves_by_path
@@ -130,7 +135,37 @@ def two_passes(
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
   ascent = Ascent(perturbation, perturbation_state, params, options.gate(step))
   schedule = _part_by_part if options.is_part_by_part else _together
-  return _concluded(ascent, options, schedule(gradients, ascent))
+  outcome = _concluded(ascent, options, schedule(gradients, ascent))
+  return _checked(gradients, ascent, outcome) if options.checked else outcome
+
+
+def _checked(gradients: Gradients, ascent: Ascent, outcome: Outcome) -> Outcome:
+  """The outcome, after a look for what is wrong in the loop."""
+  params = gradients.mark_varying(ascent.params)
+
+  def first(gradients):
+    found, _ = gradients.over_parts(
+      lambda *part: gradients.first(params, ascent.gate, *part)
+    )
+    return found.divided()
+
+  # A copy knows no trace of the loss, and calls it again.
+  again = first(dataclasses.replace(gradients))
+  average = find_state(SubtractGradientEmaState, ascent.state)
+  counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
+  states = ascent.state, outcome.advance()
+  before, after = (find_state(counted, state) for state in states)
+  seen = Seen(
+    is_pure=first(gradients).is_close(again),
+    params=ascent.params,
+    average=None if average is None else average.ema,
+    grads=outcome.grads,
+    counts=before and after and (before.count, after.count),
+  )
+  loss, grads = checked(
+    (outcome.loss, outcome.grads), seen, gradients.options.moved_from
+  )
+  return outcome._replace(loss=loss, grads=grads)
 
 
 def one_pass(

@@ -1,0 +1,142 @@
+"""What `checked=True` looks for in a new loop."""
+
+from typing import Any, Callable, NamedTuple, Optional
+
+import jax
+from jax import core
+from jax import numpy as jnp
+from jax.experimental import io_callback
+import jax.extend.core
+import numpy as np
+
+from fsam_optax._axes import mean
+from fsam_optax._axes import replica_index
+from fsam_optax._axes import varying
+from fsam_optax._fsam import is_close
+from fsam_optax._fsam import right_or_nan
+
+IMPURE = (
+  "`loss_fn` must return the same when it is called again with the same "
+  "arguments, got another loss or gradient. Draw keys and rows before it is "
+  "called, and hand them over as arguments."
+)
+
+
+class Seen(NamedTuple):
+  """What one call shows of the loop around it.
+
+  Attributes:
+    is_pure: whether the loss called again was the same, shape ``[]``.
+    params: the parameters.
+    average: the moving average before the step, or None for no average.
+    grads: the gradient that the call returns.
+    counts: how many gradients the average has taken in before the step and
+      after it, or None where nothing counts them.
+  """
+
+  is_pure: Any
+  params: Any
+  average: Any
+  grads: Any
+  counts: Optional[tuple[Any, Any]]
+
+
+def checked(outputs: Any, seen: Seen, moved_from: dict[int, Any]) -> Any:
+  """The outputs of a call; an error, compiled NaN, where the loop is wrong.
+
+  Args:
+    outputs: a tree of arrays.
+    seen: what the call shows.
+    moved_from: what earlier calls left here, by replica.
+
+  Returns:
+    The outputs.
+
+  Raises:
+    ValueError: uncompiled, where something is wrong; compiled it is printed.
+  """
+  axes = _bound_axes()
+  faults = [(seen.is_pure, IMPURE)]
+  if seen.average is not None:
+    faults += [(_average_alike(seen, axis), _apart(axis)) for axis in axes]
+  if seen.counts is not None:
+    faults.append((_is_carried_on(seen, moved_from, axes), _NOT_CARRIED_ON))
+  for is_right, message in faults:
+    if axes:
+      # The same on all replicas, as what it marks may have to be.
+      is_wrong = varying(~is_right, axes).astype(jnp.int32)
+      is_right = jax.lax.pmax(is_wrong, axes) == 0
+    outputs = right_or_nan(outputs, is_right, message)
+  return outputs
+
+
+def _average_alike(seen, axis):
+  """Whether replicas of the same parameters have the same average."""
+  is_alike = lambda tree: is_close(tree, mean(tree, (axis,)))
+  is_replica = is_alike(seen.params)
+  return ~is_replica | (is_alike(seen.average) & is_alike(seen.grads))
+
+
+def _apart(axis):
+  return (
+    f"`axis_name` must name {axis!r}, along which replicas of the same "
+    "parameters got different gradients, and so different averages. Give "
+    f"`axis_name={axis!r}`; a mean that the loop takes of what is returned "
+    "comes too late for the average."
+  )
+
+
+_NOT_CARRIED_ON = (
+  "The perturbation's state must be carried on, got the one before the last "
+  "call again: its average never moves. Hand over the state that the last call "
+  "returned. Two models that take turns need a function each."
+)
+
+
+def _is_carried_on(seen, moved_from, axes):
+  """Whether the state is not again the one that the last call moved on from."""
+  before, after = map(jnp.asarray, seen.counts)
+  # Of a step that is skipped, the old state may come again.
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(seen.grads)]
+  has_moved = (after != before) & jnp.stack(finite).all()
+  replica = replica_index(axes) if axes else jnp.zeros([], jnp.int32)
+
+  def on_host(replica, before, has_moved):
+    key, count = int(replica), int(before)
+    is_right = moved_from.get(key) != count
+    moved_from[key] = count if has_moved else None
+    return np.asarray(is_right)
+
+  arguments = replica, before, has_moved
+  if not any(isinstance(x, core.Tracer) for x in arguments):
+    return on_host(*arguments)
+  return _ask(on_host)(*arguments)
+
+
+def _ask(on_host: Callable[..., np.ndarray]):
+  """Asks the host, and of what `jax.vmap` maps over for the first alone."""
+
+  @jax.custom_batching.custom_vmap
+  def ask(*arguments):
+    return io_callback(on_host, jax.ShapeDtypeStruct([], bool), *arguments)
+
+  @ask.def_vmap
+  def _(axis_size, is_batched, *arguments):
+    del axis_size
+    first = (
+      x[0] if batched else x
+      for x, batched in zip(arguments, is_batched, strict=True)
+    )
+    return ask(*first), False
+
+  return ask
+
+
+def _bound_axes() -> tuple[str, ...]:
+  """The axes of every enclosing pmap, shard_map or vmap."""
+  # Of no version's public interface: where it is missing, those of vmap are
+  # not seen.
+  names = getattr(jax.extend.core, "unsafe_get_axis_names_DO_NOT_USE", None)
+  if names is None:
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+  return tuple(names())
