@@ -115,7 +115,9 @@ def sharpness_aware(
     if grad_fn is None:
       raise ValueError(
         "`grad_fn` must be given, got None. Call `update(grads, state, params, "
-        "grad_fn=lambda p: jax.grad(loss)(p, batch))`; in NNX "
+        "grad_fn=lambda p: jax.grad(loss)(p, batch))`; Flax's train state "
+        "hands none on, `fsam_optax.TrainState.from_flax(state, perturbation="
+        "None)` does; in NNX "
         "`fsam_optax.nnx.value_and_grad` returns it. Where a train step or "
         "`fsam_optax.nnx.Optimizer` takes both gradients, give it "
         "`friendly_perturbation` and leave `fsam` out of its chain."

@@ -96,14 +96,15 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
   Raises:
     ValueError: if a shape or dtype depends on the number of rows.
   """
-  few, all_rows = (jax.eval_shape(fn)[0][1] for fn in (fewer, whole))
-  if found := difference(few, all_rows):
-    raise ValueError(
-      "`loss_fn` must return auxiliary outputs whose shapes do not depend on "
-      "the number of rows when `ascent_fraction` is below 1 and `every`, "
-      f"`start` or `stop` is set, got {found} on all rows. Reduce them over "
-      "the rows."
-    )
+  few, all_rows = map(jax.eval_shape, (fewer, whole))
+  for i, what in enumerate(("return auxiliary outputs", "leave a model")):
+    pick = lambda output, i=i: (output[0][1], output[1])[i]
+    if found := difference(pick(few), pick(all_rows)):
+      raise ValueError(
+        f"`loss_fn` must {what} whose shapes do not depend on the number of "
+        "rows when `ascent_fraction` is below 1 and `every`, `start` or `stop` "
+        f"is set, got {found} on all rows. Reduce them over the rows."
+      )
 
 
 def step_output(output: Any, model_state: Any) -> Any:

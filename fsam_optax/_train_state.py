@@ -51,7 +51,8 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     Args:
       apply_fn: usually ``model.apply``, kept for convenience.
-      params: the parameters, a dict or another container of arrays.
+      params: the parameters, a dict or another container of arrays, or one
+        array.
       tx: the base optimizer. Not a chain with :func:`fsam` in it: here the
         train step takes the second gradient.
       perturbation: such as :func:`friendly_perturbation`; None for the base
@@ -129,6 +130,14 @@ class TrainState(train_state.TrainState, kw_only=True):
     bound = optax.GradientTransformation(
       self.tx.init, functools.partial(update, **extra_args)
     )
+    if isinstance(grads, jax.Array):  # Flax looks for a name in them.
+      updates, opt_state = bound.update(grads, self.opt_state, self.params)
+      return self.replace(
+        step=self.step + 1,
+        params=optax.apply_updates(self.params, updates),
+        opt_state=opt_state,
+        **kwargs,
+      )
     # By way of flax's own method, which knows more of parameters than weights.
     state = super(TrainState, self.replace(tx=bound)).apply_gradients(
       grads=grads, **kwargs

@@ -1,5 +1,7 @@
 """The two-pass train step of a Flax loop."""
 
+import functools
+import re
 from typing import Any, Callable, Collection
 
 import jax
@@ -19,6 +21,7 @@ from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation_state import with_radius_states
 from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
+from fsam_optax._tree_paths import leaves_by_path
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 
@@ -109,10 +112,12 @@ def make_train_step(
 
   Raises:
     TypeError: if an argument is of a wrong type, or no option; at call, if
-      ``loss_fn`` does not return what it must.
+      ``state`` is not this library's, or ``loss_fn`` does not return what it
+      must.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
-      state changes its structure, a shape or a dtype, or if a metric of the
-      loss has a name that the step uses.
+      state changes its structure, a shape or a dtype, if a metric of the loss
+      has a name that the step uses, if the loss asks for a key and
+      ``state.rng`` is None, or if an earlier step took the state.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
@@ -157,7 +162,28 @@ def make_train_step(
     return step_with(chosen)
   if chosen.is_gated:
     return _HostGatedStep(step_with, chosen)
-  return jax.jit(step_with(chosen), donate_argnums=0)
+  return _CompiledStep(step_with(chosen))
+
+
+class _CompiledStep:
+  """A compiled step that donates the state, and says what was taken before.
+
+  It has the methods of a function of :func:`jax.jit`, such as ``lower``.
+  """
+
+  def __init__(self, step):
+    self._compiled = jax.jit(step, donate_argnums=0)
+    functools.update_wrapper(self, step)
+
+  def __getattr__(self, name):
+    return getattr(self.__dict__["_compiled"], name)
+
+  def __call__(self, state, batch):
+    try:
+      return self._compiled(state, batch)
+    except (RuntimeError, ValueError):
+      _check_not_donated(state, batch)
+      raise
 
 
 class _HostGatedStep:
@@ -171,18 +197,20 @@ class _HostGatedStep:
     self._options = options
     self._traced = step_with(options)
     self._compiled = {
-      ascends: jax.jit(step_with(options.always(ascends)), donate_argnums=0)
+      ascends: _CompiledStep(step_with(options.always(ascends)))
       for ascends in (True, False)
     }
     self._count = 0
     self._step_array = None
 
   def __call__(self, state, batch):
+    _check_state(state)
     if isinstance(state.step, core.Tracer):
       return self._traced(state, batch)
     if state.step is not self._step_array:
       # Not the state that came out of the last call: begun, restored, another
       # run's. Only here the host waits for the device.
+      _check_not_donated(state, None)
       self._count = int(state.step)
     compiled = self._compiled[self._options.gate(self._count)]
     state, metrics = compiled(state, batch)
@@ -201,6 +229,7 @@ class _HostGatedStep:
 
 def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
   """One step: the two passes, the update where they are finite, the metrics."""
+  _check_state(state)
   check_bound(options.axes)
   if state.dynamic_scale is not None and not skip_nonfinite:
     raise ValueError(
@@ -241,9 +270,58 @@ def _loss_of_part(loss_fn, state, options):
     key = rng
     if rng is not None and options.num_microbatches > 1:
       key = jax.random.fold_in(rng, index)
-    return step_output(loss_fn(params, model_state, part, key), model_state)
+    try:
+      output = loss_fn(params, model_state, part, key)
+    except Exception as error:
+      if key is None and _asks_for_key(error):
+        raise ValueError(
+          "`rng` must be given to `TrainState.create` for a loss that draws, "
+          "as dropout does, got None. Write `create(..., "
+          "rng=jax.random.key(0))`."
+        ) from error
+      raise
+    return step_output(output, model_state)
 
   return loss_of_part
+
+
+def _asks_for_key(error):
+  """Whether it is what JAX, Flax or Equinox say where a key is missing."""
+  return re.search("PRNG|rngs|requires a key", str(error)) is not None
+
+
+def _check_state(state):
+  """Raises for a state that is not this library's."""
+  if not isinstance(state, TrainState):
+    raise TypeError(
+      "`state` must be a fsam_optax.TrainState, got "
+      f"{type(state).__module__}.{type(state).__name__}. Turn Flax's own into "
+      "one by `fsam_optax.TrainState.from_flax(state, perturbation=...)`, or "
+      "begin with `TrainState.create`."
+    )
+
+
+def _check_not_donated(state, batch):
+  """Raises where an array is deleted, or would be donated and used besides."""
+  in_state = set()
+  for path, x in leaves_by_path({"batch": batch, "state": state})[::-1]:
+    if not isinstance(x, jax.Array) or isinstance(x, core.Tracer):
+      continue
+    if x.is_deleted():
+      found = "one that an earlier step took"
+    elif id(x) in in_state:
+      found = "one of the state"
+    else:
+      if path.startswith("['state']"):
+        in_state.add(id(x))
+      continue
+    raise ValueError(
+      "`state` must hold each array alone, because a compiled step donates it, "
+      f"got {found} at {path}. Go on with the state that the "
+      "step returned; begin an average of the parameters with a copy, "
+      "`jax.tree.map(jnp.copy, state.params)`; or take "
+      "`jax.jit(make_train_step(..., jit=False))`, which donates nothing."
+    )
 
 
 def _passes(loss_of_part, options, state, batch):

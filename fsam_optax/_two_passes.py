@@ -23,9 +23,9 @@ from fsam_optax._checked import checked
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
-from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation_state import find_state

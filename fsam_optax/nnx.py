@@ -5,7 +5,9 @@ An optimizer that takes the second gradient itself, and for chains with
 """
 
 import contextlib
-from typing import Any, Callable, Optional
+import dataclasses
+import functools
+from typing import Any, Callable, Optional, Union
 
 from flax import nnx
 import jax
@@ -16,7 +18,9 @@ from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
 from fsam_optax._perturbation import OVERWRITTEN
+from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
+from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import state_difference
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
@@ -41,11 +45,12 @@ class Optimizer(nnx.Optimizer):
       optimizer.update(model, grads)
       return loss
 
-  The first pass, at the parameters, gives the loss and moves the model as the
-  plain loop would: BatchNorm's statistics, the counts of the rngs, whatever
-  else is a Variable. The second pass starts from the same statistics and
-  counts, so it draws the same dropout mask, and leaves nothing but its
-  gradient.
+  The first pass, at the parameters, gives the loss and leaves the model as
+  :func:`flax.nnx.value_and_grad` would: BatchNorm's statistics and the counts
+  of the rngs have moved, Variables that the forward creates or pops are there
+  or gone, and so with arrays, static attributes and parameters that it sets.
+  The second pass starts from the same statistics and counts, so it draws the
+  same dropout mask, and leaves nothing but its gradient.
 
   Examples:
     >>> import fsam_optax, jax.numpy as jnp, optax
@@ -142,18 +147,21 @@ class Optimizer(nnx.Optimizer):
       return_info: whether to return the :class:`fsam_optax.SharpnessInfo`, too.
       **options: those of :func:`fsam_optax.value_and_grad`. The batch that
         ``num_microbatches`` and ``ascent_fraction`` split is the first argument
-        after the model, a tree of arrays. The model's other Variables pass from
-        one micro-batch to the next, as a loop over them would move them. Over
-        ``axis_name`` they are averaged, keys left alone; an integer must agree
-        on all replicas. The gates go by the optimizer's ``step``.
+        after the model, a tree of arrays. The model's other Variables and its
+        arrays pass from one micro-batch to the next, as a loop over them would
+        move them; nothing else of it may change there. Over ``axis_name`` what
+        the forward moved is averaged, keys left alone; an integer must agree on
+        all replicas. The step of the gates is the number of updates that the
+        perturbation has counted, and the optimizer's ``step`` where it counts
+        none.
 
     Returns:
       A function ``fn(model, *args, **kwargs)`` that returns ``(value,
       grads)``, or with ``return_info`` the triple ``(value, grads, info)``.
       ``value`` is the loss, or ``(loss, aux)``, of the first pass, and
-      ``grads`` the ``nnx.State`` that ``update`` takes. A call moves the
-      Variables of ``model``, those of modules, rngs and metrics among the
-      other arguments, and the perturbation's own state: one call a step.
+      ``grads`` the ``nnx.State`` that ``update`` takes. A call moves
+      ``model``, the modules, rngs and metrics among the other arguments, and
+      the perturbation's own state: one call a step.
 
     Raises:
       TypeError: if an option is unknown or of a wrong type; at call, if the
@@ -161,7 +169,8 @@ class Optimizer(nnx.Optimizer):
         ``has_aux`` promises one, or rows are to be split and there is no batch.
       ValueError: if an option is out of its range, or ``loss_fn`` is a method
         of a module; at call, if ``model`` is not the one that the optimizer was
-        made for, or the batch does not split evenly.
+        made for, the batch does not split evenly, or the loss changes more of
+        the model than micro-batches can hand on.
     """
     _check_no_argnums(options)
     chosen = Options.from_keywords(options)
@@ -178,14 +187,14 @@ class Optimizer(nnx.Optimizer):
       batch, rest = None, args
       if chosen.splits_rows:
         batch, rest = args[0], args[1:]
-      call = _Call(loss_fn, has_aux, self.differentiated, model, rest, kwargs)
-      loss_of_part = lambda params, part, index, variables: call.loss_fn(
-        params, variables, *((part,) if chosen.splits_rows else ())
+      parts = chosen.num_microbatches
+      wrt = self.differentiated
+      call = _Call(loss_fn, has_aux, wrt, model, rest, kwargs, parts)
+      loss_of_part = lambda params, part, index, graph: call.loss_fn(
+        params, graph, *((part,) if chosen.splits_rows else ())
       )
       if self.perturbation is None:
-        found = one_pass(
-          chosen, loss_of_part, call.params, batch, call.variables
-        )
+        found = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
       else:
         state: Any = nnx.as_pure(self.perturbation_state)
         _check_belongs(state, self.perturbation, call.params)
@@ -196,8 +205,8 @@ class Optimizer(nnx.Optimizer):
           call.params,
           state,
           batch,
-          call.variables,
-          step=self.step[...].astype(jnp.int32),
+          call.graph,
+          step=self._updates(state),
         )
         nnx.update(self.perturbation_state, nnx.state(found.advance()))
       self.took_pass = True
@@ -205,7 +214,13 @@ class Optimizer(nnx.Optimizer):
       grads = call.as_variables(found.grads)
       return (value, grads, found.info) if return_info else (value, grads)
 
-    return fn
+    return nnx.update_context(_TAG)(fn)
+
+  def _updates(self, perturbation_state):
+    """What the gates go by: how often the perturbation was updated."""
+    found = find_state(ScaleToRadiusState, perturbation_state)
+    # `step` stays at 0 in a loop with an update of its own.
+    return self.step[...].astype(jnp.int32) if found is None else found.count
 
   def update(self, model: Any, grads: Any, /, **kwargs: Any) -> None:
     """Updates the parameters by gradients of :meth:`value_and_grad`.
@@ -269,7 +284,7 @@ def value_and_grad(
   Returns:
     A function ``fn(model, *args, **kwargs)`` that returns ``(value, grads,
     grad_fn)``, the first two as :func:`flax.nnx.value_and_grad` does, and moves
-    the Variables of its arguments as that does. ``grad_fn`` takes the
+    its arguments as that does. ``grad_fn`` takes the
     parameters as a pure ``nnx.State`` and returns their gradient for the same
     arguments, statistics and dropout mask, and moves nothing.
 
@@ -296,63 +311,148 @@ def value_and_grad(
         "not what they are. Use `fsam_optax.nnx.Optimizer` with the same `wrt`."
       )
     call = _Call(loss_fn, has_aux, wrt, model, args, kwargs)
-    (loss, (variables, aux)), grads = jax.value_and_grad(
+    (loss, (graph, aux)), grads = jax.value_and_grad(
       call.loss_fn, has_aux=True
-    )(call.params, call.variables)
-    pure_grad_fn = jax.grad(call.loss_fn, has_aux=True)
-    grad_fn = lambda params: pure_grad_fn(params, call.variables)[0]
-    value = call.finish(loss, aux, variables)
+    )(call.params, call.graph)
+    value = call.finish(loss, aux, graph)
+    moved = nnx.as_pure(nnx.state(model, wrt))
+
+    def grad_fn(params):
+      # An optimizer perturbs the parameters as the forward left them. Where it
+      # moved one, an average of codes, the loss is that of the one before.
+      params = jax.tree.map(
+        lambda perturbed, before, after: (
+          perturbed if after is before else before + (perturbed - after)
+        ),
+        params,
+        call.params,
+        moved,
+      )
+      return jax.grad(call.loss)(params)
+
     return value, call.as_variables(grads), grad_fn
 
-  return fn
+  return nnx.update_context(_TAG)(fn)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["leaves"],
+  meta_fields=["graphdef", "structure", "sources"],
+)
+@dataclasses.dataclass
+class _Graph:
+  """A model and the nodes among the arguments, at one moment of a call.
+
+  Attributes:
+    leaves: by their paths, the arrays that are none of those given.
+    graphdef: the nodes without their arrays (static).
+    structure: of the ``nnx.State`` with its Variables (static).
+    sources: for each array in it, its index among those given, or its path in
+      ``leaves`` (static).
+  """
+
+  leaves: dict[str, Any]
+  graphdef: Any
+  structure: Any
+  sources: tuple[Union[int, str], ...]
+
+  @classmethod
+  def of(cls, graphdef: Any, state: Any, given: list[Any]) -> "_Graph":
+    """The graph that ``nnx.split`` took apart, told from the arrays given."""
+    arrays, structure = jax.tree_util.tree_flatten_with_path(state)
+    # By identity: what a loss puts into a Variable is never what it was given.
+    indices = {id(x): i for i, x in enumerate(given)}
+    leaves, sources = {}, []
+    for path, x in arrays:
+      source = indices.get(id(x))
+      if source is None:
+        source = jax.tree_util.keystr(path)
+        leaves[source] = x
+      sources.append(source)
+    return cls(leaves, graphdef, structure, tuple(sources))
+
+  def state(self, given: list[Any]) -> Any:
+    """The ``nnx.State``, of arrays given and of its own."""
+    arrays = [
+      self.leaves[i] if isinstance(i, str) else given[i] for i in self.sources
+    ]
+    return jax.tree.unflatten(self.structure, arrays)
 
 
 class _Call:
   """One call of a loss, taken apart into pure functions and arrays.
 
+  As a transformation of NNX does, it has to know the caller's objects again in
+  the graph that the loss leaves. So a call lives inside
+  ``nnx.update_context(_TAG)`` until it is finished.
+
   Attributes:
     params: the arrays to differentiate by, an ``nnx.State`` by the paths of
       the model.
-    variables: those of all other Variables of the model and the arguments, as
-      they were before the call.
+    graph: all else of the model and the arguments, as it was before the call.
   """
 
-  def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs):
+  def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs, parts=1):
     self._loss_fn = loss_fn
     self._has_aux = has_aux
-    # Together, for what the model shares with the arguments: an Rngs, say.
-    self._nodes = (model, args, kwargs)
-    selects = nnx.filterlib.to_predicate(wrt)
-    self._is_trained = lambda path, x: path[0] == 0 and selects(path[1:], x)
-    self._graphdef, params, variables, self._arrays = nnx.split(
-      self._nodes, self._is_trained, nnx.Variable, ...
+    self._has_parts = parts > 1
+    # Of the arguments the nodes alone: no loss can move an array.
+    self._arguments, self._structure = jax.tree.flatten(
+      (args, kwargs), is_leaf=_is_node
     )
-    self._params = params[0] if params else params
+    # Together, for what the model shares with the arguments: an Rngs, say.
+    nodes = {
+      "model": model,
+      "arguments": list(filter(_is_node, self._arguments)),
+    }
+    selects = nnx.filterlib.to_predicate(wrt)
+    with nnx.split_context(_TAG) as context:
+      self._graphdef, params, others = context.split(
+        nodes,
+        lambda path, x: path[0] == "model" and selects(path[1:], x),
+        ...,
+      )
+    self._params = params["model"] if params else params
     # Arrays and not Variables: `finish` moves those.
     self.params = nnx.as_pure(_marked(self._params))
-    self.variables = nnx.as_pure(variables)
-
-  def loss_fn(self, params, variables, *batch):
-    """The loss, the other Variables as it leaves them, and its own aux."""
-    params = {0: nnx.as_pure(self.as_variables(params))}
-    nodes = nnx.merge(
-      self._graphdef, nnx.State(params), variables, self._arrays
+    # Marked, not known by the arrays: another Variable may hold the same one.
+    marks = [object() for _ in jax.tree.leaves(params)]
+    marked = jax.tree.unflatten(jax.tree.structure(params), marks)
+    self.graph = _Graph.of(
+      self._graphdef.with_same_outer_index(),
+      nnx.merge_state(marked, others),
+      marks,
     )
-    model, args, kwargs = nodes
-    output = self._loss_fn(model, *batch, *args, **kwargs)
-    loss, aux = loss_and_aux(output, self._has_aux)
-    check_loss(loss)
-    moved = nnx.state(
-      nodes,
-      lambda path, x: (
-        isinstance(x, nnx.Variable) and not self._is_trained(path, x)
-      ),
-    )
-    return loss, (nnx.as_pure(moved), aux)
 
-  def finish(self, loss, aux, variables):
-    """Moves the Variables of the caller; returns the value of the loss."""
-    nnx.update(self._nodes, variables)
+  def loss_fn(self, params, graph, *batch):
+    """The loss, the graph as it leaves it, and its own aux."""
+    given = jax.tree.leaves(params)
+    with nnx.merge_context(_TAG, inner=True) as context:
+      nodes = context.merge(self._graphdef, graph.state(given))
+    loss, aux = self._run(nodes, batch)
+    with nnx.split_context(_TAG) as context:
+      graphdef, state = context.split(nodes)
+    if self._has_parts:
+      left = _Graph.of(graphdef, state, given)
+      _check_same_graph(graph, left)
+    else:
+      left = _Graph.of(graphdef, state, given + jax.tree.leaves(graph.leaves))
+    return loss, (left, aux)
+
+  def loss(self, params):
+    """The loss alone, of a call that may be finished."""
+    state = self.graph.state(jax.tree.leaves(params))
+    return self._run(nnx.merge(self._graphdef, state), ())[0]
+
+  def finish(self, loss, aux, graph):
+    """Moves the nodes of the caller; returns the value of the loss."""
+    given = jax.tree.leaves(self.params)
+    if not self._has_parts:
+      given += jax.tree.leaves(self.graph.leaves)
+    state = graph.state(given)
+    with nnx.merge_context(_TAG, inner=False) as context:
+      context.merge(graph.graphdef, state)
     return (loss, aux) if self._has_aux else loss
 
   def as_variables(self, grads):
@@ -360,6 +460,20 @@ class _Call:
     return jax.tree.unflatten(
       jax.tree.structure(self._params), jax.tree.leaves(grads)
     )
+
+  def _run(self, nodes, batch):
+    moved = iter(nodes["arguments"])
+    args, kwargs = jax.tree.unflatten(
+      self._structure,
+      [next(moved) if _is_node(x) else x for x in self._arguments],
+    )
+    output = self._loss_fn(nodes["model"], *batch, *args, **kwargs)
+    loss, aux = loss_and_aux(output, self._has_aux)
+    check_loss(loss)
+    return loss, aux
+
+
+_TAG = "fsam_optax"
 
 
 def _is_overwritten(path, x):
@@ -380,6 +494,10 @@ def _marked(state):
     state,
     is_leaf=lambda x: isinstance(x, nnx.Variable),
   )
+
+
+def _is_node(x):
+  return isinstance(x, (nnx.Pytree, nnx.Variable))
 
 
 def _check_no_argnums(options):
@@ -420,3 +538,30 @@ def _check_belongs(state, perturbation, params):
       f"ask for a perturbation state with {found}. Make an optimizer for this "
       "model."
     )
+
+
+def _check_same_graph(before, after):
+  """Raises where a part moves what cannot pass on to the next."""
+  kind = lambda x: (jnp.shape(x), jnp.result_type(x))
+  before, after = (jax.tree.map(kind, graph) for graph in (before, after))
+  if before == after:
+    return
+  changed = [
+    path
+    for path in [*before.leaves, *after.leaves]
+    if before.leaves.get(path) != after.leaves.get(path)
+  ]
+  static = [
+    name
+    for (name, x), (_, y) in zip(
+      before.graphdef.attributes, after.graphdef.attributes, strict=False
+    )
+    if x != y
+  ]
+  where = [*changed, *static, "its structure"][0]
+  raise ValueError(
+    "`loss_fn` must move no more than the values of untrained Variables and "
+    "arrays of the model with `num_microbatches`, got a change of "
+    f"{where}. Create or pop Variables outside of the loss, or take the batch "
+    "as a whole."
+  )

@@ -3,6 +3,7 @@
 import collections
 
 from flax import nnx
+from flax.training import train_state
 import jax
 from jax import export as jax_export  # No attribute of jax unless imported.
 from jax import numpy as jnp
@@ -52,6 +53,12 @@ def step(loss_fn=None, batch=None, model_state=None, **options):
   )
   fn = fsam_optax.make_train_step(loss_fn, jit=False, **options)
   jax.eval_shape(fn, state, BATCH if batch is None else batch)
+
+
+def flax_state(tx=None):
+  return train_state.TrainState.create(
+    apply_fn=None, params=W, tx=tx or optax.sgd(0.1)
+  )
 
 
 def masked_init(mask):
@@ -150,6 +157,16 @@ CASES = [
    lambda: step(metrics=("norm",))),
   ("metrics_of_a_string", ValueError, "`metrics` must be",
    lambda: step(metrics="gradient_norm")),
+  # The state of the train step.
+  ("state_of_flax", TypeError, r"`state` must be .*flax.*TrainState.from_flax",
+   lambda: fsam_optax.make_train_step(loss, jit=False)(flax_state(), BATCH)),
+  ("gated_state_of_flax", TypeError, "`state` must be a fsam_optax.TrainState",
+   lambda: fsam_optax.make_train_step(loss, every=2)(flax_state(), BATCH)),
+  ("grad_fn_for_flax", ValueError, r"`grad_fn` must.*TrainState.from_flax",
+   lambda: flax_state(fsam_optax.fsam()).apply_gradients(
+     grads=W, grad_fn=grad_fn)),
+  ("dropout_without_a_key", ValueError, "`rng` must be given to `TrainState.cr",
+   lambda: step(lambda p, s, b, r: (jax.random.normal(r), (s, {})))),
   # The options.
   ("no_micro_batches", ValueError, "`num_microbatches` must be at least 1",
    lambda: passes(num_microbatches=0)),

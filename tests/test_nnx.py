@@ -638,3 +638,17 @@ def test_options_without_a_place_are_named(call, message):
   optimizer = sharpness_aware(Perceptron(nnx.Rngs(0)))
   with pytest.raises(TypeError, match=message):
     call(optimizer)
+
+
+def test_gates_count_the_passes_of_a_loop_with_an_update_of_its_own(problem):
+  """One that never calls `optimizer.update`, so that `step` stays at 0."""
+  model = Perceptron(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  fn = optimizer.value_and_grad(loss_fn, return_info=True, every=2)
+  lengths = []
+  for t in range(4):
+    _, grads, info = fn(model, problem.batch(t))
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, params_of(model), grads)
+    nnx.update(model, nnx.as_pure(moved))
+    lengths.append(float(info.perturbation_norm))
+  np.testing.assert_allclose(lengths, [0.05, 0.0, 0.05, 0.0], rtol=1e-5)

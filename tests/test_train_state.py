@@ -341,3 +341,38 @@ def test_float16_parameters_keep_their_optimizer_states_types(problem, tx):
     lambda x: x.dtype, (state.params, state.opt_state)
   )
   assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 2}], ids=str)
+def test_an_array_that_a_step_took_is_named(problem, options):
+  state = make_state(problem)
+  step = fsam_optax.make_train_step(loss_of(problem), **options)
+  after, _ = step(state, problem.batch(0))
+  with pytest.raises(ValueError, match=r"an earlier step took at \['state'\]"):
+    step(state, problem.batch(0))
+  # An average that began as the parameters, in a field of the state.
+  begun = after.replace(model_state=after.params)
+  with pytest.raises(ValueError, match=r"one of the state at .*\.params"):
+    step(begun, problem.batch(0))
+  step(after, problem.batch(0))  # And nothing was lost.
+
+
+def test_a_bare_array_trains_as_a_dict_of_one():
+  def trained(params, pick):
+    state = fsam_optax.TrainState.create(
+      apply_fn=None,
+      params=params,
+      tx=optax.adamw(RATE),
+      perturbation=PERTURBATION,
+    )
+    step = fsam_optax.make_train_step(
+      lambda p, s, batch, rng: (jnp.sum((pick(p) - batch) ** 4), (s, {}))
+    )
+    for t in range(3):
+      state, _ = step(state, jnp.full(3, float(t)))
+    return pick(state.params)
+
+  bare = trained(jnp.arange(3.0), lambda p: p)
+  np.testing.assert_array_equal(
+    bare, trained({"w": jnp.arange(3.0)}, lambda p: p["w"])
+  )
