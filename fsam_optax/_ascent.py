@@ -60,7 +60,7 @@ class Ascent:
     return epsilon, state, Norms(found, direction, perturbation)
 
   def advance(
-    self, gradient: Any, norms: Norms, is_finite: Optional[bool]
+    self, gradient: Any, norms: Norms, is_finite: Any
   ) -> optax.OptState:
     """The next state where another gradient feeds the average than ascends.
 

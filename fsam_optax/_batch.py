@@ -80,7 +80,7 @@ def mean_over_parts(
       shapes,
     )
     (totals, carry), _ = jax.lax.scan(
-      lambda state, index: (mark(step(*state, index)[:2]), None),
+      lambda state, index: (mark(step(state[0], state[1], index)[:2]), None),
       (mark(zeros), carry),
       jnp.arange(num_parts, dtype=jnp.int32),
     )
