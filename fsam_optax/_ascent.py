@@ -5,6 +5,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 import optax
 
 from fsam_optax._cosine import cosine
@@ -62,7 +63,7 @@ class Ascent:
     return epsilon, state, Norms(found, direction, perturbation)
 
   def advance(
-    self, gradient: Any, norms: Norms, is_finite: Optional[bool]
+    self, gradient: Any, norms: Norms, is_finite: Optional[ArrayLike]
   ) -> optax.OptState:
     """The next state where another gradient feeds the average than ascends.
 
