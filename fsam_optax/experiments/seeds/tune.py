@@ -55,9 +55,9 @@ class Tune:
   weight_decay: Annotated[
     values.PerOptimizer, shared_flags.weight_decay(is_grid=True), _AROUND
   ] = dataclasses.field(default_factory=dict)
-  seeds: Annotated[Optional[int], shared_flags.SEEDS, values.default("16")] = (
-    None
-  )
+  seeds: Annotated[
+    Optional[int], shared_flags.SEEDS, values.default("16, 4 for the cnn")
+  ] = None
   first_seed: Annotated[int, shared_flags.FIRST_SEED] = (
     recipes.TUNING_FIRST_SEED
   )
