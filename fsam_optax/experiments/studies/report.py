@@ -114,22 +114,28 @@ def by_setting(
   others = [name for name in reversed(arms) if name != "F-SAM"]
   accuracies, points = [], []
   for setting in settings:
-    of = results[f"{setting:g}"]
+    found = results[f"{setting:g}"]
     accuracies.append(
       [
         f"{setting:g}",
-        *(accuracy(of[name]["test_accuracy"]) for name in arms),
-        *(_difference(of["F-SAM"], of[name]) for name in others),
+        *(accuracy(found[name]["test_accuracy"]) for name in arms),
+        *(_difference(found["F-SAM"], found[name]) for name in others),
       ]
     )
-    points += [[f"{setting:g}", name, *_point(of[name])] for name in arms]
+    points += [[f"{setting:g}", name, *_point(found[name])] for name in arms]
+  of = lambda name, setting: np.array(
+    results[f"{setting:g}"][name]["test_accuracy"], np.float64
+  )
   lines = [
+    line(name, settings, [of(name, s) for s in settings]) for name in arms
+  ]
+  differences = [
     line(
-      name,
+      f"F-SAM over {name}",
       settings,
-      [results[f"{s:g}"][name]["test_accuracy"] for s in settings],
+      [of("F-SAM", setting) - of(name, setting) for setting in settings],
     )
-    for name in arms
+    for name in others
   ]
   header = ["learning rate", "rho", "weight decay", "points tried"]
   return {
@@ -144,7 +150,10 @@ def by_setting(
         "rows": points,
       },
     ],
-    "panels": [panel(what, lines)],
+    "panels": [
+      panel(what, lines),
+      panel(what, differences) | {"ylabel": "paired difference (points)"},
+    ],
   }
 
 
