@@ -138,7 +138,6 @@ def rounded(values) -> list[float]:
 
 
 IN_THE_FILES = {
-  "SGD": "SGD",
   "optax.contrib.sam": "optax.contrib.sam",
   "`fsam` in a chain": "fsam in a chain",
   "train step, default": "train step (default)",
