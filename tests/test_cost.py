@@ -1,5 +1,8 @@
 """What is off costs nothing, by XLA's own count of the compiled step."""
 
+import importlib
+import pathlib
+
 import jax
 from jax import numpy as jnp
 import optax
@@ -13,6 +16,7 @@ pytestmark = pytest.mark.skipif(
   reason="counted on the XLA of jaxlib 0.10.2 and newer",
 )
 
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 WIDTH, ROWS = 256, 8
 TX = optax.sgd(0.1, momentum=0.9)
 
@@ -139,6 +143,25 @@ def test_what_f_sam_costs_above_the_floor(
   size = size_of(params)
   assert words - floor[0] <= most_words * size
   assert temporary - floor[1] <= (1.1 if order == "paper" else 0.1) * size
+
+
+@pytest.mark.parametrize("parts", ["4 micro-batches", "4 local"])
+def test_micro_batches_cost_what_they_do_by_hand(
+  params, batch, parts, monkeypatch
+):
+  monkeypatch.syspath_prepend(BENCHMARKS)
+  found = importlib.import_module("steps").steps(
+    lambda params, model_state, batch: (loss_fn(params, batch), model_state)
+  )
+
+  def cost_of(name):
+    init, update = found[f"{name}, {parts}"]
+    return cost(update, init(params, None), batch)
+
+  words, temporary = cost_of("train step")
+  by_hand = cost_of("F-SAM by hand")
+  assert words <= by_hand[0] + size_of(params)
+  assert temporary <= by_hand[1] + 0.2 * size_of(params)
 
 
 def test_unread_info_is_not_computed(params, batch):

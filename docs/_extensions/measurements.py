@@ -7,8 +7,9 @@ The tables by name:
 - ``pareto``, ``pareto-cnn``, ``pareto-rule`` and ``pareto-exponents``:
   ``docs/pareto.jsonl``;
 - ``compare``: ``docs/compare.json``;
-- ``replicas``, ``costs``, ``tpu``, ``cpu``, ``peers``, ``scaling``, ``pods``
-  and ``train``: ``docs/measurements``.
+- ``replicas``, ``multiples``, ``costs``, ``gpu``, ``roofline``, ``tpu``,
+  ``cpu``, ``peers``, ``scaling``, ``pods``, ``pods-gpu`` and ``train``:
+  ``docs/measurements``.
 """
 
 from collections.abc import Collection
@@ -265,50 +266,132 @@ def _step_costs(name: str):
   }
 
 
-def costs():
-  """The steps that users choose between."""
-  tpu_rows, cpu_rows = _step_costs("step_cost_tpu"), _step_costs("step_cost")
-  return (
-    ["step", "words, TPU", "words, CPU", "time, CPU"],
+_CHOICES = (  # The steps that users choose between.
+  "optax.contrib.sam",
+  "fsam in a chain",
+  "train step (default)",
+  "train step, 1/8, average of the descent",
+)
+_ON_DEVICES = {  # The file, what is counted there, and on what.
+  "GPU": ("step_cost_gpu", "main_memory_above_floor", ("perceptron", 128)),
+  "TPU": ("step_cost_tpu", "words_above_floor", ("perceptron", 128)),
+  "CPU": ("step_cost", "words_above_floor", ("mlp", 8)),
+}
+
+
+def multiples():
+  """What a step takes, over plain SGD's, and the copies of the model."""
+  cpu_rows, gpu_rows = _step_costs("step_cost"), _step_costs("step_cost_gpu")
+  tpu_rows = _step_costs("step_cost_tpu")
+
+  def bytes_over_sgd(rows, model, step):
+    size = lambda name: rows[model, 128, name]["main_memory_words"]
+    return f"{size(step) / size('SGD'):.2f}"
+
+  def copies(row):
+    return f"{row['state_words'] + row['temporary_words']:.1f}"
+
+  header = ["step", "time, CPU", "bytes, GPU: ResNet-18", "perceptron"]
+  return [*header, "bytes, TPU: perceptron", "copies of the model"], [
     [
-      [
-        _STEPS[step],
-        f"{tpu_rows['perceptron', 128, step]['words_above_floor']:.1f}",
-        f"{cpu_rows['mlp', 8, step]['words_above_floor']:.1f}",
-        f"{cpu_rows['mlp', 256, step]['ratio_to_floor']:.2f}",
-      ]
-      for step in (
-        "optax.contrib.sam",
-        "fsam in a chain",
-        "train step (default)",
-        "train step, 1/8, average of the descent",
-      )
-    ],
-  )
+      _STEPS[step],
+      f"{cpu_rows['mlp', 256, step]['ratio_to_sgd']:.2f}",
+      bytes_over_sgd(gpu_rows, "resnet18", step),
+      bytes_over_sgd(gpu_rows, "perceptron", step),
+      bytes_over_sgd(tpu_rows, "perceptron", step),
+      copies(gpu_rows["perceptron", 128, step]),
+    ]
+    for step in _CHOICES
+  ]
+
+
+def costs():
+  """Words and memory above the floor, on each kind of device."""
+  header, rows = ["step"], [[_STEPS[step]] for step in _CHOICES]
+  for device, (file, count, key) in _ON_DEVICES.items():
+    header += [f"{device}: words", "trees"]
+    found = _step_costs(file)
+    for row, step in zip(rows, _CHOICES, strict=True):
+      counts = found[(*key, step)]
+      trees = round(counts["temporary_above_floor"], 1) + 0.0  # Never -0.0.
+      row += [f"{counts[count]:.1f}", f"{trees:.1f}"]
+  return header, rows
+
+
+def _on_device(file: str, counts: dict[str, tuple[str, str, int]]):
+  """What a step moves above the floor, by the count of a compiler.
+
+  Args:
+    file: of `benchmarks/step_cost.py`.
+    counts: by the title of a column, a model, a field and its digits.
+
+  Returns:
+    The header and the rows.
+  """
+  found = _step_costs(file)
+
+  def cell(step, model, field, digits):
+    row = found.get((model, 128, step))
+    return "" if row is None else f"{row[field]:.{digits}f}"
+
+  return ["step", *counts], [
+    [name, *(cell(step, *count) for count in counts.values())]
+    for step, name in _STEPS.items()
+  ]
 
 
 def tpu():
   """What a step moves above the floor, by the count of the TPU's compiler."""
-  found = _step_costs("step_cost_tpu")
+  counts = {
+    "perceptron: words": ("perceptron", "words_above_floor", 1),
+    "temporary trees": ("perceptron", "temporary_above_floor", 2),
+    "ResNet-18: words": ("resnet18", "words_above_floor", 1),
+    "of these, main memory": ("resnet18", "main_memory_above_floor", 1),
+  }
+  return _on_device("step_cost_tpu", counts)
 
-  def cell(model, step, what, digits):
-    row = found.get((model, 128, step))
-    return "" if row is None else f"{row[what]:.{digits}f}"
 
-  columns = "perceptron: words", "temporary trees", "ResNet-18: words"
-  return (
-    ["step", *columns, "of these, main memory"],
-    [
-      [
-        name,
-        cell("perceptron", step, "words_above_floor", 1),
-        cell("perceptron", step, "temporary_above_floor", 2),
-        cell("resnet18", step, "words_above_floor", 1),
-        cell("resnet18", step, "main_memory_above_floor", 1),
-      ]
-      for step, name in _STEPS.items()
-    ],
-  )
+def gpu():
+  """What a step moves above the floor, by the count of the GPU's compiler."""
+  counts = {
+    f"{name}: {title}": (model, field, digits)
+    for model, name in _ON_GPU.items()
+    for title, field, digits in (
+      ("words", "main_memory_above_floor", 1),
+      ("trees", "temporary_above_floor", 2),
+    )
+  }
+  return _on_device("step_cost_gpu", counts)
+
+
+_ON_GPU = {
+  "perceptron": "perceptron",
+  "decoder": "transformer",
+  "resnet18": "ResNet-18",
+}
+
+
+def roofline():
+  """The time of a step over SGD's that a roofline of an H100 predicts."""
+  found = _step_costs("step_cost_gpu")
+  names = {**_ON_GPU, "resnet18-bfloat16": "ResNet-18, bfloat16"}
+  settings = [
+    (model, size)
+    for model in names
+    for size in (128, 1024)
+    if (model, size, "SGD") in found
+  ]
+  steps = ("floor", "SAM by hand", *_CHOICES[1:])
+  rows = []
+  for step in steps:
+    rows.append(["two gradients" if step == "floor" else _STEPS[step]])
+    for setting in settings:
+      ratio = found[(*setting, step)]["predicted_ratio_to_sgd"]
+      rows[-1].append(f"{ratio:.2f}")
+  return [
+    "step",
+    *(f"{names[model]}, {size}" for model, size in settings),
+  ], rows
 
 
 def cpu():
@@ -389,7 +472,8 @@ _MODES = {  # By the name in the file.
   "micro-batches": "`num_microbatches=4`",
   "jit-SGD": "SGD under plain jit",
   "jit": "default under plain jit",
-  "fsdp": "FSDP, on two axes of 16",
+  "fsdp-SGD": "SGD by FSDP",
+  "fsdp": "FSDP, on two axes",
 }
 
 
@@ -398,6 +482,8 @@ def pods():
   found = {row["mode"]: row for row in _read("measurements/pods.jsonl")}
   rows = []
   for mode, name in _MODES.items():
+    if mode not in found:
+      continue
     row = found[mode]
     reduced, others = row["words"].values()
     words = f"{reduced:.2f}"
@@ -411,6 +497,29 @@ def pods():
     rows.append([name, words, str(row["collectives"]), between, flops, state])
   header = ["mode", "all-reduced words a parameter", "collectives"]
   return [*header, "between the passes", "GFLOP", "MiB of state"], rows
+
+
+def pods_gpu():
+  """What the compiler counts for one GPU of many."""
+  rows = []
+  for row in _read("measurements/pods_gpu.jsonl"):
+    words = dict(row["words"])
+    reduced = words.pop("all-reduce", 0)
+    between = str(row["between"])
+    if row["between"]:
+      between += f" ({row['words_between']:.2f} words)"
+    rows.append(
+      [
+        _MODES[row["mode"]],
+        *(f"{reduced:.2f}", f"{sum(words.values()):.2f}"),
+        *(str(row["collectives"]), between),
+        f"{row['temporary_bytes'] / 2**20:.0f}",
+        f"{row['state_bytes'] / 2**20:.2f}",
+      ]
+    )
+  header = ["mode", "all-reduced words a parameter", "gathered or scattered"]
+  header += ["collectives", "between the passes", "temporary MiB"]
+  return [*header, "MiB of state"], rows
 
 
 _TRAINED = {  # By the flags in the file.
@@ -453,11 +562,15 @@ TABLES = {
   "compare": compare,
   "replicas": replicas,
   "costs": costs,
+  "multiples": multiples,
+  "gpu": gpu,
+  "roofline": roofline,
   "tpu": tpu,
   "cpu": cpu,
   "peers": peers,
   "scaling": scaling,
   "pods": pods,
+  "pods-gpu": pods_gpu,
   "train": train,
 }
 
