@@ -73,6 +73,7 @@ def _around(value: float, number: int, step: float) -> tuple[float, ...]:
 # the cost, for as much to tell apart. The small CNN waits for its decay: a run
 # of it on MNIST takes ten times as long, and its 64 points two hours.
 _RECIPES: dict[tuple[str, str], Recipe] = {
+  # Seeds 0 to 15: SGD 82.5, SAM 83.8, F-SAM 84.3 %.
   ("mnist", "mlp"): Recipe(
     epochs=60,
     batch_size=100,
@@ -98,14 +99,15 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     image_size=14,
     is_decay_tuned=False,
   ),
+  # Seeds 0 to 15: SGD 92.8, SAM 93.6, F-SAM 94.0 %.
   ("digits", "mlp"): Recipe(
     epochs=100,
     batch_size=100,
     seeds=64,
     best={
-      "sgd": Point(0.014, 0.0, 0.02),
-      "sam": Point(0.028, 0.28, 0.01),
-      "fsam": Point(0.028, 0.4, 0.01),
+      "sgd": Point(0.02, 0.0, 0.028),
+      "sam": Point(0.028, 0.28, 0.014),
+      "fsam": Point(0.056, 0.4, 0.014),
     },
     tuning_seeds=16,
   ),
