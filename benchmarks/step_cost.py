@@ -36,7 +36,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 if {"--tpu", "--gpu"} & set(sys.argv):
   import absent_device  # Before JAX, which it keeps from looking for one.
@@ -71,12 +71,13 @@ class Peak(NamedTuple):
   main_memory_bytes: float
   flops: float  # Of products of float32 as JAX takes them: TF32 on a GPU.
   narrow_flops: float  # Of bfloat16.
+  exact_flops: Optional[float] = None  # Of float32 with no shorter factors.
 
 
 PEAKS = {  # By what the name of the device begins with.
-  "NVIDIA H100": Peak(3.35e12, 495e12, 989e12),
-  "NVIDIA H200": Peak(4.8e12, 495e12, 989e12),
-  "NVIDIA A100": Peak(2.04e12, 156e12, 312e12),
+  "NVIDIA H100": Peak(3.35e12, 495e12, 989e12, 67e12),
+  "NVIDIA H200": Peak(4.8e12, 495e12, 989e12, 67e12),
+  "NVIDIA A100": Peak(2.04e12, 156e12, 312e12, 19.5e12),
   "TPU v5 lite": Peak(0.819e12, 197e12, 197e12),
 }
 
@@ -145,6 +146,7 @@ def predict(rows: list[dict[str, Any]], device: str) -> None:
 
   A step takes as long as its operations do at the device's peak, or its bytes,
   whichever is longer. Nothing is added for a device whose peak is not known.
+  Where float32 has a peak of its own, the same for that.
 
   Args:
     rows: those of one model and batch size, with SGD's among them.
@@ -152,20 +154,25 @@ def predict(rows: list[dict[str, Any]], device: str) -> None:
   """
   peak = next((x for name, x in PEAKS.items() if device.startswith(name)), None)
 
-  def seconds(row):
+  def seconds(row, peak_flops):
     size, flops = row.get("main_memory_words"), row.get("flops")
-    if peak is None or size is None or flops is None:
+    if peak is None or peak_flops is None or size is None or flops is None:
       return None
-    is_narrow = "bfloat16" in row["model"]
-    return max(
-      4 * row["parameters"] * size / peak.main_memory_bytes,
-      flops / (peak.narrow_flops if is_narrow else peak.flops),
-    )
+    size *= 4 * row["parameters"]
+    return max(size / peak.main_memory_bytes, flops / peak_flops)
 
-  sgd = next((seconds(row) for row in rows if row["step"] == "SGD"), None)
-  for row in rows:
-    if sgd and (own := seconds(row)):
-      row["predicted_ratio_to_sgd"] = own / sgd
+  is_narrow = "bfloat16" in rows[0]["model"]
+  for name, flops in (
+    ("to_sgd", peak and (peak.narrow_flops if is_narrow else peak.flops)),
+    ("in_float32", peak and not is_narrow and peak.exact_flops),
+  ):
+    sgd = next(
+      (seconds(row, flops or None) for row in rows if row["step"] == "SGD"),
+      None,
+    )
+    for row in rows:
+      if sgd and (own := seconds(row, flops)):
+        row[f"predicted_ratio_{name}"] = own / sgd
 
 
 def shapes_of(workload: workloads.Workload) -> tuple[Any, Any, int]:

@@ -182,6 +182,8 @@ def test_a_step_is_predicted_by_what_bounds_it(monkeypatch):
   step_cost.predict(rows, "NVIDIA H100 80GB HBM3")
   ratios = [row["predicted_ratio_to_sgd"] for row in rows]
   assert ratios == pytest.approx([1, 2, 3350 / 32])
+  exact = [row["predicted_ratio_in_float32"] for row in rows]
+  assert exact == pytest.approx([1, 2, 495 / 67 * 3350 / 32])
   unknown = [{**row, "step": "SGD", "flops": 1e9}]
   step_cost.predict(unknown, "cpu")
   assert "predicted_ratio_to_sgd" not in unknown[0]

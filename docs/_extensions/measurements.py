@@ -382,16 +382,19 @@ def roofline():
     if (model, size, "SGD") in found
   ]
   steps = ("floor", "SAM by hand", *_CHOICES[1:])
+  kinds = {
+    "predicted_ratio_to_sgd": "",
+    "predicted_ratio_in_float32": ", float32",
+  }
   rows = []
-  for step in steps:
-    rows.append(["two gradients" if step == "floor" else _STEPS[step]])
-    for setting in settings:
-      ratio = found[(*setting, step)]["predicted_ratio_to_sgd"]
-      rows[-1].append(f"{ratio:.2f}")
-  return [
-    "step",
-    *(f"{names[model]}, {size}" for model, size in settings),
-  ], rows
+  for field, kind in kinds.items():
+    for model, size in settings:
+      ratios = [found[model, size, step].get(field) for step in steps]
+      if all(ratios):
+        name = f"{names[model]}, {size}{kind}"
+        rows.append([name, *(f"{ratio:.2f}" for ratio in ratios)])
+  titles = ("two gradients" if x == "floor" else _STEPS[x] for x in steps)
+  return ["model and rows", *titles], rows
 
 
 def cpu():
