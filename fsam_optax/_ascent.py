@@ -1,7 +1,7 @@
 """The ascent of one step: how far it goes, and what the second pass sees."""
 
 import dataclasses
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 import jax
 from jax import numpy as jnp
