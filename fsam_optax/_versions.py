@@ -5,11 +5,9 @@ import jax
 from jax import core
 import jax.extend.core
 
-# The second name is that of Flax up to 0.12.6.
-as_pure = getattr(nnx, "as_pure", None) or nnx.pure
-
-# The second name is that of Flax 0.11.0.
-Node: type = getattr(nnx, "Pytree", None) or nnx.Object
+# Flax up to 0.12.6 has the second name alone, and Flax 0.11.0 the fourth.
+as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
+Node = nnx.Pytree if hasattr(nnx, "Pytree") else nnx.Object
 
 
 def as_varying(x: jax.Array, axis: str) -> jax.Array:

@@ -245,9 +245,11 @@ class Optimizer(nnx.Optimizer):
         "last. Call it in the place of `nnx.value_and_grad`; "
         "`perturbation=None` trains without."
       )
-    super().update(model, grads, **kwargs)
+    trained = grads
     if self.wrt is not self.differentiated:
       nnx.update(model, nnx.state(grads, _is_overwritten))
+      trained = nnx.state(grads, self.wrt)
+    super().update(model, trained, **kwargs)
     self.took_pass = False
 
 

@@ -531,8 +531,7 @@ def test_steps_compile_once(line, batches):
   for t in range(4):
     state, _ = step(state, at(batches, t))
   assert step._cache_size() == 1
-  # The one trace, which newer versions of JAX begin anew for the other pass.
-  assert len(traces) <= 2
+  assert len(traces) == 2  # The passes of the one trace.
 
 
 def test_the_state_keeps_every_type(new_state, step, batches):

@@ -4,10 +4,13 @@ from flax import nnx
 import jax
 import jax.experimental
 
-# Flax up to 0.12.6; JAX 0.7.0; up to 0.7; up to 0.8.1.
-as_pure = getattr(nnx, "as_pure", None) or nnx.pure
-set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
+set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
+enable_x64 = (
+  jax.enable_x64
+  if hasattr(jax, "enable_x64")
+  else jax.experimental.enable_x64
+)
 
 
 def as_varying(x, axis):
