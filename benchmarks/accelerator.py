@@ -143,10 +143,11 @@ def time_steps(
     Rows as those of step_cost.py; ``error`` in the place of the numbers where a
     step does not fit into the memory, for example.
   """
+  import jax
   import step_cost
 
   workload, batch = _on_device(model, batch_size)
-  against = ["floor", "SGD"]
+  against = ["SGD", "floor"]
   chosen = step_cost.chosen_steps(workload, batch_size, [*against, *steps])
   compiled = _compile(workload, batch, chosen)
   num_params = step_cost.shapes_of(workload)[-1]
@@ -167,6 +168,7 @@ def time_steps(
       rounds = len(times[name])
       rows[-1] |= {"rounds": rounds, **step_cost.times_of(name, times)}
       step_cost.above_floor(rows)
+      step_cost.predict(rows, jax.devices()[0].device_kind)
     except Exception as exception:  # Such as too little memory.
       rows[-1]["error"] = f"{type(exception).__name__}: {exception}"[:500]
     timed = calls  # Lets go of a state before the next one is made.
@@ -290,6 +292,7 @@ def line_of(kind: str, row: dict[str, Any]) -> str:
     "ms": ("milliseconds", ".3f"),
     "of the floor": ("ratio_to_floor", ".3f"),
     "of SGD": ("ratio_to_sgd", ".3f"),
+    "by its roofline": ("predicted_ratio_to_sgd", ".2f"),
     "words above": ("words_above_floor", ".2f"),
     "trees above": ("temporary_above_floor", ".2f"),
     "peak MB": ("peak_megabytes", ",.0f"),

@@ -1,13 +1,14 @@
-"""What a step costs on a TPU pod, by the compiler's own count.
+"""What a step costs on many TPUs or GPUs, by the compiler's own count.
 
-Compiles the data-parallel train step for TPU chips that need not be there and
+Compiles the data-parallel train step for devices that need not be there and
 prints a row a mode: what is communicated, what of it stands between the two
-passes, and what each chip computes and keeps. Weak scaling: the rows a chip
-stay the same. Needs the package libtpu, and no TPU:
+passes, and what each device computes and keeps. Weak scaling: the rows a device
+stay the same. ``h100:4x8`` are four hosts of eight GPUs:
 
   python3 -m venv .pod && .pod/bin/pip install -q -e ".[pod]"
-  .pod/bin/python benchmarks/pod.py [--model resnet18] [--topologies v5e:16x16]
-                                   [--modes ...] [--output pod.jsonl]
+  .pod/bin/python benchmarks/pod.py [--topologies v5e:16x16 h100:4x8]
+                                    [--model resnet18] [--modes ...]
+                                    [--output pods.jsonl]
 
 With the flags of ``python -m fsam_optax train`` it compiles the step of that
 command, augmentation included, for so many chips as share the batch:
@@ -22,7 +23,7 @@ import shlex
 import time
 from typing import Any, Callable, NamedTuple, Optional
 
-import absent_tpu  # Before JAX, which it keeps from looking for a chip.
+import absent_device  # Before JAX, which it keeps from looking for a chip.
 
 # isort: split
 import hlo
@@ -160,7 +161,7 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     return NamedSharding(mesh, rule(name, leaf))
 
-  state = absent_tpu.place(
+  state = absent_device.place(
     state, jax.tree_util.tree_map_with_path(sharding_of, state)
   )
   rows = model.rows_a_chip * mesh.size
@@ -191,7 +192,7 @@ def row_of(
 ) -> dict[str, Any]:
   """Compiles one mode for one topology and counts."""
   start = time.perf_counter()
-  devices = absent_tpu.devices(topology)
+  devices = absent_device.devices(topology)
   mesh = Mesh(devices, ("batch",))
   if MODES[mode_name].how == "fsdp":  # Two axes, to split two dimensions.
     rows = 2 ** (devices.size.bit_length() // 2)
@@ -215,7 +216,7 @@ def train_row(
     description="The flags of train.",
   )
   config = train_config.config_of(settings)
-  devices = absent_tpu.devices(topology)[:chips]
+  devices = absent_device.devices(topology)[:chips]
   built = plan.program_of(
     config,
     plan.sizes_of(settings.recipe, config, None),
@@ -245,7 +246,9 @@ def counts_of(
   words = lambda chosen: sum(c.words for c in chosen) / sum(sizes)
   between = [c for c in found if c.is_between]
   moved = {c.kind for c in found}
-  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  # Of a GPU's program the compiler counts neither operations nor bytes.
+  cost = compiled.cost_analysis() or {}
+  memory = compiled.memory_analysis()
   return {
     "parameters": sum(sizes),
     "parameter_shapes": sorted(
@@ -263,8 +266,8 @@ def counts_of(
       kind: sorted({s for c in found if c.kind == kind for s in c.shapes})
       for kind in moved - {"all-reduce"}
     },
-    "flops": cost["flops"],
-    "bytes": cost["bytes accessed"],
+    "flops": cost.get("flops"),
+    "bytes": cost.get("bytes accessed", hlo.main_memory_bytes(text)),
     "temporary_bytes": memory.temp_size_in_bytes,
     "argument_bytes": memory.argument_size_in_bytes,
     "state_bytes": sum(
@@ -304,7 +307,7 @@ def line_of(row: dict[str, Any]) -> str:
     f"{others:.2f}" if others else "0",
     str(row["collectives"]),
     between,
-    f"{row['flops'] / 1e9:.2f}",
+    "" if row["flops"] is None else f"{row['flops'] / 1e9:.2f}",
     f"{row['bytes'] / MEBI:.1f}",
     f"{row['temporary_bytes'] / MEBI:.2f}",
     f"{row['state_bytes'] / MEBI:.2f}",
@@ -328,7 +331,7 @@ def main():
     "--topologies",
     nargs="+",
     default=["v5e:16x16"],
-    help="such as v5e:2x2, v5e:16x16, v4:2x2x2 or v5p:4x4x4",
+    help="such as v5e:2x2, v5e:16x16, v4:2x2x2, v5p:4x4x4 or h100:4x8",
   )
   parser.add_argument(
     "--modes",

@@ -17,19 +17,19 @@ same rounds, as ratios to PyTorch's SGD:
   pip install torch pytorch_optimizer
   python benchmarks/step_cost.py --peers --peak --models mlp cnn transformer
 
-With ``--tpu``, the counts alone, of the program for one chip of a TPU, which
-need not be there, and the words moved to and from its main memory: XLA's count
-takes what is copied into the fast memory beforehand three times. Seconds a row,
-but for ResNet-18 minutes:
+With ``--tpu`` or ``--gpu``, the counts alone, of the program for one TPU v5e or
+one H100 that need not be there, with the words moved to and from its main
+memory (on a TPU XLA's count takes what is copied into the fast memory before
+three times, on a GPU it has none) and the time over SGD's that the device's
+bandwidth and throughput predict. Seconds a row, but for ResNet-18 minutes:
 
-  pip install "jax[tpu]"
-  python benchmarks/step_cost.py --tpu [--models perceptron decoder resnet18]
+  pip install -e ".[pod]"
+  python benchmarks/step_cost.py --gpu [--models perceptron decoder resnet18]
 """
 
 import argparse
 from collections.abc import Collection
 from collections.abc import Iterable
-import importlib.util
 import json
 import os
 import platform
@@ -38,8 +38,8 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
-if "--tpu" in sys.argv and importlib.util.find_spec("libtpu"):
-  import absent_tpu  # Before JAX, which it keeps from looking for a chip.
+if {"--tpu", "--gpu"} & set(sys.argv):
+  import absent_device  # Before JAX, which it keeps from looking for one.
 
 import hlo
 import jax
@@ -58,11 +58,27 @@ PEERED = (  # What is compared with PyTorch.
   "train step (default)",
   "train step, 1/8",
 )
-DEFAULTS = {  # Models and batch sizes, on this machine and for a TPU.
+DEFAULTS = {  # Models and batch sizes, on this machine and for an absent one.
   False: (["mlp"], [8, 256]),
   True: (["perceptron", "decoder", "resnet18"], [128]),
 }
-TOPOLOGY = "v5e:2x2"
+TOPOLOGIES = {"tpu": "v5e:2x2", "gpu": "h100:1x1"}
+
+
+class Peak(NamedTuple):
+  """What a device does at most in a second, as its maker says it."""
+
+  main_memory_bytes: float
+  flops: float  # Of products of float32 as JAX takes them: TF32 on a GPU.
+  narrow_flops: float  # Of bfloat16.
+
+
+PEAKS = {  # By what the name of the device begins with.
+  "NVIDIA H100": Peak(3.35e12, 495e12, 989e12),
+  "NVIDIA H200": Peak(4.8e12, 495e12, 989e12),
+  "NVIDIA A100": Peak(2.04e12, 156e12, 312e12),
+  "TPU v5 lite": Peak(0.819e12, 197e12, 197e12),
+}
 
 
 def chosen_steps(
@@ -93,7 +109,9 @@ def counted(
   start = time.perf_counter()
   compiled = compile_step(step, state, batch)
   seconds = time.perf_counter() - start
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   row = {"parameters": num_params, **counts(compiled, num_params)}
+  row["state_words"] = size / (4 * num_params)
   return {**row, "compile_seconds": seconds}, compiled
 
 
@@ -122,6 +140,34 @@ def above_floor(rows: list[dict[str, Any]]) -> None:
         row[above] = row[name] - floor[name]
 
 
+def predict(rows: list[dict[str, Any]], device: str) -> None:
+  """Adds to each row the ratio to SGD's time that a roofline predicts.
+
+  A step takes as long as its operations do at the device's peak, or its bytes,
+  whichever is longer. Nothing is added for a device whose peak is not known.
+
+  Args:
+    rows: those of one model and batch size, with SGD's among them.
+    device: its name.
+  """
+  peak = next((x for name, x in PEAKS.items() if device.startswith(name)), None)
+
+  def seconds(row):
+    size, flops = row.get("main_memory_words"), row.get("flops")
+    if peak is None or size is None or flops is None:
+      return None
+    is_narrow = "bfloat16" in row["model"]
+    return max(
+      4 * row["parameters"] * size / peak.main_memory_bytes,
+      flops / (peak.narrow_flops if is_narrow else peak.flops),
+    )
+
+  sgd = next((seconds(row) for row in rows if row["step"] == "SGD"), None)
+  for row in rows:
+    if sgd and (own := seconds(row)):
+      row["predicted_ratio_to_sgd"] = own / sgd
+
+
 def shapes_of(workload: workloads.Workload) -> tuple[Any, Any, int]:
   """Shapes of the parameters and of the model state; number of parameters."""
   params, model_state = jax.eval_shape(workload.init, jax.random.key(0))
@@ -135,23 +181,26 @@ def first_state(workload: workloads.Workload, step: steps_lib.Step) -> Any:
   return jax.tree.map(jnp.copy, state)
 
 
-def count_for_tpu(
-  workload: workloads.Workload, batch_size: int, names: Collection[str]
-):
-  """Yields a row of counts for each step, compiled for one chip."""
-  chip = absent_tpu.devices(TOPOLOGY)[0]
+def count_for(kind: str, model: str, batch_size: int, names: Collection[str]):
+  """Yields a row of counts for each step, compiled for one absent device."""
+  workload = workloads.WORKLOADS[model]()
+  chip = absent_device.devices(TOPOLOGIES[kind])[0]
   sharding = jax.sharding.SingleDeviceSharding(chip)
   params, model_state, num_params = shapes_of(workload)
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
   rows = []
   for name, step in chosen_steps(workload, batch_size, names).items():
     state = jax.eval_shape(step.init, params, model_state)
-    shapes = absent_tpu.place((state, batch), sharding)
+    shapes = absent_device.place((state, batch), sharding)
     row, _ = counted(step, *shapes, num_params)
+    if row["flops"] is None:  # The compiler for GPUs counts none.
+      lowered = jax.jit(step.update).lower(state, batch)
+      row["flops"] = lowered.cost_analysis()["flops"]
     row |= {"step": name, "batch_size": batch_size, "chip": chip.device_kind}
-    rows.append(row)
+    rows.append({"model": model, **row})
     above_floor(rows)
-    yield row
+    predict(rows, chip.device_kind)
+    yield rows[-1]
 
 
 def measure(
@@ -310,6 +359,7 @@ TIMED = (
 COMPILED = (
   Column("main", 6, "main_memory_words", ".2f"),
   Column("above", 6, "main_memory_above_floor", ".2f"),
+  Column("predicted /SGD", 14, "predicted_ratio_to_sgd", ".2f"),
   Column("compile s", 9, "compile_seconds", ".1f"),
 )
 PEAK = (Column("peak MB", 8, "peak_megabytes", ".0f"),)
@@ -331,16 +381,21 @@ def heading(columns: Iterable[Column]) -> str:
 
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-  """The command line, with what depends on ``--tpu`` filled in."""
+  """The command line, with what depends on the device filled in."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   add = parser.add_argument
   add("--models", nargs="+", choices=workloads.WORKLOADS, metavar="MODEL")
   add("--batch-sizes", type=int, nargs="+", metavar="ROWS")
   add("--steps", nargs="+", default=[], metavar="NAME", help="default all")
   add("--rounds", type=int, default=40, help="interleaved timings of each step")
-  add(
-    "--tpu", action="store_true", help="count for a chip that need not be there"
-  )
+  for kind in TOPOLOGIES:
+    add(
+      f"--{kind}",
+      dest="absent",
+      action="store_const",
+      const=kind,
+      help=f"count for a {kind.upper()} that need not be there",
+    )
   add(
     "--peers",
     action="store_true",
@@ -354,7 +409,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
   add("--output", help="also write the rows to this JSON file")
   add("--peak-of", help=argparse.SUPPRESS)
   args = parser.parse_args()
-  models, batch_sizes = DEFAULTS[args.tpu]
+  models, batch_sizes = DEFAULTS[args.absent is not None]
   args.models = args.models or models
   args.batch_sizes = args.batch_sizes or batch_sizes
   if min(args.batch_sizes) < 1 or args.rounds < 1:
@@ -362,10 +417,12 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
   known = steps_lib.steps(lambda *args: None)
   if unknown := [name for name in args.steps if name not in known]:
     parser.error(f"--steps must be out of {list(known)}, got {unknown}")
-  if args.tpu and (args.peers or args.peak):
-    parser.error("--tpu counts alone: leave out --peers and --peak")
-  if args.tpu and importlib.util.find_spec("libtpu") is None:
-    parser.error('--tpu needs libtpu. Run: pip install "jax[tpu]"')
+  if args.absent and (args.peers or args.peak):
+    parser.error(f"--{args.absent} counts: leave out --peers and --peak")
+  if args.absent and not absent_device.COMPILES[args.absent]:
+    parser.error(
+      f'--{args.absent} needs its compiler. Run: pip install -e ".[pod]"'
+    )
   if args.peers:
     args.steps = PEERED
   return parser, args
@@ -390,10 +447,10 @@ def peers_of(
 
 def rows_of(args, model, batch_size, make_others):
   """Yields the rows of a model at a batch size."""
-  workload = workloads.WORKLOADS[model]()
-  if args.tpu:
-    yield from count_for_tpu(workload, batch_size, args.steps)
+  if args.absent:
+    yield from count_for(args.absent, model, batch_size, args.steps)
     return
+  workload = workloads.WORKLOADS[model]()
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
   others = make_others(model, batch)
   for row in measure(workload, batch_size, args.rounds, args.steps, others):
@@ -413,13 +470,14 @@ def main():
   if args.peers:
     versions["torch"], make_others = peers_of(parser)
   device = jax.devices()[0].device_kind
-  if args.tpu:
-    device = f"compiled for {absent_tpu.devices(TOPOLOGY)[0].device_kind}"
+  if args.absent:
+    chip = absent_device.devices(TOPOLOGIES[args.absent])[0]
+    device = f"compiled for {chip.device_kind}"
   print(
     f"{device}, {os.cpu_count()} cores, {platform.machine()}, "
     + ", ".join(f"{name} {version}" for name, version in versions.items())
   )
-  columns = COUNTED + (COMPILED if args.tpu else TIMED)
+  columns = COUNTED + (COMPILED if args.absent else TIMED)
   columns += PEAK if args.peak else ()
   print(heading(columns))
   rows = []

@@ -61,6 +61,10 @@ def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
     "F-SAM by hand, guarded, skip": _two_passes(
       loss_fn, _guarded_ascent, has_ema=True, skips=True
     ),
+    "F-SAM by hand, 4 micro-batches": _two_passes(
+      loss_fn, _guarded_ascent, has_ema=True, skips=True, parts=4
+    ),
+    "F-SAM by hand, 4 local": _local(loss_fn, parts=4),
   }
 
 
@@ -74,7 +78,7 @@ def _one_pass(loss_fn):
   return Step(_start, update)
 
 
-def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False):
+def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False, parts=1):
   """``ascend(params, grads, ema)`` returns weights, average, finiteness."""
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -84,22 +88,73 @@ def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False):
 
   def update(state, batch):
     trained, ema = state
-    (loss, model_state), grads = value_and_grad(
-      trained.params, trained.model_state, batch
+    gradient_at = lambda params: _mean_over(
+      parts,
+      batch,
+      lambda part: value_and_grad(params, trained.model_state, part),
     )
+    (loss, model_state), grads = gradient_at(trained.params)
     perturbed, ema, is_finite = ascend(trained.params, grads, ema)
-    (perturbed_loss, _), grads = value_and_grad(
-      perturbed, trained.model_state, batch
-    )
-    updated = lambda: _descend(trained, model_state, grads)
-    if skips:
-      is_finite &= jnp.isfinite(optax.tree.norm(grads))
-      trained = jax.lax.cond(is_finite, updated, lambda: trained)
-    else:
-      trained = updated()
+    (perturbed_loss, _), grads = gradient_at(perturbed)
+    is_finite = is_finite if skips else None
+    trained = _descend_where(is_finite, trained, model_state, grads)
     return (trained, ema), (loss, perturbed_loss)
 
   return Step(init, update)
+
+
+def _local(loss_fn, parts):
+  """Each part takes both passes, along a perturbation of its own."""
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  init = _two_passes(loss_fn, _fsam_ascent, has_ema=True).init
+
+  def update(state, batch):
+    trained, ema = state
+
+    def both(part):
+      (loss, model_state), grads = value_and_grad(
+        trained.params, trained.model_state, part
+      )
+      perturbed, *_ = _fsam_ascent(trained.params, grads, ema)
+      (perturbed_loss, _), second = value_and_grad(
+        perturbed, trained.model_state, part
+      )
+      return (loss, perturbed_loss, model_state), grads, second
+
+    (*losses, model_state), grads, second = _mean_over(parts, batch, both)
+    new_ema = _moved(ema, optax.tree.sub(grads, ema), 1 - LMBDA)
+    is_finite = jnp.isfinite(losses[0])
+    trained = _descend_where(is_finite, trained, model_state, second)
+    return (trained, new_ema), losses
+
+  return Step(init, update)
+
+
+def _mean_over(parts, batch, fn):
+  """The mean of what `fn` returns for so many parts of the batch."""
+  if parts == 1:
+    return fn(batch)
+  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  shapes = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], split))
+  total, _ = jax.lax.scan(
+    lambda total, part: (optax.tree.add(total, fn(part)), None),
+    optax.tree.zeros_like(shapes),
+    split,
+  )
+  return optax.tree.scale(1 / parts, total)
+
+
+def _descend_where(is_finite, trained, model_state, grads):
+  """The update; where a step skips, as the train step of the package does."""
+  update = lambda: _descend(trained, model_state, grads)
+  if is_finite is None:
+    return update()
+  is_finite &= jnp.isfinite(optax.tree.norm(grads))
+  branch = lambda: jax.lax.cond(is_finite, update, lambda: trained)
+  select = lambda: jax.tree.map(
+    lambda new, old: jnp.where(is_finite, new, old), update(), trained
+  )
+  return jax.lax.platform_dependent(cpu=branch, tpu=branch, default=select)
 
 
 def _start(params, model_state):

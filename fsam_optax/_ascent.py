@@ -1,10 +1,11 @@
 """The ascent of one step: how far it goes, and what the second pass sees."""
 
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 import optax
 
 from fsam_optax._cosine import cosine
@@ -60,7 +61,7 @@ class Ascent:
     return epsilon, state, Norms(found, direction, perturbation)
 
   def advance(
-    self, gradient: Any, norms: Norms, is_finite: Any
+    self, gradient: Any, norms: Norms, is_finite: Optional[ArrayLike]
   ) -> optax.OptState:
     """The next state where another gradient feeds the average than ascends.
 

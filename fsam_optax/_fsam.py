@@ -57,7 +57,8 @@ def sharpness_aware(
     checked: whether each update takes a third gradient, ``grad_fn(params)``,
       and raises unless it is ``updates``: for the first steps of a new loop. It
       finds what stands in front in the chain, a scale or a mean over replicas
-      outside of ``grad_fn``, other rows, another dropout key.
+      outside of ``grad_fn``, other rows, another dropout key. Compiled, it
+      returns NaN and prints the error, on one device as on many.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`. Its ``update(updates,
@@ -76,9 +77,8 @@ def sharpness_aware(
       over which :func:`jax.shard_map` has summed the gradient of ``grad_fn``
       already, or if ``grad_fn`` returns another structure, other shapes or
       other dtypes than ``updates`` has, or under :func:`jax.shard_map` a
-      gradient that still differs between replicas; with ``checked``, if
-      ``updates`` is not ``grad_fn(params)``
-      (compiled, the same message in the runtime's error).
+      gradient that still differs between replicas; with ``checked``,
+      uncompiled, if ``updates`` is not ``grad_fn(params)``.
 
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the

@@ -142,7 +142,7 @@ class Gradients:
     """What the loss and its gradient are on one part, and the new carry.
 
     The loss is traced once for all parts and both passes, where the shapes are
-    the same.
+    the same: what it draws or pops, it draws or pops once.
     """
     params = jax.tree.map(
       lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), params

@@ -95,6 +95,13 @@ def value_and_grad(
 
       ``stop=None``: first step at which to ascend no more; None for never.
 
+      ``checked=False``: whether each call looks for what is wrong in a new
+      loop, for another gradient and a call of the host: a loss that returns
+      another value or gradient when it is called again; replicas of the same
+      parameters whose averages differ, because ``axis_name`` is missing; a
+      state that was not carried on. Uncompiled that is an error; compiled it is
+      printed, and loss and gradient are NaN.
+
   Returns:
     A function ``fn(params, perturbation_state, *args, **kwargs)`` that returns
     ``(value, grads, perturbation_state, info)``. ``value`` is the loss, or
@@ -104,6 +111,9 @@ def value_and_grad(
     :class:`SharpnessInfo`. Both passes, and all micro-batches, get the same
     arguments beside the batch, so the same dropout key. The step of the gates
     is the number of updates that the perturbation has counted.
+    The loss is traced once for both passes and all micro-batches: what it draws
+    or pops, it draws or pops once. With ``ascent_fraction`` it is traced for
+    each number of rows.
 
     The first pass sees ``ascent_fraction`` of the rows, and ``value`` is still
     its: at the parameters that are trained, not beside them, and so without
@@ -121,7 +131,8 @@ def value_and_grad(
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
       not bound, if the batch is empty or does not split evenly into
       micro-batches or the ascent's fraction, if the state is not one of these
-      parameters, or if a gate is set and the perturbation counts no updates.
+      parameters, if a gate is set and the perturbation counts no updates, or
+      uncompiled if ``checked`` finds something.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization

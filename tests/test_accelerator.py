@@ -68,8 +68,8 @@ def test_the_costs_are_of_steps_that_were_timed(quick):
   _, report = quick
   costs = {row["step"]: row for row in report["cost"]}
   assert list(costs) == [
-    "floor",
     "SGD",
+    "floor",
     "fsam in a chain",
     "train step (default)",
   ]
@@ -154,12 +154,34 @@ def test_a_job_that_dies_is_an_error_and_loses_no_other(tmp_path):
   assert all("no_such_flag" in row["error"] for row in report["errors"])
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is not None, reason="libtpu is here"
+@pytest.mark.parametrize(
+  ("kind", "compiler"), [("tpu", "libtpu"), ("gpu", "jax_cuda12_plugin")]
 )
-def test_counts_for_a_tpu_say_what_they_need(tmp_path):
-  done, _ = run(tmp_path, "--tpu", script="step_cost.py")
+def test_counts_for_an_absent_device_say_what_they_need(
+  tmp_path, kind, compiler
+):
+  if importlib.util.find_spec(compiler) is not None:
+    pytest.skip(f"{compiler} is here")
+  done, _ = run(tmp_path, f"--{kind}", script="step_cost.py")
   assert done.returncode == 2
   assert done.stderr.endswith(
-    'error: --tpu needs libtpu. Run: pip install "jax[tpu]"\n'
+    f'error: --{kind} needs its compiler. Run: pip install -e ".[pod]"\n'
   )
+
+
+def test_a_step_is_predicted_by_what_bounds_it(monkeypatch):
+  monkeypatch.syspath_prepend(BENCHMARKS)
+  step_cost = importlib.import_module("step_cost")
+  row = {"model": "perceptron", "parameters": 10**9, "main_memory_words": 8}
+  rows = [
+    {**row, "step": "SGD", "flops": 1e9},  # 32 GB.
+    {**row, "step": "twice the bytes", "main_memory_words": 16, "flops": 1e9},
+    # A second of TF32, for 32 / 3350 of one.
+    {**row, "step": "many operations", "flops": 495e12},
+  ]
+  step_cost.predict(rows, "NVIDIA H100 80GB HBM3")
+  ratios = [row["predicted_ratio_to_sgd"] for row in rows]
+  assert ratios == pytest.approx([1, 2, 3350 / 32])
+  unknown = [{**row, "step": "SGD", "flops": 1e9}]
+  step_cost.predict(unknown, "cpu")
+  assert "predicted_ratio_to_sgd" not in unknown[0]

@@ -226,9 +226,34 @@ def test_checked_finds_what_is_no_gradient(problem, fault):
     checked_step(problem, **FAULTS[fault])
 
 
-def test_checked_raises_from_a_compiled_step_too(problem):
-  with pytest.raises(Exception, match="`updates` must be the gradient"):
-    checked_step(problem, **FAULTS["a loss scale"], jit=True)
+def over_sharded_arrays(update):
+  rows = jax.sharding.NamedSharding(mesh_of_replicas(), P("batch"))
+  step = jax.jit(update, in_shardings=(None, None, rows))
+  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
+  whole = lambda x: x.reshape(-1, *x.shape[2:])
+  return lambda p, s, b: step(one(p), one(s), jax.tree.map(whole, b))
+
+
+@pytest.mark.parametrize(
+  "compiled",
+  [jax.vmap, over_sharded_arrays, over_pmap, over_vmap, over_shard_map],
+)
+def test_checked_ends_in_nan_and_a_sentence_where_it_is_compiled(
+  problem, compiled, capfd
+):
+  """Raised on one device, an error leaves the others to wait for it."""
+  tx = chain(checked=True)
+
+  def update(params, state, batch):
+    grad_fn = lambda params: jax.grad(problem.loss_fn)(params, batch)
+    scaled = jax.tree.map(lambda g: 128.0 * g, grad_fn(params))
+    updates, state = tx.update(scaled, state, params, grad_fn=grad_fn)
+    return optax.apply_updates(params, updates), state
+
+  params, _ = run(problem, compiled(update), tx, steps=1)
+  jax.effects_barrier()
+  assert all(jnp.isnan(x).all() for x in jax.tree.leaves(params))
+  assert "`updates` must be the gradient" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("jit", [False, True])

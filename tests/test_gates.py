@@ -194,6 +194,16 @@ def test_inside_a_scan_the_gate_is_in_the_graph(on_host, in_graph, batches):
   np.testing.assert_allclose(metrics["perturbation_norm"], ascends, rtol=1e-5)
 
 
+def test_what_the_step_is_lowered_to_is_right_at_every_step(
+  on_host, in_graph, batches
+):
+  compiled = on_host.lower(make_state(), batches[0]).compile()
+  for step in (0, 1):
+    _, metrics = compiled(make_state(step=step), batches[0])
+    _, expected = in_graph(make_state(step=step), batches[0])
+    assert_close(metrics, expected)
+
+
 def test_neither_step_holds_the_memory_of_the_other():
   size = 128
   batch, state = jnp.ones((size, 8)), make_state(size)

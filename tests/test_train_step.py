@@ -531,7 +531,7 @@ def test_steps_compile_once(line, batches):
   for t in range(4):
     state, _ = step(state, at(batches, t))
   assert step._cache_size() == 1
-  assert len(traces) == 2  # The passes of the one trace.
+  assert len(traces) == 1  # Both passes share it.
 
 
 def test_the_state_keeps_every_type(new_state, step, batches):

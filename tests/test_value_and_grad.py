@@ -165,21 +165,20 @@ def test_a_foreign_perturbation_is_measured(problem, foreign, factor):
     assert info.perturbed_value == loss
 
 
-def test_both_passes_get_the_same_batch_and_arguments(problem):
-  calls = []
+def test_what_is_no_array_reaches_the_loss_and_comes_back(problem):
+  given = []
 
-  def loss_fn(params, batch, *args):
-    calls.append((batch, args))
-    return problem.loss_fn(params, batch)
+  def loss_fn(params, batch, key, flag):
+    given.append((key.dtype, flag))
+    return problem.loss_fn(params, batch), {"flag": flag, "rows": 8}
 
   perturbation = fsam_optax.friendly_perturbation(0.1)
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation, has_aux=True)
   state = perturbation.init(problem.params)
   batch, key = problem.batch(0), jax.random.key(3)
-  fn(problem.params, state, batch, key, "flag")
-  (first, first_args), (second, second_args) = calls
-  assert first is second is batch
-  assert first_args == second_args == (key, "flag")
+  (_, aux), *_ = fn(problem.params, state, batch, key, "flag")
+  assert given == [(key.dtype, "flag")]
+  assert aux == {"flag": "flag", "rows": 8}
 
 
 def test_both_passes_see_the_same_dropout_mask(problem):
@@ -266,7 +265,7 @@ def test_a_jitted_call_compiles_once(problem):
     _, grads, state, _ = fn(params, state, problem.batch(t))
     params = optax.apply_updates(params, optax.tree.scale(-0.1, grads))
   assert fn._cache_size() == 1
-  assert len(traces) == 2  # The passes of the one trace.
+  assert len(traces) == 1  # Both passes share it.
 
 
 def test_the_value_differentiates_to_the_clean_gradient(problem):

@@ -202,18 +202,18 @@ def compare():
   """What `compare` wrote, each optimizer against the one above it."""
   report = _read("compare.json")
   over_sgd, over_sam = (report["paired"][x] for x in ("sam-sgd", "fsam-sam"))
-  gain = f"over SAM: {_difference(over_sam)}, {_p_value(over_sam)}"
   rows = []
   for name, label, form, difference in (
     ("sgd", "SGD", "{}", ""),
     ("sam", "SAM", "{}", f"over SGD: {_difference(over_sgd)}"),
-    ("fsam", "F-SAM", "**{}**", gain),
+    ("fsam", "F-SAM", "**{}**", f"over SAM: {_difference(over_sam)}"),
   ):
     result = report["results"][name]
     row = [label, f"{result['learning_rate']:g}", str(result["rho"] or "")]
+    row.append(f"{result['weight_decay']:g}")
     row.append(form.format(_accuracy(result["test_accuracy"])))
     rows.append([*row, difference])
-  header = ["", "learning rate", "rho", "test accuracy (%)"]
+  header = ["", "learning rate", "rho", "weight decay", "test accuracy (%)"]
   return [*header, "paired difference"], rows
 
 
@@ -460,6 +460,21 @@ TABLES = {
   "pods": pods,
   "train": train,
 }
+
+
+_UNTUNED = (  # Whose files say nothing of it.
+  *("ema", "pareto", "pareto-cnn", "pareto-rule", "pareto-exponents"),
+  "replicas",
+)
+
+
+def is_decay_tuned(table: str) -> bool:
+  """Whether a table's accuracies were found at a weight decay of their own."""
+  name, *arguments = table.split()
+  if name != "study":
+    return name not in _UNTUNED
+  config = _read(f"studies/{arguments[0]}.json")["config"]
+  return config["weight_decay"] == "searched"
 
 
 def markdown(table: str, without: Collection[str] = ()) -> list[str]:

@@ -68,6 +68,16 @@ def test_every_table_that_a_page_asks_for_is_made_whole(measurements):
     assert [lines[0], *lines[2:]] == [header, *rows], name
 
 
+def test_a_table_says_where_weight_decay_was_not_tuned(measurements):
+  tuned = {x for x in asked_for() if measurements.is_decay_tuned(x)}
+  costs = {"costs", "tpu", "cpu", "peers", "scaling", "pods", "train"}
+  assert {name.split()[0] for name in tuned} <= costs | {"compare", "study"}
+  assert {name for name in tuned if name.startswith("study")} == {
+    "study label-noise 0",
+    "study label-noise 1",
+  }
+
+
 def test_an_exponent_costs_what_the_search_lost_by_it(
   measurements, monkeypatch
 ):
@@ -122,7 +132,9 @@ def test_the_readme_says_what_compare_measured():
   }
   _, _, *rows = in_the_readme("", "learning rate")
   assert {row[0] for row in rows} == set(accuracy)
-  for name, _, _, mean_and_error, difference in rows:
+  for name, _, _, decay, mean_and_error, difference in rows:
+    result = report["results"][{"F-SAM": "fsam"}.get(name, name.lower())]
+    assert float(decay) == result["weight_decay"]
     number = lambda text: [float(x) for x in re.findall(r"-?\d+\.\d+", text)]
     assert number(mean_and_error) == rounded(accuracy[name])
     if difference:

@@ -74,9 +74,9 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
     batch_size=100,
     seeds=64,
     best={
-      "sgd": Point(0.014, 0.0, 0.028),
-      "sam": Point(0.028, 0.2, 0.02),
-      "fsam": Point(0.028, 0.28, 0.02),
+      "sgd": Point(0.014, 0.0, 0.04),
+      "sam": Point(0.028, 0.28, 0.014),
+      "fsam": Point(0.04, 0.28, 0.02),
     },
     tuning_seeds=16,
     image_size=14,

@@ -150,7 +150,7 @@ def config(context: arms.Context, data: shared_flags.Data) -> dict[str, Any]:
   return {
     **plan.describe_data(context.pool, data),
     "momentum": one_run.MOMENTUM,
-    "weight_decay": "searched, or 5e-4 where a study does not",
+    "weight_decay": arms.UNTUNED_DECAY,
     "learning_rate_schedule": "cosine to 0, convergence excepted",
     "epochs": context.epochs,
     "batch_size": context.batch_size,

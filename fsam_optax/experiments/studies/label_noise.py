@@ -42,7 +42,8 @@ def run(context: arms_lib.Context) -> dict[str, Any]:
     for fraction in fractions
   }
   found = report.by_setting("label noise", fractions, results, _ARMS)
-  return {**found, "config": {"label_noise": list(fractions)}}
+  config = {"label_noise": list(fractions), "weight_decay": "searched"}
+  return {**found, "config": config}
 
 
 ENTRY = entry.Study("label-noise", "how does it do with wrong labels?", run)

@@ -1,0 +1,188 @@
+"""The loss is traced once for both passes, and uncompiled nothing compiles."""
+
+import chex
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+
+PERTURBATION = fsam_optax.friendly_perturbation(rho=0.3)
+PARAMS = {"w": jnp.eye(3), "b": jnp.ones(3)}
+ROWS = jax.random.normal(jax.random.key(0), (8, 3))
+uncompiled_or_not = pytest.mark.parametrize("jit", [False, True])
+
+
+def loss_of(params, rows):
+  return jnp.mean(jnp.tanh(rows @ params["w"] + params["b"]) ** 2)
+
+
+class Generator:
+  """Keys from a key that splits itself, as those of EasyLM do."""
+
+  def __init__(self):
+    self.key = jax.random.key(1)
+
+  def __call__(self):
+    self.key, drawn = jax.random.split(self.key)
+    return drawn
+
+
+def call(loss_fn, batch=ROWS, params=PARAMS, jit=False, **options):
+  fn = fsam_optax.value_and_grad(loss_fn, PERTURBATION, **options)
+  fn = jax.jit(fn) if jit else fn
+  return fn(params, PERTURBATION.init(params), batch)
+
+
+def by_hand(loss_fn, batch=ROWS):
+  """Loss and gradient of a pure loss, at both points."""
+  gradient = jax.grad(loss_fn)(PARAMS, batch)
+  epsilon, _ = PERTURBATION.update(gradient, PERTURBATION.init(PARAMS), PARAMS)
+  perturbed = optax.apply_updates(PARAMS, epsilon)
+  return loss_fn(PARAMS, batch), jax.grad(loss_fn)(perturbed, batch)
+
+
+def assert_by_hand(found, loss_fn, batch=ROWS):
+  chex.assert_trees_all_close(
+    found[:2], by_hand(loss_fn, batch), rtol=1e-5, atol=1e-6
+  )
+
+
+@uncompiled_or_not
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_what_the_loss_draws_or_pops_is_drawn_or_popped_once(
+  jit, num_microbatches
+):
+  generator = Generator()
+
+  def impure(params, batch):
+    rows, targets = batch["rows"], batch.pop("targets")
+    kept = jax.random.bernoulli(generator(), 0.5, (3,))
+    return loss_of(params, rows * kept) + jnp.mean(targets) * params["b"][0]
+
+  kept = jax.random.bernoulli(Generator()(), 0.5, (3,))
+  pure = lambda params, batch: (
+    loss_of(params, batch["rows"] * kept)
+    + jnp.mean(batch["targets"]) * params["b"][0]
+  )
+  batch = {"rows": ROWS, "targets": jnp.arange(8.0)}
+  found = call(impure, batch, jit=jit, num_microbatches=num_microbatches)
+  assert_by_hand(found, pure, batch)
+  assert set(batch) == {"rows", "targets"}
+
+
+def test_a_key_that_leaks_from_the_loss_is_the_error_of_jax():
+  generator = Generator()
+  draws = lambda params, rows: loss_of(
+    params, rows * jax.random.bernoulli(generator(), 0.5, (3,))
+  )
+  call(draws)
+  with pytest.raises(jax.errors.UnexpectedTracerError):
+    call(draws)
+
+
+def test_of_fewer_rows_the_loss_is_another_trace_and_pops_again():
+  def pops(params, batch):
+    return loss_of(params, batch.pop("rows"))
+
+  found = call(pops, {"rows": ROWS}, ascent_fraction=0.5)
+  np.testing.assert_allclose(found[0], loss_of(PARAMS, ROWS[::2]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_uncompiled_a_loss_may_ask_for_values(num_microbatches, disabled):
+  def asks(params, rows):
+    assert params["b"].sum() > 0
+    return loss_of(params, np.asarray(rows))
+
+  with jax.disable_jit(disabled):
+    found = call(asks, num_microbatches=num_microbatches)
+  assert_by_hand(found, loss_of)
+
+
+def test_one_that_asks_for_values_and_draws_is_an_error():
+  generator = Generator()
+
+  def asks(params, rows):
+    kept = jax.random.bernoulli(generator(), 0.5, rows.shape)
+    return loss_of(params, np.asarray(rows) * np.asarray(kept))
+
+  generator()
+  with (
+    jax.disable_jit(),
+    pytest.raises(ValueError, match="`loss_fn` must return the same"),
+  ):
+    call(asks)
+
+
+@uncompiled_or_not
+def test_parameters_of_a_weak_type_are_traced_once(jit):
+  calls = []
+
+  def counted(params, rows):
+    calls.append(params["b"].weak_type)
+    return loss_of(params, rows)
+
+  found = call(counted, params={**PARAMS, "b": jnp.full(3, 1.0)}, jit=jit)
+  assert calls == [True]
+  assert_by_hand(found, loss_of)
+
+
+def test_no_trace_is_kept_longer_than_its_step():
+  with jax.checking_leaks():
+    call(loss_of, jit=True, num_microbatches=2, every=2, ascent_fraction=0.5)
+
+
+@pytest.fixture
+def compilations():
+  """Counts what XLA compiles."""
+  found = []
+
+  def listen(event, duration, **kwargs):
+    del duration, kwargs
+    if event == "/jax/core/compile/backend_compile_duration":
+      found.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield found
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"every": 2},
+    {"every": 2, "num_microbatches": 2, "ascent_fraction": 0.5},
+    {"num_microbatches": 2, "sync_perturbation": False},
+  ],
+  ids=["gate", "gate, parts and fraction", "part by part"],
+)
+def test_uncompiled_nothing_is_compiled_after_the_first_steps(
+  compilations, options
+):
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params=PARAMS,
+    tx=optax.sgd(0.1, momentum=0.9),
+    perturbation=PERTURBATION,
+    rng=jax.random.key(0),
+  )
+  step = fsam_optax.make_train_step(
+    lambda params, model_state, rows, rng: (
+      loss_of(params, rows),
+      (model_state, {"draw": jax.random.uniform(rng)}),
+    ),
+    jit=False,
+    **options,
+  )
+  for _ in range(2):
+    state, _ = step(state, ROWS)
+  jax.jit(lambda x: x + 1)(ROWS)
+  assert compilations
+  compilations.clear()
+  for _ in range(2):
+    state, _ = step(state, ROWS)
+  assert not compilations
