@@ -1,5 +1,7 @@
 """What the versions of JAX and Flax call differently, by one name each."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 from jax import core
@@ -28,9 +30,10 @@ def as_varying(x: jax.Array, axis: str) -> jax.Array:
   varies = getattr(jax.typeof(jax.lax.axis_index(axis)), "vma", None)
   if varies is not None and axis not in varies:
     return x
-  if hasattr(jax.lax, "pcast"):
-    return jax.lax.pcast(x, axis, to="varying")
-  return jax.lax.pvary(x, axis)  # JAX up to 0.8.1.
+  lax: Any = jax.lax
+  if hasattr(lax, "pcast"):
+    return lax.pcast(x, axis, to="varying")
+  return lax.pvary(x, axis)  # JAX up to 0.8.1.
 
 
 def bound_axes() -> tuple[str, ...]:
