@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax._perturbation import is_overwritten
+from fsam_optax._versions import as_varying
 
 AxisName = Union[str, tuple[str, ...]]
 
@@ -84,7 +85,7 @@ def varying(tree: Any, axes: tuple[str, ...]) -> Any:
     for axis in manual:
       # Refused where it varies already.
       with contextlib.suppress(ValueError):
-        x = jax.lax.pcast(x, axis, to="varying")
+        x = as_varying(x, axis)
     return x
 
   in_shard_map = jax.sharding.get_abstract_mesh().manual_axes

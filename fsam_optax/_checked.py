@@ -6,7 +6,6 @@ import jax
 from jax import core
 from jax import numpy as jnp
 from jax.experimental import io_callback
-import jax.extend.core
 import numpy as np
 
 from fsam_optax._axes import mean
@@ -14,6 +13,7 @@ from fsam_optax._axes import replica_index
 from fsam_optax._axes import varying
 from fsam_optax._fsam import is_close
 from fsam_optax._fsam import right_or_nan
+from fsam_optax._versions import bound_axes
 
 IMPURE = (
   "`loss_fn` must return the same when it is called again with the same "
@@ -55,7 +55,7 @@ def checked(outputs: Any, seen: Seen, moved_from: dict[int, Any]) -> Any:
   Raises:
     ValueError: uncompiled, where something is wrong; compiled it is printed.
   """
-  axes = _bound_axes()
+  axes = bound_axes()
   faults = [(seen.is_pure, IMPURE)]
   if seen.average is not None:
     faults += [(_average_alike(seen, axis), _apart(axis)) for axis in axes]
@@ -130,13 +130,3 @@ def _ask(on_host: Callable[..., np.ndarray]):
     return ask(*first), False
 
   return ask
-
-
-def _bound_axes() -> tuple[str, ...]:
-  """The axes of every enclosing pmap, shard_map or vmap."""
-  # Of no version's public interface: where it is missing, those of vmap are
-  # not seen.
-  names = getattr(jax.extend.core, "unsafe_get_axis_names_DO_NOT_USE", None)
-  if names is None:
-    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
-  return tuple(names())

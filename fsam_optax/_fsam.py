@@ -295,8 +295,8 @@ def _mean(
         "axis_name, to='varying')`; or give shard_map `check_vma=False`."
       )
     if is_overwritten(path):
-      g = jax.lax.pcast(g, tuple(same), to="varying") if same else g
-      return jax.lax.pmax(g, axis_name)
+      own = tuple(a for a in axes if a not in same)
+      return jax.lax.pmax(g, own) if own else g
     return jax.lax.pmean(g, axis_name)
 
   return jax.tree_util.tree_map_with_path(mean_of, gradient)
@@ -459,6 +459,8 @@ def _check_like(updates: optax.Updates, reference: optax.Updates):
 
 def _axes_of(x: Any) -> frozenset:
   """The axes of an enclosing shard_map along which an array varies."""
-  # Of no version's public interface: where it is missing, nothing is seen.
-  found = getattr(jax.typeof(x), "manual_axis_type", None)
-  return getattr(found, "varying", frozenset())
+  # Of no version's public interface: where both are missing, nothing is seen.
+  array_type = jax.typeof(x)
+  found = getattr(array_type, "vma", frozenset())  # JAX up to 0.9.
+  found_since = getattr(array_type, "manual_axis_type", None)
+  return getattr(found_since, "varying", found)

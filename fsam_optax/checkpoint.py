@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from fsam_optax._tree_paths import joined_path
+from fsam_optax._versions import as_pure
 
 
 def check(metadata: Any, state: Any) -> None:
@@ -272,7 +273,7 @@ def _has_variables(tree):
 
 def _arrays(tree):
   """The tree with arrays for the Variables of NNX, if it has any."""
-  return nnx.as_pure(tree) if _has_variables(tree) else tree
+  return as_pure(tree) if _has_variables(tree) else tree
 
 
 def _differences(found, wanted, source, target):

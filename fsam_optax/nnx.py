@@ -24,6 +24,8 @@ from fsam_optax._perturbation_state import find_state
 from fsam_optax._perturbation_state import state_difference
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
+from fsam_optax._versions import Node
+from fsam_optax._versions import as_pure
 
 
 class Optimizer(nnx.Optimizer):
@@ -122,7 +124,7 @@ class Optimizer(nnx.Optimizer):
       None
       if perturbation is None
       # With the Variables, whose sharding the state then has too.
-      else nnx.optimizer.to_opt_state(
+      else _to_opt_state(
         perturbation.init(_marked(nnx.state(model, self.differentiated)))
       )
     )
@@ -196,7 +198,7 @@ class Optimizer(nnx.Optimizer):
       if self.perturbation is None:
         found = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
       else:
-        state: Any = nnx.as_pure(self.perturbation_state)
+        state: Any = as_pure(self.perturbation_state)
         _check_belongs(state, self.perturbation, call.params)
         found = two_passes(
           self.perturbation,
@@ -243,9 +245,11 @@ class Optimizer(nnx.Optimizer):
         "last. Call it in the place of `nnx.value_and_grad`; "
         "`perturbation=None` trains without."
       )
-    super().update(model, grads, **kwargs)
+    trained = grads
     if self.wrt is not self.differentiated:
       nnx.update(model, nnx.state(grads, _is_overwritten))
+      trained = nnx.state(grads, self.wrt)
+    super().update(model, trained, **kwargs)
     self.took_pass = False
 
 
@@ -315,7 +319,7 @@ def value_and_grad(
       call.loss_fn, has_aux=True
     )(call.params, call.graph)
     value = call.finish(loss, aux, graph)
-    moved = nnx.as_pure(nnx.state(model, wrt))
+    moved = as_pure(nnx.state(model, wrt))
 
     def grad_fn(params):
       # An optimizer perturbs the parameters as the forward left them. Where it
@@ -415,7 +419,7 @@ class _Call:
       )
     self._params = params["model"] if params else params
     # Arrays and not Variables: `finish` moves those.
-    self.params = nnx.as_pure(_marked(self._params))
+    self.params = as_pure(_marked(self._params))
     # Marked, not known by the arrays: another Variable may hold the same one.
     marks = [object() for _ in jax.tree.leaves(params)]
     marked = jax.tree.unflatten(jax.tree.structure(params), marks)
@@ -496,8 +500,21 @@ def _marked(state):
   )
 
 
+def _to_opt_state(tree):
+  """The state with Variables of the optimizer for those of the model."""
+  is_variable = lambda x: isinstance(x, nnx.Variable)
+
+  def of_leaf(x):
+    # Flax 0.11 refuses what a mask has left empty.
+    if is_variable(x) and not jax.tree.leaves(x):
+      return nnx.optimizer.OptVariable(as_pure(x), **x.get_metadata())
+    return nnx.optimizer.to_opt_state(x)
+
+  return jax.tree.map(of_leaf, tree, is_leaf=is_variable)
+
+
 def _is_node(x):
-  return isinstance(x, (nnx.Pytree, nnx.Variable))
+  return isinstance(x, (Node, nnx.Variable))
 
 
 def _check_no_argnums(options):

@@ -6,6 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
+from versions import enable_x64
 
 # Before anything starts the backend.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -53,12 +54,12 @@ def problem() -> Problem:
 @pytest.fixture
 def x64():
   """Double precision for one test."""
-  with jax.enable_x64(True):
+  with enable_x64(True):
     yield
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
 def dtype(request):
   """Each floating dtype in turn, with double precision where it needs it."""
-  with jax.enable_x64(request.param == "float64"):
+  with enable_x64(request.param == "float64"):
     yield jnp.dtype(request.param)

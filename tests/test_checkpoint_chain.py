@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from oracle import LeastSquares
 import pytest
+from versions import as_pure
 
 import fsam_optax
 from fsam_optax import checkpoint
@@ -191,7 +192,7 @@ def test_an_nnx_optimizer_goes_on_and_back(name, batches):
   _, grads, second = fn(model, batch)
   optimizer.update(model, grads, grad_fn=second)
   assert int(optimizer.step[...]) == 4
-  assert int(adam_state(nnx.as_pure(optimizer.opt_state)).count) == 4
+  assert int(adam_state(as_pure(optimizer.opt_state)).count) == 4
   weights = np.concatenate([np.asarray(expected[k], float) for k in ("b", "w")])
   whole = with_bias(batches[3])
   gradient = LeastSquares.gradient(weights, whole)
@@ -210,7 +211,7 @@ def test_an_nnx_optimizer_goes_on_and_back(name, batches):
   )
   assert jax.tree.structure(nnx.state(again)) == structure
   again.update(model, nnx.grad(nnx_loss)(model, batch))
-  assert int(adam_state(nnx.as_pure(again.opt_state)).count) == 5
+  assert int(adam_state(as_pure(again.opt_state)).count) == 5
 
 
 # What goes in, and what the error names.

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import optax.tree
 import pytest
+from versions import as_pure
 
 import fsam_optax
 
@@ -508,8 +509,9 @@ def test_lbfgs_searches_along_the_sharpness_aware_gradient(problem):
     value_fn=value_fn,
     grad_fn=jax.grad(loss_fn),
   )[0]
-  with pytest.raises(TypeError, match="accepted by `value_fn`"):
-    update(loss_fn)
+  if not optax.__version__.startswith("0.2.5"):  # That leaves `grad_fn` out.
+    with pytest.raises(TypeError, match="accepted by `value_fn`"):
+      update(loss_fn)
   updates = update(lambda p, grad_fn: loss_fn(p))
   # Its first step is the steepest descent, scaled.
   _, second, _, _ = fsam_optax.value_and_grad(
@@ -630,7 +632,7 @@ def test_nnx_optimizer_forwards_grad_fn():
   model = Model(nnx.Rngs(0))
   inputs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
   graph, start = nnx.split(model)
-  start = jax.tree.map(jnp.copy, nnx.as_pure(start))
+  start = jax.tree.map(jnp.copy, as_pure(start))
   loss_of = lambda p: jnp.mean((nnx.merge(graph, p)(inputs) - 1.0) ** 2)
   tx = optax.chain(fsam_optax.fsam(rho=0.2), optax.sgd(0.1))
   optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
@@ -643,7 +645,7 @@ def test_nnx_optimizer_forwards_grad_fn():
     )
     expected = optax.apply_updates(expected, updates)
   chex.assert_trees_all_close(
-    nnx.as_pure(nnx.state(model)), expected, rtol=1e-5, atol=1e-6
+    as_pure(nnx.state(model)), expected, rtol=1e-5, atol=1e-6
   )
 
 

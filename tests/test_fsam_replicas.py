@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
+from versions import as_varying
 
 import fsam_optax
 
@@ -116,7 +117,7 @@ def test_shard_map_sees_the_drift_before_it_happens(problem):
 
   def mapped(tx):
     def update(params, state, batch):
-      own = lambda params: jax.lax.pcast(params, "batch", to="varying")
+      own = lambda params: as_varying(params, "batch")
       grad_fn = lambda params: jax.grad(problem.loss_fn)(own(params), batch)
       grads = jax.lax.pmean(grad_fn(params), "batch")
       updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
@@ -170,7 +171,7 @@ def test_a_gradient_that_shard_map_has_summed_is_no_mean_of_replicas(
     mapped(tx, problem.loss_fn)(*arguments(tx))
   # The remedies that it names.
   mean_inside = lambda p, b: jax.lax.pmean(problem.loss_fn(p, b), "batch")
-  own = lambda p: jax.lax.pcast(p, "batch", to="varying")
+  own = lambda p: as_varying(p, "batch")
   found = [
     mapped(chain(), mean_inside)(*arguments(chain())),
     mapped(tx, problem.loss_fn, own)(*arguments(tx)),

@@ -8,6 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 import pytest
+from versions import as_pure
 
 import fsam_optax
 from fsam_optax import masks
@@ -173,16 +174,16 @@ class NnxBlock(nnx.Module):
   def __init__(self, rngs):
     self.ln = nnx.LayerNorm(4, rngs=rngs)
     self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
-    self.mlp = nnx.List([nnx.Linear(4, 4, rngs=rngs)])
-    self.norms = nnx.List([nnx.RMSNorm(4, rngs=rngs)])
+    self.mlp = nnx.data([nnx.Linear(4, 4, rngs=rngs)])
+    self.norms = nnx.data([nnx.RMSNorm(4, rngs=rngs)])
     self.adapter = nnx.LoRA(4, 2, 4, rngs=rngs)
 
 
 def nnx_block(stacked):
   if not stacked:
     return NnxBlock(nnx.Rngs(0))
-  make = nnx.vmap(NnxBlock, in_axes=0)
-  return make(nnx.Rngs(0).split(3))
+  make = nnx.split_rngs(splits=3)(nnx.vmap(NnxBlock, in_axes=0))
+  return make(nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["single", "stacked"])
@@ -191,7 +192,7 @@ def test_nnx_layers_alone_and_stacked(stacked, pure):
   params = nnx.state(nnx_block(stacked), nnx.Param)
   end = "" if pure else "/value"
   if pure:
-    params = nnx.as_pure(params)
+    params = as_pure(params)
   assert chosen(masks.exclude_biases_and_norms(params)) == {
     f"attention/query/kernel{end}",
     f"attention/key/kernel{end}",

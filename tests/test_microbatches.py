@@ -7,6 +7,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 import pytest
+from versions import set_mesh
 
 import fsam_optax
 
@@ -76,7 +77,7 @@ def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
     return jnp.mean((outputs - batch["y"]) ** 2)
 
   fn = jax.jit(fsam_optax.value_and_grad(mesh_loss, perturbation, **options))
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     placed = {
       "in": place(params["in"], None, "model"),
       "bias": place(params["bias"], "model"),

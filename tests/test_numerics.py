@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import optax.tree
 import pytest
+from versions import as_pure
+from versions import enable_x64
 
 import fsam_optax
 
@@ -213,7 +215,7 @@ def huge(dtype):
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32", "float64"])
 def test_a_gradient_whose_norm_overflows_is_treated_as_not_finite(name):
-  with jax.enable_x64(name == "float64"):
+  with enable_x64(name == "float64"):
     params, (first, second) = parameters(name), gradients(name)
     perturbation = friendly_perturbation(0.1, 0.5, 0.75)
     overflowing = poisoned(second, huge(name))
@@ -468,8 +470,13 @@ def complex_of_make_train_step(z, b):
   return z - state.params["z"], state.perturbation_state[0].ema["z"]
 
 
+class Weights(nnx.Module):
+  def __init__(self, z):
+    self.z = nnx.Param(z)
+
+
 def complex_of_nnx(z, b):
-  model = nnx.Dict(z=nnx.Param(z))
+  model = Weights(z)
   optimizer = fsam_optax.nnx.Optimizer(
     model,
     optax.sgd(1.0),
@@ -483,12 +490,12 @@ def complex_of_nnx(z, b):
 
 
 def complex_of_nnx_and_fsam(z, b):
-  model, link = nnx.Dict(z=nnx.Param(z)), fsam_optax.fsam(0.3)
+  model, link = Weights(z), fsam_optax.fsam(0.3)
   loss_fn = lambda model, b: complex_loss(model.z[...], b)
   _, grads, grad_fn = fsam_optax.nnx.value_and_grad(loss_fn)(model, b)
-  params = nnx.as_pure(nnx.state(model))
+  params = as_pure(nnx.state(model))
   grads, (ema, _) = link.update(
-    nnx.as_pure(grads), link.init(params), params, grad_fn=grad_fn
+    as_pure(grads), link.init(params), params, grad_fn=grad_fn
   )
   return grads["z"], ema.ema["z"]
 

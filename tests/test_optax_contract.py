@@ -8,6 +8,7 @@ from jax import numpy as jnp
 import optax
 import optax.tree
 import pytest
+from versions import set_mesh
 
 import fsam_optax
 
@@ -229,7 +230,7 @@ def test_types_of_the_state_survive_an_explicit_mesh(name):
   mesh = jax.make_mesh(
     (8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,)
   )
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     params = jnp.ones((2, 8, 4), jnp.float16, out_sharding=jax.P(None, "x"))
     update = lambda g, s, p: tx.update(g, s, p, grad_fn=lambda p: 2 * p)
     types = lambda tree: jax.tree.map(jax.typeof, tree)

