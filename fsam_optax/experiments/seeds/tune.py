@@ -56,7 +56,9 @@ class Tune:
     values.PerOptimizer, shared_flags.weight_decay(is_grid=True), _AROUND
   ] = dataclasses.field(default_factory=dict)
   seeds: Annotated[
-    Optional[int], shared_flags.SEEDS, values.default("16, 4 for the cnn")
+    Optional[int],
+    shared_flags.SEEDS,
+    values.default("16, 4 for the cnn on mnist"),
   ] = None
   first_seed: Annotated[int, shared_flags.FIRST_SEED] = (
     recipes.TUNING_FIRST_SEED
