@@ -1,6 +1,7 @@
 """Whatever the forward does to an NNX model, Flax's own loop does as well.
 
-With the radius 0, both faces leave bit for bit the model, graph and arrays,
+With the radius 0, both faces leave bit for bit (the optimizer uncompiled: to
+rounding) the model, graph and arrays,
 that the loop over ``nnx.value_and_grad`` leaves.
 """
 
@@ -224,8 +225,13 @@ def test_the_forward_leaves_what_the_plain_loop_leaves(loop, name, is_compiled):
   expected = trained("plain", name, is_compiled)
   losses, graphdef, arrays = trained(loop, name, is_compiled)
   assert graphdef == expected[1]
-  chex.assert_trees_all_equal(losses, expected[0])
-  chex.assert_trees_all_equal(arrays, expected[2])
+  check = chex.assert_trees_all_equal
+  if loop == "optimizer" and not is_compiled:
+    # The operations of its recorded pass run one by one, and JAX runs some of
+    # them as one compiled function where nothing is recorded.
+    check = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
+  check(losses, expected[0])
+  check(arrays, expected[2])
 
 
 def small_loss(model, inputs):
