@@ -1,8 +1,8 @@
 """Whatever the forward does to an NNX model, Flax's own loop does as well.
 
-With the radius 0, both faces leave bit for bit (the optimizer uncompiled: to
-rounding) the model, graph and arrays,
-that the loop over ``nnx.value_and_grad`` leaves.
+With the radius 0, both faces leave bit for bit the model, graph and arrays,
+that the loop over ``nnx.value_and_grad`` leaves; the optimizer uncompiled to
+rounding.
 """
 
 import functools
