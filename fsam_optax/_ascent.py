@@ -41,12 +41,21 @@ class Ascent:
   state: optax.OptState
   params: optax.Params
   gate: Any  # True, False or a traced bool.
+  # For a perturbation whose average is the optimizer's momentum.
+  optimizer_state: Optional[optax.OptState] = None
+  optimizer_steps: Optional[ArrayLike] = None
 
   def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, Norms]:
     """The perturbation, the next state, and the norms of both steps to it."""
-    update = optax.with_extra_args_support(self.perturbation).update
     gradient = ascent_gradient(gradient)
-    epsilon, state = update(gradient, self.state, self.params, **extra)
+    epsilon, state = optax.with_extra_args_support(self.perturbation).update(
+      gradient,
+      self.state,
+      self.params,
+      optimizer_state=self.optimizer_state,
+      optimizer_steps=self.optimizer_steps,
+      **extra,
+    )
     found = radius_norms(state)
     if not found:  # Not one of ours.
       direction = global_norm(gradient)
@@ -73,12 +82,16 @@ class Ascent:
 
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
-    gradient = ascent_gradient(gradient)
-    norm = global_norm(gradient)
+    norm = global_norm(ascent_gradient(gradient))
     found = find_state(SubtractGradientEmaState, self.state)
     if found is None:
       return norm, jnp.zeros_like(norm)
-    return norm, cosine(found.ema, gradient)
+    average = found.ema
+    if average is None:
+      averages = []
+      self.perturb(gradient, averages=averages)
+      [average] = averages
+    return norm, cosine(average, ascent_gradient(gradient))
 
   def descend(
     self,

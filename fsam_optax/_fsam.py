@@ -9,6 +9,7 @@ from jax import numpy as jnp
 import optax
 import optax.tree
 
+from fsam_optax._perturbation import Average
 from fsam_optax._perturbation import Mask
 from fsam_optax._perturbation import Order
 from fsam_optax._perturbation import ascent_gradient
@@ -63,7 +64,8 @@ def sharpness_aware(
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`. Its ``update(updates,
     state, params, *, grad_fn, **extra_args)`` takes the gradient at ``params``
-    as ``updates`` and calls ``grad_fn`` once. Its state is that of
+    as ``updates`` and calls ``grad_fn`` once. The extra argument
+    ``optimizer_state`` goes to ``perturbation``. The state is that of
     ``perturbation``.
 
   Raises:
@@ -96,6 +98,7 @@ def sharpness_aware(
   """
 
   check_perturbation(perturbation)
+  perturbation = optax.with_extra_args_support(perturbation)
 
   def update_fn(
     updates,
@@ -103,9 +106,10 @@ def sharpness_aware(
     params=None,
     *,
     grad_fn: Optional[Callable[[optax.Params], optax.Updates]] = None,
+    optimizer_state: Optional[optax.OptState] = None,
     **extra_args,
   ):
-    del extra_args
+    del extra_args  # Of other links.
     if params is None:
       raise ValueError(
         "`params` must be given, got None. Call `update(grads, state, params, "
@@ -136,7 +140,7 @@ def sharpness_aware(
       clean = gradient(params)
       _check_like(clean, updates)
     epsilon, state = perturbation.update(
-      ascent_gradient(updates), state, params
+      ascent_gradient(updates), state, params, optimizer_state=optimizer_state
     )
     perturbed_updates = gradient(optax.apply_updates(params, epsilon))
     _check_like(perturbed_updates, updates)
@@ -159,6 +163,7 @@ def fsam(
   order: Order = "official",
   accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
   eta: float = 0.0,
+  average: Average = "own",
   axis_name: Optional[AxisName] = None,
   checked: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -204,6 +209,10 @@ def fsam(
       parameters.
     eta: added to the absolute weights when adaptive, see
       :func:`scale_to_radius`.
+    average: ``"own"``, or ``"optimizer"`` for the momentum of the optimizer
+      behind it, see :func:`friendly_perturbation`. The update then takes the
+      state of the whole chain, as ``update(grads, opt_state, params,
+      grad_fn=grad_fn, optimizer_state=opt_state)``.
     axis_name: axis, or axes, over which both gradients are averaged, see
       :func:`sharpness_aware`.
     checked: whether to compare ``updates`` with ``grad_fn(params)`` at each
@@ -241,6 +250,7 @@ def fsam(
       order=order,
       accumulator_dtype=accumulator_dtype,
       eta=eta,
+      average=average,
     ),
     axis_name=axis_name,
     checked=checked,

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import optax.tree
 
+Average = Literal["own", "optimizer"]
 Order = Literal["official", "paper"]
 Mask = Optional[Union[Any, Callable[[optax.Params], Any]]]
 
@@ -25,7 +26,8 @@ class SubtractGradientEmaState(NamedTuple):
   Attributes:
     count: number of gradients the average has taken in, shape ``[]``, int32.
     ema: the moving average of the gradients, same tree and shapes as the
-      parameters, dtype of the parameters or ``accumulator_dtype``.
+      parameters, dtype of the parameters or ``accumulator_dtype``. None where
+      the optimizer's momentum is the average.
   """
 
   count: jax.typing.ArrayLike
@@ -124,13 +126,7 @@ def subtract_gradient_ema(
     instead of :math:`g_t`. At :math:`\sigma = 1` that removes only half of the
     full gradient.
   """
-  check_hyperparameter("sigma", sigma)
-  check_hyperparameter("lmbda", lmbda, upper=1.0)
-  if order not in ("official", "paper"):
-    raise ValueError(
-      f"`order` must be 'official' or 'paper', got {order!r}. 'official' is "
-      "what the authors' code does."
-    )
+  _check_average(sigma, lmbda, order)
 
   def init_fn(params):
     return SubtractGradientEmaState(
@@ -160,12 +156,9 @@ def subtract_gradient_ema(
     direction = optax.tree.cast_like(direction, updates)
     # The average is finite, so the direction is finite where g is. Its norm is
     # the one that `scale_to_radius` needs: compiled, both are one computation.
-    if is_finite is None:
-      is_finite = jnp.isfinite(global_norm(direction))
+    is_finite, count = _counted(direction, state.count, is_finite)
     return direction, SubtractGradientEmaState(
-      count=jnp.where(
-        is_finite, optax.safe_increment(state.count), state.count
-      ),
+      count=count,
       ema=jax.tree.map(
         lambda new, old: jnp.where(is_finite, _cast_like(new, old), old),
         ema,
@@ -174,6 +167,23 @@ def subtract_gradient_ema(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_average(sigma, lmbda, order):
+  check_hyperparameter("sigma", sigma)
+  check_hyperparameter("lmbda", lmbda, upper=1.0)
+  if order not in ("official", "paper"):
+    raise ValueError(
+      f"`order` must be 'official' or 'paper', got {order!r}. 'official' is "
+      "what the authors' code does."
+    )
+
+
+def _counted(direction, count, is_finite):
+  """Whether the direction is finite, and the count with it if it is."""
+  if is_finite is None:
+    is_finite = jnp.isfinite(global_norm(direction))
+  return is_finite, jnp.where(is_finite, optax.safe_increment(count), count)
 
 
 def _subtracted(gradient, ema, fraction, decay, order, is_plain):
@@ -199,6 +209,197 @@ def _subtracted(gradient, ema, fraction, decay, order, is_plain):
   elif order == "paper":
     direction = _tree_map_wide(lambda g, m: g - fraction * m, gradient, average)
   return direction, average
+
+
+def _subtract_optimizer_momentum(
+  sigma: optax.ScalarOrSchedule, lmbda: optax.ScalarOrSchedule, order: Order
+) -> optax.GradientTransformationExtraArgs:
+  r"""Subtracts the average of second gradients that an optimizer keeps.
+
+  SGD's momentum is :math:`v_t = \lambda v_{t-1} + u_t`, where :math:`u_t` are
+  the gradients that the optimizer was given, and Adam's first moment is
+  :math:`v_t = \lambda v_{t-1} + (1 - \lambda) u_t`. Both start at zero, so that
+  the weights of the gradients in them sum up to
+
+  .. math::
+
+    \sum_{i=1}^t \lambda^{t-i} = \frac{1 - \lambda^t}{1 - \lambda}
+    \qquad\text{and}\qquad 1 - \lambda^t.
+
+  Divided by that, either is the average :math:`m_t`.
+
+  The update takes ``optimizer_state`` besides, the state before the optimizer's
+  own update, and ``optimizer_steps``, the number of updates that led to it, by
+  default that of this transformation's. Where the state has a count of its own,
+  that is taken. The average is appended to the list ``averages``, if there is
+  one, for who wants to see it.
+  """
+  _check_average(sigma, lmbda, order)
+  is_value = not isinstance(lmbda, core.Tracer)
+  if is_value and (_is_schedule(lmbda) or lmbda == 1):
+    raise ValueError(
+      "`lmbda` must be the decay of the optimizer's momentum with "
+      f"average='optimizer', a number below 1, got {lmbda!r}."
+    )
+
+  decay: Any = lmbda
+  no_average: Any = None
+
+  def init_fn(params):
+    del params
+    count = jnp.zeros([], jnp.int32)
+    return SubtractGradientEmaState(count, no_average)
+
+  def update_fn(
+    updates,
+    state,
+    params=None,
+    *,
+    optimizer_state=None,
+    optimizer_steps=None,
+    averages=None,
+    is_finite=None,
+    **extra_args,
+  ):
+    del params, extra_args
+    steps = state.count if optimizer_steps is None else optimizer_steps
+    average = _optimizer_average(updates, optimizer_state, steps, decay)
+    if averages is not None:
+      averages.append(average)
+    if order == "paper":
+      average = _tree_map_wide(
+        lambda g, m: decay * m + (1 - decay) * g, updates, average
+      )
+    fraction = _value_at("sigma", sigma, state.count)
+    direction = _tree_map_wide(lambda g, m: g - fraction * m, updates, average)
+    direction = optax.tree.cast_like(direction, updates)
+    _, count = _counted(direction, state.count, is_finite)
+    return direction, SubtractGradientEmaState(count, no_average)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Momentum(NamedTuple):
+  """The momentum of one parameter.
+
+  Attributes:
+    value: in the shape of the parameter.
+    is_sum: whether it is the sum of decayed gradients, not their average.
+    count: of the updates in it, shape ``[]``; None where its state has none.
+    source: name of the type of its state.
+  """
+
+  value: jax.Array
+  is_sum: bool
+  count: Optional[jax.Array]
+  source: str
+
+
+def _optimizer_average(gradient, optimizer_state, steps, lmbda):
+  """The average that the momentum is, in the tree of the gradient, wide."""
+  if optimizer_state is None:
+    raise ValueError(
+      "`optimizer_state` must be given with average='optimizer', got None. It "
+      "is the optimizer's state before its update, in which "
+      "`optax.tree.get(opt_state, 'trace')` or `'mu'` finds the momentum. Call "
+      "`fn(params, perturbation_state, batch, optimizer_state=opt_state)`, or "
+      "in a chain `tx.update(grads, opt_state, params, grad_fn=grad_fn, "
+      "optimizer_state=opt_state)`. `fsam_optax.make_train_step` and "
+      "`fsam_optax.nnx.Optimizer` hand it over by themselves."
+    )
+  momenta = momenta_by_path(optimizer_state)
+
+  def average_of(path, g):
+    name = jax.tree_util.keystr(path)
+    # Beside a collection for fp8, Flax gives the optimizer "params" alone.
+    found = momenta.get(name, momenta.get(name.removeprefix("['params']")))
+    if found is None or jnp.shape(found.value) != jnp.shape(g):
+      shape = "none" if found is None else list(jnp.shape(found.value))
+      raise ValueError(
+        "`optimizer_state` must hold the momentum of each perturbed parameter "
+        f"with average='optimizer', of shape {list(jnp.shape(g))} at "
+        f"{name or 'the root'}, got {shape} in "
+        f"{', '.join(_state_names(optimizer_state))}. Take an optimizer that "
+        "keeps one, such as optax.sgd(learning_rate, momentum=0.9) or "
+        "optax.adamw(learning_rate); exclude by `mask` what it does not train; "
+        "or take average='own'."
+      )
+    count = steps if found.count is None else found.count
+    decay = jnp.asarray(lmbda, jnp.finfo(_wide_dtype(found.value)).dtype)
+    weights = 1 - decay**count
+    if found.is_sum:
+      weights = weights / (1 - decay)
+    # No gradient has entered it before the first update: no average.
+    scale = jnp.where(count > 0, 1 / jnp.where(count > 0, weights, 1.0), 0.0)
+    return scale * widen(found.value)
+
+  # Of complex parameters it is, as their gradient, the conjugate of the ascent.
+  return ascent_gradient(jax.tree_util.tree_map_with_path(average_of, gradient))
+
+
+def momenta_by_path(optimizer_state: optax.OptState) -> dict[str, _Momentum]:
+  """The momenta in an optimizer's state, by the path of their parameter."""
+  momenta = {}
+  names = _state_names(optimizer_state)
+  # Of these the momentum averages what a preconditioner has scaled.
+  scaled = [name for name in names if name in _PRECONDITIONERS]
+
+  def collect(state, count):
+    for x in jax.tree.leaves(state, is_leaf=_is_state):
+      if isinstance(x, optax.MultiStepsState):
+        collect(x.inner_opt_state, x.gradient_step)
+        continue
+      if not _is_state(x) or type(x).__name__ == "ScaleByNovogradState":
+        continue
+      is_sum, source = hasattr(x, "trace"), type(x).__name__
+      if is_sum and scaled:
+        raise ValueError(
+          "`optimizer_state` must hold a momentum of the gradients themselves "
+          f"with average='optimizer', got one behind {scaled[0]}, which "
+          "scales them. Take average='own'."
+        )
+      tree = x.trace if is_sum else x.mu
+      for path, value in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        if name in momenta:
+          raise ValueError(
+            "`optimizer_state` must hold one momentum of each parameter with "
+            f"average='optimizer', got those of {momenta[name].source} and "
+            f"{source} at {name or 'the root'}. Give the part of the state "
+            "that is meant, or take average='own'."
+          )
+        own_count = x.count if "count" in x._fields else count
+        momenta[name] = _Momentum(value, is_sum, own_count, source)
+
+  collect(optimizer_state, None)
+  return momenta
+
+
+_PRECONDITIONERS = frozenset({"ScaleByRmsState", "ScaleByRmsWithCountState"})
+
+
+def _is_state(x: Any) -> bool:
+  """Whether it is a state with a momentum, or a wrapper that accumulates."""
+  fields = getattr(x, "_fields", ())
+  return isinstance(x, optax.MultiStepsState) or bool(
+    {"trace", "mu"} & set(fields)
+  )
+
+
+def _state_names(state: optax.OptState) -> list[str]:
+  """The names of the types of the states inside a nested one."""
+  names = {}
+
+  def add(x):
+    if hasattr(x, "_fields") and type(x) not in (
+      optax.EmptyState,
+      optax.MaskedNode,
+    ):
+      names[type(x).__name__] = None
+    return False
+
+  jax.tree.leaves(state, is_leaf=add)
+  return list(names) or ["a state without arrays"]
 
 
 def scale_to_radius(
@@ -319,6 +520,7 @@ def friendly_perturbation(
   order: Order = "official",
   accumulator_dtype: Optional[jax.typing.DTypeLike] = None,
   eta: float = 0.0,
+  average: Average = "own",
 ) -> optax.GradientTransformation:
   r"""The perturbation of F-SAM: along the gradient minus its average.
 
@@ -355,6 +557,12 @@ def friendly_perturbation(
       parameters.
     eta: added to the absolute weights when adaptive, see
       :func:`scale_to_radius`.
+    average: ``"own"`` keeps the average, a copy of the parameters.
+      ``"optimizer"`` takes the momentum of the base optimizer, which is an
+      average of the gradients at the perturbed weights, so that no copy is
+      kept: of :func:`optax.trace`, as :func:`optax.sgd` has it, or the first
+      moment of Adam and its kin. ``lmbda`` then is the decay of that momentum.
+      The update takes the optimizer's state as ``optimizer_state``.
 
   Returns:
     A :class:`optax.GradientTransformation` from gradients to the perturbation
@@ -362,18 +570,35 @@ def friendly_perturbation(
 
   Raises:
     TypeError: if a hyperparameter is neither a real scalar nor callable.
-    ValueError: if a hyperparameter is out of its range.
+    ValueError: if a hyperparameter is out of its range, or ``average`` is
+      unknown; with ``average="optimizer"`` if ``lmbda`` is a schedule or 1, if
+      ``accumulator_dtype`` is given, and at update if ``optimizer_state`` is
+      not, or does not hold one momentum for each perturbed parameter.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
     <https://arxiv.org/abs/2403.12350>`_, 2024
   """
+  if average not in ("own", "optimizer"):
+    raise ValueError(
+      f"`average` must be 'own' or 'optimizer', got {average!r}. 'own' is that "
+      "of the paper."
+    )
+  if average == "own":
+    subtract_average = subtract_gradient_ema(
+      sigma, lmbda, order=order, accumulator_dtype=accumulator_dtype
+    )
+  elif accumulator_dtype is not None:
+    raise ValueError(
+      "`accumulator_dtype` must be None with average='optimizer', got "
+      f"{accumulator_dtype!r}. Give the dtype to the optimizer, as "
+      "`accumulator_dtype` to optax.sgd or `mu_dtype` to optax.adamw."
+    )
+  else:
+    subtract_average = _subtract_optimizer_momentum(sigma, lmbda, order)
   return _on_selected_leaves(
     optax.chain(
-      subtract_gradient_ema(
-        sigma, lmbda, order=order, accumulator_dtype=accumulator_dtype
-      ),
-      scale_to_radius(rho, adaptive=adaptive, eta=eta),
+      subtract_average, scale_to_radius(rho, adaptive=adaptive, eta=eta)
     ),
     mask,
   )

@@ -12,6 +12,7 @@ from jax import numpy as jnp
 import optax
 
 from fsam_optax._perturbation import ScaleToRadiusState
+from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._tree_paths import leaves_by_path
 
 
@@ -24,8 +25,8 @@ def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
 
 def is_memoryless(state: optax.OptState) -> bool:
   """Whether the state is the same whatever gradients it was updated with."""
-  leaves = jax.tree.leaves(state, is_leaf=_is_radius_state)
-  return all(map(_is_radius_state, leaves))
+  leaves = jax.tree.leaves(state, is_leaf=_is_memoryless)
+  return all(map(_is_memoryless, leaves))
 
 
 def radius_norms(state: optax.OptState) -> list[tuple[jax.Array, jax.Array]]:
@@ -70,7 +71,7 @@ def with_radius_norms(
 
 
 def with_radius_states(is_new: Any, new: Any, old: Any) -> optax.OptState:
-  """The new state, with the old count and norms of a radius unless `is_new`.
+  """The new state, with the old counts and norms unless `is_new`.
 
   Args:
     is_new: a bool of shape ``[]``, traced or not.
@@ -78,17 +79,17 @@ def with_radius_states(is_new: Any, new: Any, old: Any) -> optax.OptState:
     old: the state before it.
 
   Returns:
-    The state; what is no :class:`ScaleToRadiusState` is that of ``new``.
+    The state; an average, with its count, is that of ``new``.
   """
   return jax.tree.map(
     lambda x, y: (
       jax.tree.map(lambda a, b: jnp.where(is_new, a, b), x, y)
-      if _is_radius_state(x)
+      if _is_memoryless(x)
       else x
     ),
     new,
     old,
-    is_leaf=_is_radius_state,
+    is_leaf=_is_memoryless,
   )
 
 
@@ -131,3 +132,13 @@ def _describe(shape: Optional[list[int]]) -> str:
 
 def _is_radius_state(x: Any) -> bool:
   return isinstance(x, ScaleToRadiusState)
+
+
+def _is_memoryless(x: Any) -> bool:
+  """Whether it is a state of scalars, and not one with an average."""
+  return _is_radius_state(x) or is_of_optimizer(x)
+
+
+def is_of_optimizer(x: Any) -> bool:
+  """Whether it is the state of an average that the optimizer's momentum is."""
+  return isinstance(x, SubtractGradientEmaState) and x.ema is None

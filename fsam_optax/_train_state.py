@@ -10,6 +10,7 @@ import jax
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._optimizer_average import check_optimizer_average
 from fsam_optax._perturbation import check_perturbation
 
 
@@ -66,9 +67,15 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     Returns:
       The state, with ``step`` an int32 array of shape ``[]``.
+
+    Raises:
+      TypeError: if ``perturbation`` is no transformation of gradients alone.
+      ValueError: if it has ``average="optimizer"``, and the momentum of ``tx``
+        is missing, ambiguous, of scaled gradients or of another decay.
     """
     if perturbation is not None:
       check_perturbation(perturbation)
+      check_optimizer_average(perturbation, tx, params)
     state = super().create(
       apply_fn=apply_fn,
       params=params,
@@ -208,12 +215,19 @@ class TrainState(train_state.TrainState, kw_only=True):
       params=state.params,
       # Not state.tx, whose fresh state would need memory only to be dropped.
       tx=optax.identity(),
-      perturbation=perturbation,
+      perturbation=None,
       model_state=model_state,
       rng=rng,
       dynamic_scale=dynamic_scale,
       **kwargs,
     )
+    if perturbation is not None:
+      check_perturbation(perturbation)
+      check_optimizer_average(perturbation, state.tx, state.params)
+      created = created.replace(
+        perturbation=perturbation,
+        perturbation_state=perturbation.init(state.params),
+      )
     return without_aliases(
       created.replace(
         step=jnp.asarray(state.step, jnp.int32),

@@ -349,6 +349,8 @@ def _passes(loss_of_part, options, state, batch):
     state.model_state,
     step=state.step,
     loss_scale=scale,
+    optimizer_state=state.opt_state,
+    optimizer_steps=state.step,
   )
 
 

@@ -106,6 +106,8 @@ def two_passes(
   *,
   step: Any = None,
   loss_scale: Any = None,
+  optimizer_state: Any = None,
+  optimizer_steps: Any = None,
 ) -> Outcome:
   """Both passes of one step.
 
@@ -121,6 +123,10 @@ def two_passes(
     step: the number that the gates go by, None where it is not known.
     loss_scale: what the loss is multiplied by before it is differentiated; the
       gradients are divided by it again, in float32 at least.
+    optimizer_state: of the base optimizer, before its update, for a
+      perturbation that takes its average from there.
+    optimizer_steps: the number of updates that led to it; None for that of the
+      perturbation.
 
   Returns:
     The outcome.
@@ -133,7 +139,14 @@ def two_passes(
       f"{found}."
     )
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
-  ascent = Ascent(perturbation, perturbation_state, params, options.gate(step))
+  ascent = Ascent(
+    perturbation,
+    perturbation_state,
+    params,
+    options.gate(step),
+    optimizer_state,
+    optimizer_steps,
+  )
   schedule = _part_by_part if options.is_part_by_part else _together
   outcome = _concluded(ascent, options, schedule(gradients, ascent))
   return _checked(gradients, ascent, outcome) if options.checked else outcome

@@ -103,9 +103,12 @@ def value_and_grad(
       printed, and loss and gradient are NaN.
 
   Returns:
-    A function ``fn(params, perturbation_state, *args, **kwargs)`` that returns
-    ``(value, grads, perturbation_state, info)``. ``value`` is the loss, or
-    ``(loss, aux)``, of the first pass, at ``params``. ``grads`` has the tree,
+    A function ``fn(params, perturbation_state, *args, optimizer_state=None,
+    **kwargs)`` that returns ``(value, grads, perturbation_state, info)``.
+    ``optimizer_state`` is that of the optimizer before its update, for a
+    perturbation with ``average="optimizer"``; the loss does not get it.
+    ``value`` is the loss, or ``(loss, aux)``, of the first pass, at ``params``.
+    ``grads`` has the tree,
     shapes and dtypes of ``params``, and is for complex ones the conjugate of
     the ascent, as :func:`jax.grad` has it. ``info`` is a
     :class:`SharpnessInfo`. Both passes, and all micro-batches, get the same
@@ -142,7 +145,7 @@ def value_and_grad(
   check_perturbation(perturbation)
   chosen = Options.from_keywords(options)
 
-  def fn(params, perturbation_state, *args, **kwargs):
+  def fn(params, perturbation_state, *args, optimizer_state=None, **kwargs):
     if chosen.splits_rows and not args:
       raise TypeError(
         "`batch` must be given when `num_microbatches` or `ascent_fraction` "
@@ -167,6 +170,7 @@ def value_and_grad(
       perturbation_state,
       batch,
       step=None if radius_state is None else radius_state.count,
+      optimizer_state=optimizer_state,
     )
     value = (found.loss, found.aux) if has_aux else found.loss
     return value, found.grads, found.advance(), found.info

@@ -22,6 +22,8 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
+from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbation_state import is_of_optimizer
 from fsam_optax._tree_paths import joined_path
 from fsam_optax._versions import as_pure
 
@@ -86,6 +88,13 @@ def check(metadata: Any, state: Any) -> None:
       "with `item_handlers=orbax.checkpoint.StandardCheckpointHandler()`."
     )
   saved, wanted = _leaves_by_dotted_path(tree), _leaves_by_dotted_path(state)
+  for path in _averages_of_optimizer(state):
+    # Another run's own average, which Orbax drops and this one does not need.
+    saved = {
+      name: leaf
+      for name, leaf in saved.items()
+      if name != path and not name.startswith(f"{path}.")
+    }
   differences = _differences(
     saved, wanted, ("the checkpoint", "saved"), ("the state", "state")
   )
@@ -308,6 +317,16 @@ def _leaves_by_dotted_path(tree):
     joined_path(path, "."): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def _averages_of_optimizer(state):
+  """The paths of averages that are kept as the optimizer's momentum."""
+  is_found = lambda x: isinstance(x, SubtractGradientEmaState)
+  return [
+    joined_path((*path, jax.tree_util.GetAttrKey("ema")), ".")
+    for path, x in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_found)
+    if is_of_optimizer(x)
+  ]
 
 
 def _shape_and_dtype(leaf):

@@ -16,6 +16,7 @@ import optax
 
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
+from fsam_optax._optimizer_average import check_optimizer_average
 from fsam_optax._options import Options
 from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
@@ -108,11 +109,15 @@ class Optimizer(nnx.Optimizer):
 
     Raises:
       TypeError: if ``perturbation`` is no transformation of gradients alone.
-      ValueError: if ``wrt`` selects no Variable of ``model``.
+      ValueError: if ``wrt`` selects no Variable of ``model``, or the
+        perturbation has ``average="optimizer"`` and the momentum of ``tx`` is
+        missing, ambiguous, of scaled gradients or of another decay.
     """
     _check_selects(wrt, model)
     if perturbation is not None:
       check_perturbation(perturbation)
+      params = as_pure(_marked(nnx.state(model, wrt)))
+      check_optimizer_average(perturbation, tx, params)
     # What is overwritten with its gradient is differentiated, and no weight.
     self.differentiated = wrt
     if jax.tree.leaves(nnx.state(model, nnx.All(wrt, _is_overwritten))):
@@ -209,6 +214,9 @@ class Optimizer(nnx.Optimizer):
           batch,
           call.graph,
           step=self._updates(state),
+          optimizer_state=as_pure(self.opt_state),
+          # Either may have begun at 0 later than the optimizer did.
+          optimizer_steps=jnp.maximum(self._updates(state), self.step[...]),
         )
         nnx.update(self.perturbation_state, nnx.state(found.advance()))
       self.took_pass = True

@@ -1,0 +1,147 @@
+"""Whether an optimizer's momentum is the average that a perturbation expects.
+
+The decay of the momentum is given twice, to the optimizer and as `lmbda`. Where
+the two differ, a run would ascend along a direction that no one asked for, and
+say nothing. So the optimizer is run on a gradient that never changes: from two
+updates follows its decay, and from the averages of both that of the
+perturbation.
+"""
+
+import contextlib
+
+import jax
+from jax import core
+from jax import numpy as jnp
+import optax
+
+from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbation import is_overwritten
+from fsam_optax._perturbation import momenta_by_path
+from fsam_optax._perturbation_state import find_state
+from fsam_optax._perturbation_state import is_of_optimizer
+
+# So small that no clipping acts on it, and a power of two, so that no rounding
+# does either.
+_GRADIENT = 2.0**-20
+
+
+def check_optimizer_average(
+  perturbation: optax.GradientTransformation,
+  tx: optax.GradientTransformation,
+  params: optax.Params,
+) -> None:
+  """Raises if the momentum of `tx` is not the average of its gradients.
+
+  Args:
+    perturbation: from gradients to perturbations. Nothing is checked unless its
+      average is the optimizer's.
+    tx: the base optimizer. What does not run on one number a parameter, or
+      without more arguments, is not checked; nor are parameters beside a
+      collection for fp8.
+    params: the parameters, of which only the tree and the ranks count.
+
+  Raises:
+    ValueError: if a perturbed parameter has no momentum or more than one, if
+      the momentum is not one of the gradients as they are, or if its decay is
+      not the perturbation's ``lmbda``.
+  """
+  state = jax.eval_shape(perturbation.init, params)
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  if not is_of_optimizer(find_state(SubtractGradientEmaState, state)) or any(
+    map(is_overwritten, paths)
+  ):
+    return
+  # Values, in a traced program, too.
+  with jax.ensure_compile_time_eval():
+    small = jax.tree.map(lambda x: jnp.zeros((1,) * jnp.ndim(x)), params)
+    opt_states = _after_two_updates(tx, small)
+    averages = [
+      _average(perturbation, small, opt_state, count)
+      for count, opt_state in enumerate(opt_states, start=1)
+    ]
+    is_traced = any(
+      isinstance(x, core.Tracer) for x in jax.tree.leaves(averages)
+    )
+    if len(opt_states) == 2 and not is_traced:  # As a traced `lmbda` makes it.
+      for name in averages[0]:
+        momenta = [momenta_by_path(state)[name] for state in opt_states]
+        _check_one(name, momenta, [average[name] for average in averages])
+
+
+def _check_one(name, momenta, averages):
+  """Checks the momentum of one parameter, and what is taken for its average."""
+  (first, second), source = momenta, momenta[0].source
+  rounding = 1e-4 + 2 * float(jnp.finfo(first.value.dtype).eps)
+  # A momentum v becomes v + decay * v. Its average becomes 1 + decay over
+  # 1 + lmbda times what it was.
+  moved = second.value.sum() / first.value.sum()
+  decay = float(moved) - 1
+  lmbda = float(moved * averages[0] / averages[1]) - 1
+  if 0 <= decay < 1 and abs(decay - lmbda) > rounding:
+    raise ValueError(
+      "`lmbda` must be the decay of the optimizer's momentum with "
+      f"average='optimizer', got {lmbda:.4g} for {decay:.4g} of {source} at "
+      f"{name or 'the root'}. Give `lmbda={decay:.4g}` to the perturbation, or "
+      "take average='own'."
+    )
+  scale = float(averages[0]) / _GRADIENT
+  if abs(scale - 1) > rounding:
+    raise ValueError(
+      "`tx` must keep the momentum of the gradients as they are with "
+      f"average='optimizer', got one in {source} of {scale:.3g} times the "
+      f"gradients at {name or 'the root'}. Move what scales them behind the "
+      "momentum, or take average='own'."
+    )
+
+
+def _after_two_updates(tx, params):
+  """The optimizer's states after one update and after two.
+
+  Or that before the first update alone, where it does not run so. Or none.
+  """
+  gradient = jax.tree.map(lambda x: jnp.full_like(x, _GRADIENT), params)
+  update = optax.with_extra_args_support(tx).update
+  values = lambda state: [
+    float(x.value.sum()) for x in momenta_by_path(state).values()
+  ]
+  states = []
+  with contextlib.suppress(_OptimizerError):
+    last = _call(tx.init, params)
+    states = [last]
+    if find_state(optax.MultiStepsState, last) is not None:
+      # An update takes several calls, and each of them would be compiled.
+      update = jax.jit(update)
+    while len(states) < 3:
+      _, last = _call(update, gradient, last, params, value=jnp.zeros([]))
+      if not values(last) or values(last) != values(states[-1]):
+        states.append(last)
+  return states[1:] or states
+
+
+def _average(perturbation, params, opt_state, count):
+  """What the perturbation takes for the average, by the parameter's path."""
+  averages = []
+  gradient = jax.tree.map(lambda x: jnp.full_like(x, _GRADIENT), params)
+  optax.with_extra_args_support(perturbation).update(
+    gradient,
+    perturbation.init(params),
+    params,
+    optimizer_state=opt_state,
+    optimizer_steps=count,
+    averages=averages,
+  )
+  return {
+    jax.tree_util.keystr(path): x.sum()
+    for path, x in jax.tree_util.tree_leaves_with_path(averages[0])
+  }
+
+
+class _OptimizerError(Exception):
+  """What an optimizer raises that is not to be run as it is run here."""
+
+
+def _call(function, *args, **kwargs):
+  try:
+    return function(*args, **kwargs)
+  except Exception as error:
+    raise _OptimizerError from error
