@@ -61,6 +61,9 @@ def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
     "F-SAM by hand, guarded, skip": _two_passes(
       loss_fn, _guarded_ascent, has_ema=True, skips=True
     ),
+    "F-SAM by hand, momentum, skip": _two_passes(
+      loss_fn, _momentum_ascent, skips=True
+    ),
     "F-SAM by hand, 4 micro-batches": _two_passes(
       loss_fn, _guarded_ascent, has_ema=True, skips=True, parts=4
     ),
@@ -79,7 +82,10 @@ def _one_pass(loss_fn):
 
 
 def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False, parts=1):
-  """``ascend(params, grads, ema)`` returns weights, average, finiteness."""
+  """``ascend(params, grads, ema)`` returns weights, average, finiteness.
+
+  Without an average of its own it gets the momentum of the optimizer.
+  """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
   def init(params, model_state):
@@ -94,11 +100,12 @@ def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False, parts=1):
       lambda part: value_and_grad(params, trained.model_state, part),
     )
     (loss, model_state), grads = gradient_at(trained.params)
-    perturbed, ema, is_finite = ascend(trained.params, grads, ema)
+    average = ema if has_ema else trained.opt_state[0].trace
+    perturbed, new_ema, is_finite = ascend(trained.params, grads, average)
     (perturbed_loss, _), grads = gradient_at(perturbed)
     is_finite = is_finite if skips else None
     trained = _descend_where(is_finite, trained, model_state, grads)
-    return (trained, ema), (loss, perturbed_loss)
+    return (trained, new_ema if has_ema else None), (loss, perturbed_loss)
 
   return Step(init, update)
 
@@ -194,6 +201,14 @@ def _guarded_ascent(params, grads, ema):
   return _moved(params, direction, scale), ema, is_finite
 
 
+def _momentum_ascent(params, grads, trace):
+  direction = jax.tree.map(lambda g, v: g - (1 - LMBDA) * v, grads, trace)
+  norm = optax.tree.norm(direction)
+  is_finite = jnp.isfinite(norm)
+  scale = jnp.where(is_finite, RHO / (norm + 1e-12), 0.0)
+  return _moved(params, direction, scale), None, is_finite
+
+
 def _moved(tree, direction, scale):
   return jax.tree.map(lambda x, d: x + scale * d, tree, direction)
 
@@ -256,6 +271,7 @@ def by_train_step(loss_fn: workloads.Loss) -> dict[str, Step]:
     ),
     "SAM": step(fsam_optax.sam_perturbation(RHO)),
     "average of the descent": step(ema_gradient="descent"),
+    "momentum as the average": step(friendly(average="optimizer")),
     "paper order": step(friendly(order="paper")),
     "adaptive": step(friendly(adaptive=True)),
     "bfloat16 average": step(friendly(accumulator_dtype=jnp.bfloat16)),

@@ -23,6 +23,7 @@ from fsam_optax._perturbation_state import is_of_optimizer
 # So small that no clipping acts on it, and a power of two, so that no rounding
 # does either.
 _GRADIENT = 2.0**-20
+_MOST_CALLS = 256  # For two updates of an optimizer that accumulates gradients.
 
 
 def check_optimizer_average(
@@ -97,13 +98,11 @@ def _check_one(name, momenta, averages):
 def _after_two_updates(tx, params):
   """The optimizer's states after one update and after two.
 
-  Or that before the first update alone, where it does not run so. Or none.
+  Or the first state alone, where it does not run so, or where its momentum
+  comes of a traced hyperparameter. Or none.
   """
   gradient = jax.tree.map(lambda x: jnp.full_like(x, _GRADIENT), params)
   update = optax.with_extra_args_support(tx).update
-  values = lambda state: [
-    float(x.value.sum()) for x in momenta_by_path(state).values()
-  ]
   states = []
   with contextlib.suppress(_OptimizerError):
     last = _call(tx.init, params)
@@ -111,11 +110,19 @@ def _after_two_updates(tx, params):
     if find_state(optax.MultiStepsState, last) is not None:
       # An update takes several calls, and each of them would be compiled.
       update = jax.jit(update)
-    while len(states) < 3:
+    for _ in range(_MOST_CALLS if momenta_by_path(last) else 0):
       _, last = _call(update, gradient, last, params, value=jnp.zeros([]))
-      if not values(last) or values(last) != values(states[-1]):
+      if _values(last) != _values(states[-1]):
         states.append(last)
-  return states[1:] or states
+      if len(states) == 3:
+        return states[1:]
+  return states[:1]
+
+
+def _values(opt_state):
+  """The momentum of each parameter; nothing of what is traced."""
+  momenta = [x.value for x in momenta_by_path(opt_state).values()]
+  return [float(x.sum()) for x in momenta if not isinstance(x, core.Tracer)]
 
 
 def _average(perturbation, params, opt_state, count):
