@@ -156,6 +156,7 @@ MOST = {
     "train step (default)": (8.7, 0.55),
     "train step, paper order": (8.7, 0.55),
     "train step, average of the descent": (8.3, 0.55),
+    "train step, momentum as the average": (5.5, 0.55),
   },
   "gpu": {
     "F-SAM by hand": (7.2, 0.5),
@@ -164,6 +165,7 @@ MOST = {
     "train step, paper order": (8.2, 0.5),
     "train step, average of the descent": (8.2, 0.1),
     "train step, 1/8, average of the descent": (8.2, 0.1),
+    "train step, momentum as the average": (6.3, 0.1),
     # The compiler leaves the average to the end, and keeps the direction.
     "train step, adaptive": (10.2, 1.1),
   },
