@@ -1,4 +1,9 @@
-"""The ascent of one step: how far it goes, and what the second pass sees."""
+"""The ascent of one step: how far it goes, and what the second pass sees.
+
+A perturbation may be any chain of optax. Inside its state are found the average
+of :func:`subtract_gradient_ema` and the norms of :func:`scale_to_radius`, which
+are reported without another pass over a tree.
+"""
 
 import dataclasses
 from typing import Any, Callable, NamedTuple, Optional
@@ -8,14 +13,14 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from fsam_optax._cosine import cosine
+from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import widen
-from fsam_optax._perturbation_state import find_state
-from fsam_optax._perturbation_state import radius_norms
-from fsam_optax._perturbation_state import with_radius_norms
+from fsam_optax._trees import PyTree
+from fsam_optax._trees import cosine
+from fsam_optax._trees import difference
 
 
 class Norms(NamedTuple):
@@ -56,7 +61,7 @@ class Ascent:
       optimizer_steps=self.optimizer_steps,
       **extra,
     )
-    found = radius_norms(state)
+    found = _norms(state)
     if not found:  # Not one of ours.
       direction = global_norm(gradient)
     else:
@@ -78,7 +83,7 @@ class Ascent:
     perturbation of the first, the average of the second. XLA drops the others.
     """
     _, state, _ = self.perturb(gradient, is_finite=is_finite)
-    return with_radius_norms(state, norms.of_radii)
+    return _with_norms(state, norms.of_radii)
 
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
@@ -108,6 +113,104 @@ class Ascent:
     if self.gate is True:
       return descend(perturbed)
     return jax.lax.cond(self.gate, lambda: descend(perturbed), stay)
+
+
+def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
+  """The first state of this type inside a nested optimizer state."""
+  is_found = lambda x: isinstance(x, state_type)
+  leaves = jax.tree.leaves(state, is_leaf=is_found)
+  return next(filter(is_found, leaves), None)
+
+
+def is_memoryless(state: optax.OptState) -> bool:
+  """Whether the state is the same whatever gradients it was updated with."""
+  leaves = jax.tree.leaves(state, is_leaf=_is_scalars)
+  return all(map(_is_scalars, leaves))
+
+
+def is_of_optimizer(state: Any) -> bool:
+  """Whether it is the state of an average that is the optimizer's momentum."""
+  return isinstance(state, SubtractGradientEmaState) and state.ema is None
+
+
+def with_scalars(is_new: ArrayLike, new: PyTree, old: PyTree) -> optax.OptState:
+  """The new state of a perturbation, with the old scalars unless `is_new`.
+
+  Args:
+    is_new: a bool of shape ``[]``, traced or not.
+    new: the state after an update.
+    old: the state before it.
+
+  Returns:
+    The state; an average, with its count, is that of ``new``.
+  """
+  return jax.tree.map(
+    lambda x, y: (
+      jax.tree.map(lambda a, b: jnp.where(is_new, a, b), x, y)
+      if _is_scalars(x)
+      else x
+    ),
+    new,
+    old,
+    is_leaf=_is_scalars,
+  )
+
+
+def state_difference(
+  perturbation: optax.GradientTransformation,
+  state: optax.OptState,
+  params: optax.Params,
+) -> Optional[str]:
+  """Where a state is not one that a perturbation makes for the parameters.
+
+  Args:
+    perturbation: from gradients to perturbations.
+    state: what is taken for its state.
+    params: the parameters, of which only shapes and dtypes count.
+
+  Returns:
+    None where it is one. Else the first difference, such as ``"shape [3] at
+    0/ema/w, got shape [2]"``.
+  """
+  expected = jax.eval_shape(perturbation.init, params)
+  # An average may be in another dtype than that of the parameters today.
+  shape = lambda x: "no array" if x is None else f"shape {list(jnp.shape(x))}"
+  structures = jax.tree.structure(expected), jax.tree.structure(state)
+  if found := difference(expected, state, shape):
+    return found
+  if structures[0] != structures[1]:
+    return f"the structure {structures[0]}, got {structures[1]}"
+  return None
+
+
+def _with_norms(state, norms):
+  """The state with the norms of the ascent, not of the average's update."""
+  left = iter(norms)
+
+  def replace(x):
+    if not isinstance(x, ScaleToRadiusState):
+      return x
+    direction_norm, perturbation_norm = next(left)
+    return x._replace(
+      direction_norm=direction_norm, perturbation_norm=perturbation_norm
+    )
+
+  is_radius = lambda x: isinstance(x, ScaleToRadiusState)
+  return jax.tree.map(replace, state, is_leaf=is_radius)
+
+
+def _norms(state):
+  """Direction and perturbation norm of every radius, in the chain's order."""
+  is_radius = lambda x: isinstance(x, ScaleToRadiusState)
+  leaves = jax.tree.leaves(state, is_leaf=is_radius)
+  return [
+    (x.direction_norm, x.perturbation_norm) for x in filter(is_radius, leaves)
+  ]
+
+
+def _is_scalars(x):
+  """Whether it is a state of scalars, and not one with an average."""
+  return isinstance(x, ScaleToRadiusState) or is_of_optimizer(x)
 
 
 def _is_narrow(x: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._tracing import is_staged
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import leaves_by_path
 
 
 def mean_over_parts(

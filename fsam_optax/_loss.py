@@ -1,14 +1,16 @@
 """The loss: what a user's function must be and return."""
 
 from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import jax
 from jax import numpy as jnp
 
 from fsam_optax._perturbation import widen
-from fsam_optax._tree_paths import joined_path
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import difference
+from fsam_optax._trees import joined_path
+from fsam_optax._trees import leaves_by_path
+from fsam_optax._trees import shape_and_dtype
 
 
 def check_loss_fn(loss_fn: Any) -> None:
@@ -81,7 +83,7 @@ def weight_of(aux: Any, name: str) -> jax.Array:
     raise TypeError(
       f"`loss_fn` must return the weight {name!r} of its rows, a real scalar, "
       "in a dict of auxiliary outputs (value_and_grad with `has_aux=True`) or "
-      f"of metrics (make_train_step), got {_kind(found)}."
+      f"of metrics (make_train_step), got {shape_and_dtype(found)}."
     )
   return widen(jax.lax.stop_gradient(jnp.asarray(found, float)))
 
@@ -137,46 +139,8 @@ def step_output(output: Any, model_state: Any) -> Any:
       "`loss_fn` must return the model state in the structure, shapes and "
       f"dtypes of the one it was given, with {found}."
     )
-  by_name = _leaves_by_name(returned)
-  ordered = [by_name[name] for name in _leaves_by_name(model_state)]
+  paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
+  by_name = {joined_path(path): leaf for path, leaf in paths(returned)}
+  ordered = [by_name[joined_path(path)] for path, _ in paths(model_state)]
   as_given = jax.tree.unflatten(jax.tree.structure(model_state), ordered)
   return loss, (as_given, metrics)
-
-
-def difference(tree: Any, other: Any) -> Optional[str]:
-  """Where two trees first differ in names, shapes or dtypes.
-
-  Leaves are compared one by one, never containers: what ``==`` means for a
-  user's class nobody knows.
-
-  Args:
-    tree: what is wanted; arrays, or their shapes and dtypes.
-    other: what came.
-
-  Returns:
-    Such as ``"float32[3] at mean/bias, got float32[2]"``, or None.
-  """
-  wanted, found = _leaves_by_name(tree), _leaves_by_name(other)
-  for name in [*wanted, *found]:
-    if _kind(wanted.get(name)) != _kind(found.get(name)):
-      return (
-        f"{_kind(wanted.get(name))} at {name or 'the root'}, got "
-        f"{_kind(found.get(name))}"
-      )
-  return None
-
-
-def _leaves_by_name(tree: Any) -> dict[str, Any]:
-  return {
-    joined_path(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _kind(x: Any) -> str:
-  """What a leaf is: its dtype and shape, or that there is none."""
-  if x is None:
-    return "nothing"
-  if hasattr(x, "dtype") or isinstance(x, (bool, int, float, complex)):
-    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-  return type(x).__name__

@@ -14,11 +14,11 @@ from jax import core
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._ascent import find_state
+from fsam_optax._ascent import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import momenta_by_path
-from fsam_optax._perturbation_state import find_state
-from fsam_optax._perturbation_state import is_of_optimizer
 
 # So small that no clipping acts on it, and a power of two, so that no rounding
 # does either.

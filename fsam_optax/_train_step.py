@@ -8,6 +8,7 @@ import jax
 from jax import core
 from jax import numpy as jnp
 
+from fsam_optax._ascent import with_scalars
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import mean
 from fsam_optax._axes import replica_index
@@ -18,10 +19,9 @@ from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation_state import with_radius_states
 from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import leaves_by_path
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 
@@ -406,7 +406,7 @@ def _updated(state, found, extra_args, options, skip_nonfinite):
   if is_apart:
     # Its schedule of rho counts the steps taken, as the optimizer's own do.
     after = after.replace(
-      perturbation_state=with_radius_states(
+      perturbation_state=with_scalars(
         is_finite, advanced, state.perturbation_state
       )
     )

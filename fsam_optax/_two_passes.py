@@ -16,6 +16,9 @@ import optax
 import optax.tree
 
 from fsam_optax._ascent import Ascent
+from fsam_optax._ascent import find_state
+from fsam_optax._ascent import is_memoryless
+from fsam_optax._ascent import state_difference
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
 from fsam_optax._checked import Seen
@@ -28,10 +31,7 @@ from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbation_state import find_state
-from fsam_optax._perturbation_state import is_memoryless
-from fsam_optax._perturbation_state import state_difference
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import leaves_by_path
 
 
 class SharpnessInfo(NamedTuple):

@@ -4,12 +4,12 @@ from typing import Any, Callable
 
 import optax
 
+from fsam_optax._ascent import find_state
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
-from fsam_optax._perturbation_state import find_state
 from fsam_optax._two_passes import SharpnessInfo
 from fsam_optax._two_passes import two_passes
 

@@ -22,9 +22,9 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
+from fsam_optax._ascent import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
-from fsam_optax._perturbation_state import is_of_optimizer
-from fsam_optax._tree_paths import joined_path
+from fsam_optax._trees import joined_path
 from fsam_optax._versions import as_pure
 
 

@@ -10,7 +10,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 from jax import numpy as jnp
 
-from fsam_optax._tree_paths import joined_path
+from fsam_optax._trees import joined_path
 
 # What a leaf is called, as parts of its name between underscores: Flax writes
 # `bias` and `scale`, Haiku `offset`, Equinox `bias_n`, others `ln1_gamma`.

@@ -14,6 +14,8 @@ import jax
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._ascent import find_state
+from fsam_optax._ascent import state_difference
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._optimizer_average import check_optimizer_average
@@ -21,8 +23,6 @@ from fsam_optax._options import Options
 from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
-from fsam_optax._perturbation_state import find_state
-from fsam_optax._perturbation_state import state_difference
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 from fsam_optax._versions import Node

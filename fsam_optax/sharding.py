@@ -11,24 +11,26 @@ compiled by :func:`jax.jit` over sharded arrays as it is, and a step with an
   wait for each other forever.
 """
 
+import hashlib
+import json
 from typing import Any, Callable, Optional
 
 import jax
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from fsam_optax._agreement import ShapeAgreement
-from fsam_optax._agreement import check_same_values
 from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
 from fsam_optax._options import check_int
 from fsam_optax._train_state import TrainState
 from fsam_optax._train_state import without_aliases
-from fsam_optax._tree_paths import joined_path
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import joined_path
+from fsam_optax._trees import leaves_by_path
+from fsam_optax._trees import shape_and_dtype
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 Rule = Callable[[str, Any], PartitionSpec]
@@ -121,7 +123,12 @@ def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
   shardings = jax.tree_util.tree_map_with_path(sharding_of, state)
   if jax.process_count() == 1:
     return jax.device_put(state, shardings)
-  check_same_values(state)
+  # Replicas that start from other values would train other models.
+  _check_agreement(
+    "state",
+    {path: _value(x) for path, x in leaves_by_path(state)},
+    "Create it with the same seed everywhere, or restore the same checkpoint.",
+  )
   return jax.tree.map(_place, state, shardings)
 
 
@@ -158,7 +165,7 @@ class BatchFeeder:
     _check_axes(mesh, axes)
     self._sharding = NamedSharding(mesh, PartitionSpec(axes))
     self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
-    self._shapes = ShapeAgreement()
+    self._shapes = None
 
   def __call__(self, batch: Any) -> Any:
     """Places a batch.
@@ -174,8 +181,17 @@ class BatchFeeder:
       ValueError: if the global batch does not split evenly over the devices, or
         if the shapes differ between processes or from those of the first batch.
     """
-    if self._shapes.check(batch):
+    shapes = {path: shape_and_dtype(x) for path, x in leaves_by_path(batch)}
+    if self._shapes is None:
+      _check_agreement("batch", shapes, "Give every process as many rows.")
+      self._shapes = shapes
       _check_rows(batch, self._replicas, jax.process_count())
+    elif shapes != self._shapes:
+      raise ValueError(
+        f"`batch` must have the shapes of the first one, {self._shapes}, got "
+        f"{shapes}. Drop or pad the last rows of an epoch; use a feeder of its "
+        "own for evaluation."
+      )
     return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(
         self._sharding, np.asarray(x)
@@ -310,6 +326,48 @@ def _place(x, sharding):
   return jax.make_array_from_callback(
     local.shape, sharding, lambda index: local[index]
   )
+
+
+def _value(x):
+  """What a process holds, such as ``float32[3], digest 1f2e3d4c``."""
+  if isinstance(x, jax.Array):
+    if not x.is_fully_addressable:
+      return "an array of several processes"
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+  digest = hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
+  return f"{shape_and_dtype(x)}, digest {digest[:16]}"
+
+
+def _check_agreement(name, described, remedy):
+  """Raises unless all processes describe their arrays alike.
+
+  Processes that compile different programs wait for each other forever, so that
+  all of them have to hear of it.
+
+  Args:
+    name: of the argument.
+    described: what this process has, by path.
+    remedy: the end of the error.
+  """
+  if jax.process_count() == 1:
+    return
+  text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+  # A collective needs one size in every process.
+  sizes = multihost_utils.process_allgather(np.array(len(text)))
+  padded = np.pad(text, (0, int(sizes.max()) - len(text)))
+  gathered = multihost_utils.process_allgather(padded)
+  first, *others = [
+    json.loads(bytes(row[:size])) for row, size in zip(gathered, sizes, strict=True)
+  ]
+  for process, other in enumerate(others, start=1):
+    for path in [*first, *other]:
+      if other.get(path) != first.get(path):
+        raise ValueError(
+          f"`{name}` must be alike in every process, got at {path} "
+          f"{other.get(path, 'nothing')} in process {process} for "
+          f"{first.get(path, 'nothing')} in process 0. {remedy}"
+        )
 
 
 def _split_rows(batch, number):

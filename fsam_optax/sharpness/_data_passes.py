@@ -12,7 +12,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax._loss import check_loss
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import leaves_by_path
 from fsam_optax.sharpness._progress import Tick
 from fsam_optax.sharpness._progress import progress_bar
 

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import optax.tree
 
-from fsam_optax._cosine import cosine
 from fsam_optax._options import check_int
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
+from fsam_optax._trees import cosine
 from fsam_optax.sharpness import _data_passes
 from fsam_optax.sharpness._data_passes import LossFn
 from fsam_optax.sharpness._data_passes import data_passes

@@ -9,7 +9,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax._options import check_int
-from fsam_optax._tree_paths import leaves_by_path
+from fsam_optax._trees import leaves_by_path
 from fsam_optax.sharpness import _data_passes
 from fsam_optax.sharpness._data_passes import LossFn
 from fsam_optax.sharpness._progress import progress_bar
