@@ -148,7 +148,7 @@ def two_passes(
     optimizer_steps,
   )
   schedule = _part_by_part if options.is_part_by_part else _together
-  outcome = _concluded(ascent, options, schedule(gradients, ascent))
+  outcome = schedule(gradients, ascent)
   return _checked(gradients, ascent, outcome) if options.checked else outcome
 
 
@@ -211,8 +211,8 @@ def one_pass(
   marked = varying(params, options.axes)
   found, carry = gradients.over_parts(lambda *part: gradients.at(marked, *part))
   aux = gradients.aux_of(found)
-  everywhere = mean(found._replace(aux=None), options.axes).divided()
-  loss, grads = everywhere.loss, optax.tree.cast_like(everywhere.grads, params)
+  loss, grads = _loss_and_grads(found, options)
+  grads = optax.tree.cast_like(grads, params)
   zero = jnp.zeros([], jnp.float32)
   norm = global_norm(ascent_gradient(grads))
   info = SharpnessInfo(loss, norm, zero, zero, zero)
@@ -227,21 +227,6 @@ def one_pass(
   )
 
 
-class _Ran(NamedTuple):
-  """What a schedule leaves for the conclusion."""
-
-  loss: Any
-  carry: Any
-  aux: Any  # Of this replica alone, as is the weight.
-  weight: Any
-  perturbed_loss: Any
-  grads: Any
-  first_gradient: Any  # The mean over all replicas and parts, or None.
-  state: Any  # Of the perturbation, after the ascent's gradient.
-  norms: Any
-  measured: Any
-
-
 def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
   """Whether the mean of the first gradients is wanted for the average.
 
@@ -253,7 +238,7 @@ def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
   return options.ema_gradient == "ascent" and not is_memoryless(state)
 
 
-def _together(gradients: Gradients, ascent: Ascent) -> _Ran:
+def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
   """All parts take the first pass, then, perturbed alike, all the second."""
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
@@ -269,8 +254,8 @@ def _together(gradients: Gradients, ascent: Ascent) -> _Ran:
   measured = ascent.measure(gradient)
   # The replicas along these axes have perturbations of their own.
   norms, measured = mean((norms, measured), options.other_axes)
-  everywhere = lambda: mean(group, options.other_axes).divided().grads
-  gradient = everywhere() if keeps else None
+  mean_gradient = lambda: mean(group, options.other_axes).divided().grads
+  gradient = mean_gradient() if keeps else None
 
   def descend(perturbed):
     # The carry is dropped: BatchNorm's statistics are to be those of the
@@ -281,25 +266,23 @@ def _together(gradients: Gradients, ascent: Ascent) -> _Ran:
     return _loss_and_grads(second, options)
 
   def stay():
-    grads = everywhere() if gradient is None else gradient
+    grads = mean_gradient() if gradient is None else gradient
     return _loss(first, options), grads
 
   perturbed_loss, grads = ascent.descend(epsilon, descend, stay, mark)
-  return _Ran(
-    _loss(first, options),
-    mean(carry, options.axes),
-    aux,
-    first.weight,
-    perturbed_loss,
-    grads,
-    gradient,
-    state,
-    norms,
-    measured,
+  grads = optax.tree.cast_like(grads, ascent.params)  # Wide, if weighed.
+  return Outcome(
+    loss=_loss(first, options),
+    carry=mean(carry, options.axes),
+    aux=aux,
+    weight=first.weight,
+    grads=grads,
+    advance=_advance(ascent, options, grads, gradient, state, norms),
+    info=_info(ascent, perturbed_loss, gradient, norms, measured),
   )
 
 
-def _part_by_part(gradients: Gradients, ascent: Ascent) -> _Ran:
+def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
   """Each part takes both passes, along a perturbation of its own."""
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
@@ -327,17 +310,15 @@ def _part_by_part(gradients: Gradients, ascent: Ascent) -> _Ran:
   norms, measured, carry = mean((norms, measured, carry), options.axes)
   perturbed_loss, grads = _loss_and_grads(second, options)
   loss, gradient = _loss_and_grads(first, options)
-  return _Ran(
-    loss,
-    carry,
-    gradients.aux_of(first),
-    first.weight,
-    perturbed_loss,
-    grads,
-    gradient,
-    ascent.state,
-    norms,
-    measured,
+  grads = optax.tree.cast_like(grads, ascent.params)  # Wide, if weighed.
+  return Outcome(
+    loss=loss,
+    carry=carry,
+    aux=gradients.aux_of(first),
+    weight=first.weight,
+    grads=grads,
+    advance=_advance(ascent, options, grads, gradient, ascent.state, norms),
+    info=_info(ascent, perturbed_loss, gradient, norms, measured),
   )
 
 
@@ -351,36 +332,37 @@ def _loss(found: Weighed, options: Options) -> Any:
   return _loss_and_grads(found._replace(grads=None), options)[0]
 
 
-def _concluded(ascent: Ascent, options: Options, ran: _Ran) -> Outcome:
-  """The outcome: which gradient the average takes in, and the scalars."""
-  gradient, norms = ran.first_gradient, ran.norms
-  # Of a scaled or weighed loss they are wide.
-  grads = optax.tree.cast_like(ran.grads, ascent.params)
+def _advance(ascent, options, grads, first_gradient, state, norms):
+  """What updates the perturbation's state: by which gradient is its choice."""
 
   def advance(is_finite=None):
     if options.ema_gradient == "descent":
       return ascent.advance(grads, norms, is_finite)
-    if options.is_local:
-      # With nothing to remember, any gradient serves to count the update.
-      last = grads if gradient is None else gradient
-      # Its norm is not taken: the gradient is finite where all those were that
-      # it is the mean of.
-      return ascent.advance(last, norms, jnp.isfinite(norms.direction))
-    return ran.state
+    if not options.is_local:
+      return state
+    # With nothing to remember, any gradient serves to count the update.
+    last = grads if first_gradient is None else first_gradient
+    # Its norm is not taken: the gradient is finite where all those were that it
+    # is the mean of.
+    return ascent.advance(last, norms, jnp.isfinite(norms.direction))
 
-  measured = ran.measured if gradient is None else ascent.measure(gradient)
-  gradient_norm, gradient_ema_cosine = measured
+  return advance
+
+
+def _info(ascent, perturbed_loss, first_gradient, norms, measured):
+  """The scalars; of the mean gradient, where somebody asked for that."""
+  if first_gradient is not None:
+    measured = ascent.measure(first_gradient)
   perturbation_norm = norms.perturbation
   if ascent.gate is not True:
     perturbation_norm = jnp.where(ascent.gate, perturbation_norm, 0.0)
-  info = SharpnessInfo(
-    perturbed_value=ran.perturbed_loss,
-    gradient_norm=gradient_norm,
+  return SharpnessInfo(
+    perturbed_value=perturbed_loss,
+    gradient_norm=measured[0],
     direction_norm=norms.direction,
     perturbation_norm=perturbation_norm,
-    gradient_ema_cosine=gradient_ema_cosine,
+    gradient_ema_cosine=measured[1],
   )
-  return Outcome(ran.loss, ran.carry, ran.aux, ran.weight, grads, advance, info)
 
 
 def _check_params(params):

@@ -1,34 +1,24 @@
-"""Checkpoints: does one fit a state, and how does an older one go on in F-SAM?
+"""Checkpoints: does one fit a state?
 
 Orbax saves and restores a :class:`fsam_optax.TrainState` as it is, typed keys
 and shardings included. This file adds only what it does not say.
-
-A checkpoint of a plain optimizer, say ``optax.adamw(1e-3)``, goes on under
-``tx = optax.chain(fsam_optax.fsam(), optax.adamw(1e-3))`` in two lines: it is
-restored into the state that it was saved from, and that goes into the chain::
-
-  opt_state = restore_checkpoint(path, optax.adamw(1e-3).init(params))
-  opt_state = checkpoint.into_chain(opt_state, tx, params)
-
-Restored into ``tx.init(params)`` instead, by position or by name, the moments
-may be those of another link, or zero, without an error.
 """
 
 from typing import Any
 
-from flax import nnx
 import jax
 from jax import numpy as jnp
 import numpy as np
-import optax
 
 from fsam_optax._ascent import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
-from fsam_optax._versions import as_pure
+
+_MOST_NAMED = 10
 
 
-def check(metadata: Any, state: Any) -> None:
+def check(metadata: Any, state: PyTree) -> None:
   """Raises an error that names what differs between a checkpoint and a state.
 
   Orbax needs no help to save and restore a :class:`fsam_optax.TrainState`. On a
@@ -95,9 +85,21 @@ def check(metadata: Any, state: Any) -> None:
       for name, leaf in saved.items()
       if name != path and not name.startswith(f"{path}.")
     }
-  differences = _differences(
-    saved, wanted, ("the checkpoint", "saved"), ("the state", "state")
-  )
+  paths = {
+    "missing in the checkpoint": [x for x in wanted if x not in saved],
+    "missing in the state": [x for x in saved if x not in wanted],
+    "of another shape or dtype": [
+      f"{path} (saved {_describe(saved[path])}, state {_describe(x)})"
+      for path, x in wanted.items()
+      if path in saved and not _fits(saved[path], x)
+    ],
+  }
+  differences = [
+    f"{what}: {', '.join(names[:_MOST_NAMED])}"
+    + f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED)
+    for what, names in paths.items()
+    if names
+  ]
   if not differences:
     return
   missing = wanted.keys() - saved.keys()
@@ -115,200 +117,6 @@ def check(metadata: Any, state: Any) -> None:
     f"The checkpoint must hold the arrays of `state`, got "
     f"{'; '.join(differences)}. {remedy}."
   )
-
-
-def into_chain(
-  opt_state: Any, tx: optax.GradientTransformation, params: Any
-) -> Any:
-  """Puts the state of an optimizer behind a fresh first link of a chain.
-
-  For a run that goes on with :func:`fsam_optax.fsam` in front of the optimizer
-  that it had: moments, counts and schedules go on, and only the first link
-  begins anew.
-
-  Examples:
-    >>> import fsam_optax, jax.numpy as jnp, optax
-    >>> from fsam_optax import checkpoint
-    >>> params = {"w": jnp.zeros(2)}
-    >>> adam = optax.adam(1e-3)
-    >>> _, opt_state = adam.update({"w": jnp.ones(2)}, adam.init(params))
-    >>> tx = optax.chain(fsam_optax.fsam(rho=0.05), adam)
-    >>> opt_state = checkpoint.into_chain(opt_state, tx, params)
-    >>> print(opt_state[0][0].count, opt_state[1][0].count)
-    0 1
-
-    An optimizer of Flax NNX holds the same state in Variables, and takes it
-    back:
-
-    >>> from flax import nnx
-    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-    >>> old = nnx.Optimizer(model, adam, wrt=nnx.Param)
-    >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    >>> optimizer.step = old.step
-    >>> optimizer.opt_state = checkpoint.into_chain(
-    ...   old.opt_state, tx, nnx.state(model, nnx.Param)
-    ... )
-
-  Args:
-    opt_state: the state of what stands behind the first link of ``tx``. Its
-      arrays become the new state's.
-    tx: an :func:`optax.chain`, either of the first link and the optimizer of
-      ``opt_state``, or of the first link and the links that this optimizer is
-      itself a chain of; which of the two, the structures tell.
-    params: the parameters, in the tree that ``opt_state`` was made for; for an
-      ``opt_state`` of Variables the ``nnx.State`` of the Variables.
-
-  Returns:
-    A state of ``tx``. ``tx.init`` runs once, and what it makes for the other
-    links is dropped.
-
-  Raises:
-    ValueError: if ``tx`` is no chain of two links or more, or ``opt_state``
-      fits neither way; the error names what differs, by path.
-  """
-  template: Any = jax.eval_shape(tx.init, _arrays(params))
-  if type(template) is not tuple or len(template) < 2:
-    raise ValueError(
-      "`tx` must be an `optax.chain` of two links or more, got one whose state "
-      f"is {type(template).__name__}. Build it as "
-      "`optax.chain(fsam_optax.fsam(...), optimizer)`."
-    )
-  is_nested = _pick_fitting(
-    {
-      is_nested: (_arrays(opt_state), rest)
-      for is_nested, rest in _behind_the_first(template).items()
-    },
-    "be that of `tx` without its first link",
-    fits_as_it_is=(_arrays(opt_state), template),
-  )
-  if _has_variables(opt_state):
-    fresh: Any = nnx.optimizer.to_opt_state(tx.init(params))
-  else:
-    fresh = tx.init(_arrays(params))
-  first = fresh[0]
-  return (first, opt_state) if is_nested else (first, *opt_state)
-
-
-def out_of_chain(
-  opt_state: Any, tx: optax.GradientTransformation, params: Any
-) -> Any:
-  """Takes the state of an optimizer out from behind the first link of a chain.
-
-  The inverse of :func:`into_chain`, for a run that goes on without F-SAM.
-
-  Examples:
-    >>> import fsam_optax, jax.numpy as jnp, optax
-    >>> from fsam_optax import checkpoint
-    >>> params, adam = {"w": jnp.zeros(2)}, optax.adam(1e-3)
-    >>> chain = optax.chain(fsam_optax.fsam(rho=0.05), adam)
-    >>> opt_state = checkpoint.out_of_chain(chain.init(params), adam, params)
-    >>> updates, _ = adam.update({"w": jnp.ones(2)}, opt_state)
-
-  Args:
-    opt_state: the state of the chain.
-    tx: the optimizer to go on with, of whose state the structure tells what to
-      take: all links but the first as a chain of their own, or the second.
-    params: the parameters, as for :func:`into_chain`.
-
-  Returns:
-    A state of ``tx``, of arrays of ``opt_state``.
-
-  Raises:
-    ValueError: if ``opt_state`` is no state of a chain of two links or more, or
-      fits neither way; the error names what differs, by path.
-  """
-  if type(opt_state) is not tuple or len(opt_state) < 2:
-    raise ValueError(
-      "`opt_state` must be that of an `optax.chain` of two links or more, got "
-      f"{type(opt_state).__name__}."
-    )
-  template = jax.eval_shape(tx.init, _arrays(params))
-  is_nested = _pick_fitting(
-    {
-      is_nested: (rest, template)
-      for is_nested, rest in _behind_the_first(_arrays(opt_state)).items()
-    },
-    "hold that of `tx` behind its first link",
-    fits_as_it_is=(_arrays(opt_state), template),
-  )
-  return opt_state[1] if is_nested else opt_state[1:]
-
-
-def _behind_the_first(state):
-  """What is meant, by whether it is one link or a chain of all the others."""
-  return ({True: state[1]} if len(state) == 2 else {}) | {False: state[1:]}
-
-
-def _pick_fitting(pairs, what, fits_as_it_is):
-  """The key of the pair of a state and its template that fit each other."""
-  found = {key: _state_differences(*pair) for key, pair in pairs.items()}
-  for key, differences in found.items():
-    if not differences:
-      return key
-  if not _state_differences(*fits_as_it_is):
-    remedy = "It is a state of `tx` as it is"
-  else:
-    remedy = (
-      "Restore a checkpoint into the state that it was saved from, the "
-      "`init(params)` of that optimizer, and hand over that"
-    )
-  # Of the two the one that differs in fewer ways is the one that was meant.
-  closest = min(found.values(), key=len)
-  raise ValueError(
-    f"`opt_state` must {what}, got {'; '.join(closest)}. {remedy}."
-  )
-
-
-def _state_differences(state, template):
-  """What differs between a state and what a transformation would make."""
-  found, wanted = map(_leaves_by_dotted_path, (state, template))
-  differences = _differences(
-    found, wanted, ("`opt_state`", "got"), ("that of `tx`", "`tx`")
-  )
-  if not differences and (
-    jax.tree.structure(state) != jax.tree.structure(template)
-  ):
-    differences = [
-      "its arrays in other containers, "
-      f"{jax.tree.structure(state)} for {jax.tree.structure(template)}"
-    ]
-  return differences
-
-
-def _has_variables(tree):
-  is_variable = lambda x: isinstance(x, nnx.Variable)
-  return any(map(is_variable, jax.tree.leaves(tree, is_leaf=is_variable)))
-
-
-def _arrays(tree):
-  """The tree with arrays for the Variables of NNX, if it has any."""
-  return as_pure(tree) if _has_variables(tree) else tree
-
-
-def _differences(found, wanted, source, target):
-  """Phrases on what differs between two dicts of leaves by path."""
-  (here, got), (there, want) = source, target
-  paths = {
-    f"missing in {here}": [path for path in wanted if path not in found],
-    f"missing in {there}": [path for path in found if path not in wanted],
-    "of another shape or dtype": [
-      f"{path} ({got} {_describe(found[path])}, {want} {_describe(x)})"
-      for path, x in wanted.items()
-      if path in found and not _fits(found[path], x)
-    ],
-  }
-  return [
-    f"{what}: {_enumerate(names)}" for what, names in paths.items() if names
-  ]
-
-
-_MOST_NAMED = 10
-
-
-def _enumerate(paths):
-  named = ", ".join(paths[:_MOST_NAMED])
-  rest = len(paths) - _MOST_NAMED
-  return f"{named} and {rest} more" if rest > 0 else named
 
 
 def _leaves_by_dotted_path(tree):

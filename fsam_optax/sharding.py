@@ -358,7 +358,8 @@ def _check_agreement(name, described, remedy):
   padded = np.pad(text, (0, int(sizes.max()) - len(text)))
   gathered = multihost_utils.process_allgather(padded)
   first, *others = [
-    json.loads(bytes(row[:size])) for row, size in zip(gathered, sizes, strict=True)
+    json.loads(bytes(row[:size]))
+    for row, size in zip(gathered, sizes, strict=True)
   ]
   for process, other in enumerate(others, start=1):
     for path in [*first, *other]:
