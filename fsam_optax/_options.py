@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, TypedDict, Union
 
 from jax import core
 import numpy as np
@@ -13,9 +13,12 @@ from fsam_optax._axes import axes_of
 EmaGradient = Literal["ascent", "descent"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """The options of the two passes.
+class PassOptions(TypedDict, total=False):
+  """The options of the two passes, as keyword arguments.
+
+  Those of :func:`fsam_optax.value_and_grad`, which explains them, of
+  :func:`fsam_optax.make_train_step` and of
+  :meth:`fsam_optax.nnx.Optimizer.value_and_grad`.
 
   Attributes:
     axis_name: named axis, or a tuple of them, over which replicas average.
@@ -30,6 +33,23 @@ class Options:
     start: first step at which to ascend.
     stop: first step at which to ascend no more; None for never.
     checked: whether each call looks for what is wrong in the loop around it.
+  """
+
+  axis_name: Optional[AxisName]
+  sync_perturbation: Union[bool, AxisName]
+  ema_gradient: EmaGradient
+  num_microbatches: int
+  weight: Optional[str]
+  ascent_fraction: float
+  every: int
+  start: int
+  stop: Optional[int]
+  checked: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The options with their defaults, checked; see :class:`PassOptions`.
 
   Raises:
     TypeError: if an option is of a wrong type.
@@ -65,12 +85,17 @@ class Options:
     check_int("every", self.every, least=1)
     check_int("start", self.start, least=0)
     if self.stop is not None:
-      check_int("stop", self.stop, least=self.start)
+      check_int("stop", self.stop, least=0)
+      if self.stop < self.start:
+        raise ValueError(
+          f"`stop` must not be below `start`, got {self.stop} for `start="
+          f"{self.start}`. For a step that never ascends, give `stop=0` alone."
+        )
     if not isinstance(self.checked, bool):
       raise TypeError(f"`checked` must be a bool, got {self.checked!r}.")
 
   @classmethod
-  def from_keywords(cls, options: dict[str, Any]) -> "Options":
+  def from_keywords(cls, options: PassOptions) -> "Options":
     """The options in a function's keyword arguments."""
     names = [field.name for field in dataclasses.fields(cls)]
     if unknown := sorted(options.keys() - set(names)):

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from typing import Any, Callable, Collection
+from typing import Any, Callable, Collection, Unpack
 
 import jax
 from jax import core
@@ -18,6 +18,7 @@ from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import step_output
 from fsam_optax._options import Options
+from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import global_norm
 from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
@@ -33,7 +34,7 @@ def make_train_step(
   extra_args: Collection[str] = (),
   jit: bool = True,
   skip_nonfinite: bool = True,
-  **options: Any,
+  **options: Unpack[PassOptions],
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
   """Builds the two-pass train step of a Flax loop.
 

@@ -1,6 +1,6 @@
 """The two passes: a sharpness-aware drop-in for `jax.value_and_grad`."""
 
-from typing import Any, Callable
+from typing import Any, Callable, Unpack
 
 import optax
 
@@ -8,6 +8,7 @@ from fsam_optax._ascent import find_state
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
+from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._two_passes import SharpnessInfo
@@ -19,7 +20,7 @@ def value_and_grad(
   perturbation: optax.GradientTransformation,
   *,
   has_aux: bool = False,
-  **options: Any,
+  **options: Unpack[PassOptions],
 ) -> Callable[..., tuple[Any, optax.Updates, optax.OptState, SharpnessInfo]]:
   r"""Value at the parameters, gradient at the perturbed parameters.
 

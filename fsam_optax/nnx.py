@@ -7,7 +7,7 @@ An optimizer that takes the second gradient itself, and for chains with
 import contextlib
 import dataclasses
 import functools
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Union, Unpack
 
 from flax import nnx
 import jax
@@ -20,6 +20,7 @@ from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._optimizer_average import check_optimizer_average
 from fsam_optax._options import Options
+from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
@@ -140,7 +141,7 @@ class Optimizer(nnx.Optimizer):
     *,
     has_aux: bool = False,
     return_info: bool = False,
-    **options: Any,
+    **options: Unpack[PassOptions],
   ) -> Callable[..., Any]:
     """Value at the parameters, gradient at the perturbed parameters.
 

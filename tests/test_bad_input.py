@@ -180,7 +180,7 @@ CASES = [
    lambda: passes(every=True)),
   ("negative_start", ValueError, "`start` must be at least 0",
    lambda: step(start=-1)),
-  ("stop_before_start", ValueError, "`stop` must be at least 5",
+  ("stop_before_start", ValueError, "`stop` must not be below `start`, got 4",
    lambda: passes(start=5, stop=4)),
   ("gate_without_a_count", ValueError, "`perturbation` must count",
    lambda: passes(perturbation=optax.scale(0.1), every=2)),
