@@ -61,18 +61,18 @@ class Ascent:
       optimizer_steps=self.optimizer_steps,
       **extra,
     )
-    found = _norms(state)
-    if not found:  # Not one of ours.
+    norms = _norms(state)
+    if not norms:  # Not one of ours.
       direction = global_norm(gradient)
     else:
-      squares = [jnp.square(direction) for direction, _ in found]
-      direction = jnp.sqrt(sum(squares)) if found[1:] else found[0][0]
+      squares = [jnp.square(direction) for direction, _ in norms]
+      direction = jnp.sqrt(sum(squares)) if norms[1:] else norms[0][0]
     is_narrow = any(_is_narrow(x) for x in jax.tree.leaves(self.params))
-    if len(found) == 1 and not is_narrow:
-      perturbation = found[0][1]
+    if len(norms) == 1 and not is_narrow:
+      perturbation = norms[0][1]
     else:
       perturbation = global_norm(jax.tree.map(_move, self.params, epsilon))
-    return epsilon, state, Norms(found, direction, perturbation)
+    return epsilon, state, Norms(norms, direction, perturbation)
 
   def advance(
     self, gradient: Any, norms: Norms, is_finite: Optional[ArrayLike]
@@ -88,10 +88,10 @@ class Ascent:
   def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
     norm = global_norm(ascent_gradient(gradient))
-    found = find_state(SubtractGradientEmaState, self.state)
-    if found is None:
+    average_state = find_state(SubtractGradientEmaState, self.state)
+    if average_state is None:
       return norm, jnp.zeros_like(norm)
-    average = found.ema
+    average = average_state.ema
     if average is None:
       averages = []
       self.perturb(gradient, averages=averages)
@@ -176,8 +176,8 @@ def state_difference(
   # An average may be in another dtype than that of the parameters today.
   shape = lambda x: "no array" if x is None else f"shape {list(jnp.shape(x))}"
   structures = jax.tree.structure(expected), jax.tree.structure(state)
-  if found := difference(expected, state, shape):
-    return found
+  if differing := difference(expected, state, shape):
+    return differing
   if structures[0] != structures[1]:
     return f"the structure {structures[0]}, got {structures[1]}"
   return None

@@ -38,67 +38,83 @@ def mean_over_parts(
   if num_parts == 1:
     return fn(batch, 0, carry)
 
-  def part_at(index):
-    # Row i goes to part i modulo the number of parts, so that a batch whose
-    # rows lie on many devices splits without moving a row.
-    return jax.tree.map(
-      lambda x: jax.lax.dynamic_index_in_dim(
-        jnp.reshape(x, (-1, num_parts, *jnp.shape(x)[1:])),
-        index,
-        axis=1,
-        keepdims=False,
-      ),
-      batch,
-    )
+  mean_of = _scanned if is_staged() else _looped
+  part_of = lambda index: _part_of(batch, num_parts, index)
+  run = lambda carry, index: fn(part_of(index), index, carry)
+  totals, outputs, carry = mean_of(run, num_parts, mark(carry), mark)
+  means = jax.tree_util.tree_map_with_path(
+    lambda path, total, x: (
+      total if is_overwritten(path) else total / num_parts
+    ).astype(jnp.result_type(x)),
+    totals,
+    outputs,
+  )
+  return means, carry
 
-  carry = mark(carry)
 
-  def added(path, total, x, index):
+def _part_of(batch, num_parts, index):
+  """Row i goes to part i modulo the number of parts.
+
+  So a batch whose rows lie on many devices splits without moving a row.
+  """
+  return jax.tree.map(
+    lambda x: jax.lax.dynamic_index_in_dim(
+      jnp.reshape(x, (-1, num_parts, *jnp.shape(x)[1:])),
+      index,
+      axis=1,
+      keepdims=False,
+    ),
+    batch,
+  )
+
+
+def _scanned(run, num_parts, carry, mark):
+  """Sums over the parts in one compiled loop, and what one part returns."""
+  # Over nothing but constants, because a shape handed over says nothing of the
+  # axes of a mesh that are not manual.
+  zero = jnp.zeros([], jnp.int32)
+  outputs, _ = jax.eval_shape(lambda: run(carry, zero))
+  # Over a mesh of explicit axes the sharding is a part of an array's type.
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(
+      x.shape, jnp.result_type(x.dtype, jnp.float32), out_sharding=x.sharding
+    ),
+    outputs,
+  )
+
+  def step(state, index):
+    totals, carry = state
+    outputs, carry = run(carry, index)
+    return mark((_added(totals, outputs, index), carry)), None
+
+  indices = jnp.arange(num_parts, dtype=jnp.int32)
+  (totals, carry), _ = jax.lax.scan(step, (mark(zeros), carry), indices)
+  return totals, outputs, carry
+
+
+def _looped(run, num_parts, carry, mark):
+  """The same part by part, where nothing is compiled."""
+  del mark
+  outputs, carry = run(carry, jnp.zeros([], jnp.int32))
+  totals = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), outputs
+  )
+  for index in jnp.arange(1, num_parts, dtype=jnp.int32):
+    outputs, carry = run(carry, index)
+    totals = _added(totals, outputs, index)
+  return totals, outputs, carry
+
+
+def _added(totals, outputs, index):
+  """Sums; of what overwrites other values, the maxima."""
+
+  def add(path, total, x):
     x = jnp.asarray(x, total.dtype)  # A metric may be a Python number.
     if is_overwritten(path):
       return jnp.where(index == 0, x, jnp.maximum(total, x))
     return total + x
 
-  def step(totals, carry, index):
-    outputs, carry = fn(part_at(index), index, carry)
-    add = lambda path, total, x: added(path, total, x, index)
-    totals = jax.tree_util.tree_map_with_path(add, totals, outputs)
-    return totals, carry, outputs
-
-  zero = jnp.zeros([], jnp.int32)
-  if is_staged():
-    # Over nothing but constants, because a shape handed over says nothing of
-    # the axes of a mesh that are not manual.
-    shapes, _ = jax.eval_shape(lambda: fn(part_at(zero), zero, carry))
-    # Over a mesh of explicit axes the sharding is a part of an array's type.
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(
-        x.shape,
-        jnp.result_type(x.dtype, jnp.float32),
-        out_sharding=x.sharding,
-      ),
-      shapes,
-    )
-    (totals, carry), _ = jax.lax.scan(
-      lambda state, index: (mark(step(state[0], state[1], index)[:2]), None),
-      (mark(zeros), carry),
-      jnp.arange(num_parts, dtype=jnp.int32),
-    )
-  else:
-    shapes, carry = fn(part_at(zero), zero, carry)
-    totals = jax.tree.map(
-      lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), shapes
-    )
-    for index in jnp.arange(1, num_parts, dtype=jnp.int32):
-      totals, carry, shapes = step(totals, carry, index)
-  means = jax.tree_util.tree_map_with_path(
-    lambda path, t, x: (t if is_overwritten(path) else t / num_parts).astype(
-      jnp.result_type(x)
-    ),
-    totals,
-    shapes,
-  )
-  return means, carry
+  return jax.tree_util.tree_map_with_path(add, totals, outputs)
 
 
 def fraction_of_rows(batch: Any, fraction: float) -> Any:

@@ -471,6 +471,6 @@ def _axes_of(x: Any) -> frozenset:
   """The axes of an enclosing shard_map along which an array varies."""
   # Of no version's public interface: where both are missing, nothing is seen.
   array_type = jax.typeof(x)
-  found = getattr(array_type, "vma", frozenset())  # JAX up to 0.9.
-  found_since = getattr(array_type, "manual_axis_type", None)
-  return getattr(found_since, "varying", found)
+  until_0_9 = getattr(array_type, "vma", frozenset())  # JAX up to 0.9.
+  since_0_10 = getattr(array_type, "manual_axis_type", None)
+  return getattr(since_0_10, "varying", until_0_9)

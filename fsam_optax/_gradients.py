@@ -181,12 +181,12 @@ class Gradients:
       aux = times(aux, weight) if has_parts else aux
     return Weighed(loss, aux, grads, weight), carry
 
-  def aux_of(self, found: Weighed) -> Any:
+  def aux_of(self, first: Weighed) -> Any:
     """The auxiliary outputs of all parts together, the weight as their sum."""
     parts, name = self.options.num_microbatches, self.options.weight
     if name is None or parts == 1:
-      return found.aux
-    return {**divided(found.aux, found.weight), name: found.weight * parts}
+      return first.aux
+    return {**divided(first.aux, first.weight), name: first.weight * parts}
 
   def first(self, params: Any, gate: Any, part: Any, index: Any, carry: Any):
     """The pass at the clean parameters: all rows where nothing ascends."""
@@ -210,8 +210,8 @@ class Gradients:
   def second(self, params: Any, part: Any, index: Any, carry: Any):
     """The pass at the perturbed parameters, whose aux nobody asks for."""
     with jax.named_scope("descent"):
-      found, carry = self.at(params, part, index, carry)
-    return found._replace(aux=None), carry
+      second, carry = self.at(params, part, index, carry)
+    return second._replace(aux=None), carry
 
 
 def _check_same(outputs: Any, again: Any) -> None:

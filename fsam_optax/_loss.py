@@ -78,14 +78,14 @@ def weight_of(aux: Any, name: str) -> jax.Array:
   Raises:
     TypeError: if it is missing or no real scalar.
   """
-  found = aux.get(name) if isinstance(aux, Mapping) else None
-  if found is None or jnp.shape(found) or jnp.iscomplexobj(found):
+  weight = aux.get(name) if isinstance(aux, Mapping) else None
+  if weight is None or jnp.shape(weight) or jnp.iscomplexobj(weight):
     raise TypeError(
       f"`loss_fn` must return the weight {name!r} of its rows, a real scalar, "
       "in a dict of auxiliary outputs (value_and_grad with `has_aux=True`) or "
-      f"of metrics (make_train_step), got {shape_and_dtype(found)}."
+      f"of metrics (make_train_step), got {shape_and_dtype(weight)}."
     )
-  return widen(jax.lax.stop_gradient(jnp.asarray(found, float)))
+  return widen(jax.lax.stop_gradient(jnp.asarray(weight, float)))
 
 
 def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
@@ -101,11 +101,11 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
   few, all_rows = map(jax.eval_shape, (fewer, whole))
   for i, what in enumerate(("return auxiliary outputs", "leave a model")):
     pick = lambda output, i=i: (output[0][1], output[1])[i]
-    if found := difference(pick(few), pick(all_rows)):
+    if differing := difference(pick(few), pick(all_rows)):
       raise ValueError(
         f"`loss_fn` must {what} whose shapes do not depend on the number of "
         "rows when `ascent_fraction` is below 1 and `every`, `start` or `stop` "
-        f"is set, got {found} on all rows. Reduce them over the rows."
+        f"is set, got {differing} on all rows. Reduce them over the rows."
       )
 
 
@@ -134,10 +134,10 @@ def step_output(output: Any, model_state: Any) -> Any:
       "where the model has none."
     )
   loss, (returned, metrics) = output
-  if found := difference(model_state, returned):
+  if differing := difference(model_state, returned):
     raise ValueError(
       "`loss_fn` must return the model state in the structure, shapes and "
-      f"dtypes of the one it was given, with {found}."
+      f"dtypes of the one it was given, with {differing}."
     )
   paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
   by_name = {joined_path(path): leaf for path, leaf in paths(returned)}

@@ -312,9 +312,9 @@ def _optimizer_average(gradient, optimizer_state, steps, lmbda):
   def average_of(path, g):
     name = jax.tree_util.keystr(path)
     # Beside a collection for fp8, Flax gives the optimizer "params" alone.
-    found = momenta.get(name, momenta.get(name.removeprefix("['params']")))
-    if found is None or jnp.shape(found.value) != jnp.shape(g):
-      shape = "none" if found is None else list(jnp.shape(found.value))
+    momentum = momenta.get(name, momenta.get(name.removeprefix("['params']")))
+    if momentum is None or jnp.shape(momentum.value) != jnp.shape(g):
+      shape = "none" if momentum is None else list(jnp.shape(momentum.value))
       raise ValueError(
         "`optimizer_state` must hold the momentum of each perturbed parameter "
         f"with average='optimizer', of shape {list(jnp.shape(g))} at "
@@ -324,14 +324,14 @@ def _optimizer_average(gradient, optimizer_state, steps, lmbda):
         "optax.adamw(learning_rate); exclude by `mask` what it does not train; "
         "or take average='own'."
       )
-    count = steps if found.count is None else found.count
-    decay = jnp.asarray(lmbda, jnp.finfo(_wide_dtype(found.value)).dtype)
+    count = steps if momentum.count is None else momentum.count
+    decay = jnp.asarray(lmbda, jnp.finfo(_wide_dtype(momentum.value)).dtype)
     weights = 1 - decay**count
-    if found.is_sum:
+    if momentum.is_sum:
       weights = weights / (1 - decay)
     # No gradient has entered it before the first update: no average.
     scale = jnp.where(count > 0, 1 / jnp.where(count > 0, weights, 1.0), 0.0)
-    return scale * widen(found.value)
+    return scale * widen(momentum.value)
 
   # Of complex parameters it is, as their gradient, the conjugate of the ascent.
   return ascent_gradient(jax.tree_util.tree_map_with_path(average_of, gradient))
@@ -819,14 +819,14 @@ def _value_at(
   What a schedule returns is checked where it is a value. Where it is traced,
   nobody can be told: it is moved into the range, and to 0 if it is not finite.
   """
-  found: Any = value
+  number: Any = value
   if callable(value):
-    found = value(count)
-    check_hyperparameter(name, found, upper)
-  if isinstance(found, core.Tracer):
-    in_range = jnp.clip(found, 0.0, upper)
-    found = jnp.where(jnp.isfinite(found), in_range, 0.0)
-  return found
+    number = value(count)
+    check_hyperparameter(name, number, upper)
+  if isinstance(number, core.Tracer):
+    in_range = jnp.clip(number, 0.0, upper)
+    number = jnp.where(jnp.isfinite(number), in_range, 0.0)
+  return number
 
 
 def _wide_dtype(*leaves: Any) -> Any:

@@ -93,7 +93,7 @@ class TracedOnce:
       self._traces[kind] = self._traceable(structure, like), types
     traceable, first = self._traces[kind]
     if is_staged() and types == first:
-      found = jax.jit(traceable)(*arrays)
+      outputs = jax.jit(traceable)(*arrays)
     else:
       try:
         jaxpr, shapes = jax.make_jaxpr(traceable, return_shape=True)(*first)
@@ -102,12 +102,12 @@ class TracedOnce:
           raise
         self._runs = True
         return self(*args)
-      found = jax.tree.unflatten(
+      outputs = jax.tree.unflatten(
         jax.tree.structure(shapes),
         core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *arrays),
       )
     structure, *leaves = (
-      x.value if isinstance(x, _Static) else x for x in found
+      x.value if isinstance(x, _Static) else x for x in outputs
     )
     return jax.tree.unflatten(structure, leaves)
 

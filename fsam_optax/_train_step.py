@@ -237,26 +237,28 @@ def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
       "`skip_nonfinite` must be True when the state has a `dynamic_scale`, "
       "got False: a step that overflows must be skipped."
     )
-  found = _passes(_loss_of_part(loss_fn, state, options), options, state, batch)
-  found = found._replace(aux=_mean_metrics(found, options))
-  new_state, is_finite = _updated(
-    state, found, extra_args, options, skip_nonfinite
+  outcome = _passes(
+    _loss_of_part(loss_fn, state, options), options, state, batch
   )
-  info = found.info
+  outcome = outcome._replace(aux=_mean_metrics(outcome, options))
+  new_state, is_finite = _updated(
+    state, outcome, extra_args, options, skip_nonfinite
+  )
+  info = outcome.info
   reported = {
-    "loss": found.loss,
+    "loss": outcome.loss,
     "perturbed_loss": info.perturbed_value,
-    "sharpness": info.perturbed_value - found.loss,
+    "sharpness": info.perturbed_value - outcome.loss,
     "perturbation_norm": info.perturbation_norm,
     "skipped": 1 - jnp.asarray(is_finite, jnp.int32),
     **{name: getattr(info, name) for name in names},
   }
-  if taken := sorted(reported.keys() & found.aux.keys()):
+  if taken := sorted(reported.keys() & outcome.aux.keys()):
     raise ValueError(
       f"`loss_fn` must not report metrics under the names {taken}, which the "
       "step uses. Rename them."
     )
-  return new_state, {**reported, **found.aux}
+  return new_state, {**reported, **outcome.aux}
 
 
 def _loss_of_part(loss_fn, state, options):
@@ -309,16 +311,16 @@ def _check_not_donated(state, batch):
     if not isinstance(x, jax.Array) or isinstance(x, core.Tracer):
       continue
     if x.is_deleted():
-      found = "one that an earlier step took"
+      problem = "one that an earlier step took"
     elif id(x) in in_state:
-      found = "one of the state"
+      problem = "one of the state"
     else:
       if path.startswith("['state']"):
         in_state.add(id(x))
       continue
     raise ValueError(
       "`state` must hold each array alone, because a compiled step donates it, "
-      f"got {found} at {path}. Go on with the state that the "
+      f"got {problem} at {path}. Go on with the state that the "
       "step returned; begin an average of the parameters with a copy, "
       "`jax.tree.map(jnp.copy, state.params)`; or take "
       "`jax.jit(make_train_step(..., jit=False))`, which donates nothing."
@@ -329,7 +331,7 @@ def _passes(loss_of_part, options, state, batch):
   """The two passes, or one where the state has no perturbation."""
   scale = None if state.dynamic_scale is None else state.dynamic_scale.scale
   if state.perturbation is None:
-    found = one_pass(
+    outcome = one_pass(
       options,
       loss_of_part,
       state.params,
@@ -337,7 +339,7 @@ def _passes(loss_of_part, options, state, batch):
       state.model_state,
       loss_scale=scale,
     )
-    return found._replace(
+    return outcome._replace(
       advance=lambda is_finite=None: state.perturbation_state
     )
   return two_passes(
@@ -355,56 +357,58 @@ def _passes(loss_of_part, options, state, batch):
   )
 
 
-def _mean_metrics(found, options):
+def _mean_metrics(outcome, options):
   """The loss's own metrics, over all replicas by what their rows weigh."""
   if not options.axes:
-    return found.aux
-  check_averaged(found.aux)
-  totals = mean((times(found.aux, found.weight), found.weight), options.axes)
+    return outcome.aux
+  check_averaged(outcome.aux)
+  totals = mean(
+    (times(outcome.aux, outcome.weight), outcome.weight), options.axes
+  )
   means = divided(*totals)
   if options.weight is not None:
-    means[options.weight] = jax.lax.psum(found.weight, options.axes)
+    means[options.weight] = jax.lax.psum(outcome.weight, options.axes)
   return means
 
 
-def _updated(state, found, extra_args, options, skip_nonfinite):
+def _updated(state, outcome, extra_args, options, skip_nonfinite):
   """The next state, and whether what it was made from was finite."""
   # A first gradient that was finite stays in the average even if the step is
   # skipped: to undo that costs a copy of the average. The second gradient is
   # taken in beside the optimizer, in the same pass over it.
-  is_apart = options.ema_gradient == "ascent"
-  advanced = found.advance() if is_apart else None
-  before = state.replace(perturbation_state=None) if is_apart else state
-  if unknown := sorted(set(extra_args) - found.aux.keys()):
+  averages_ascent = options.ema_gradient == "ascent"
+  advanced = outcome.advance() if averages_ascent else None
+  before = state.replace(perturbation_state=None) if averages_ascent else state
+  if unknown := sorted(set(extra_args) - outcome.aux.keys()):
     raise ValueError(
-      f"`extra_args` must name metrics of the loss, {sorted(found.aux)}, got "
+      f"`extra_args` must name metrics of the loss, {sorted(outcome.aux)}, got "
       f"{unknown}."
     )
-  named = {name: found.aux[name] for name in extra_args}
+  named = {name: outcome.aux[name] for name in extra_args}
 
   def update():
     return before.apply_gradients(
-      grads=found.grads,
-      extra_args={"value": found.loss, **named},
-      model_state=found.carry,
+      grads=outcome.grads,
+      extra_args={"value": outcome.loss, **named},
+      model_state=outcome.carry,
       perturbation_state=(
-        None if is_apart else found.advance(skip_nonfinite or None)
+        None if averages_ascent else outcome.advance(skip_nonfinite or None)
       ),
     )
 
   if skip_nonfinite:
     is_finite = (
-      jnp.isfinite(found.loss)
-      & jnp.isfinite(found.info.perturbed_value)
-      & jnp.isfinite(found.info.direction_norm)
-      & jnp.isfinite(global_norm(found.grads))
+      jnp.isfinite(outcome.loss)
+      & jnp.isfinite(outcome.info.perturbed_value)
+      & jnp.isfinite(outcome.info.direction_norm)
+      & jnp.isfinite(global_norm(outcome.grads))
     )
-    after = _where_finite(is_finite, update, before, not is_apart)
+    after = _where_finite(is_finite, update, before, not averages_ascent)
   else:
     is_finite, after = True, update()
   if (scale := state.dynamic_scale) is not None:
     after = after.replace(dynamic_scale=_advance(scale, is_finite))
-  if is_apart:
+  if averages_ascent:
     # Its schedule of rho counts the steps taken, as the optimizer's own do.
     after = after.replace(
       perturbation_state=with_scalars(

@@ -133,10 +133,10 @@ def two_passes(
   """
   check_perturbation(perturbation)
   _check_params(params)
-  if found := state_difference(perturbation, perturbation_state, params):
+  if differing := state_difference(perturbation, perturbation_state, params):
     raise ValueError(
       "`perturbation_state` must be that of `perturbation.init(params)`, with "
-      f"{found}."
+      f"{differing}."
     )
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
   ascent = Ascent(
@@ -157,10 +157,10 @@ def _checked(gradients: Gradients, ascent: Ascent, outcome: Outcome) -> Outcome:
   params = gradients.mark_varying(ascent.params)
 
   def first(gradients):
-    found, _ = gradients.over_parts(
+    weighed, _ = gradients.over_parts(
       lambda *part: gradients.first(params, ascent.gate, *part)
     )
-    return found.divided()
+    return weighed.divided()
 
   # A copy knows no trace of the loss, and calls it again.
   again = first(dataclasses.replace(gradients))
@@ -209,9 +209,11 @@ def one_pass(
   options = dataclasses.replace(options, ascent_fraction=1.0)
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
   marked = varying(params, options.axes)
-  found, carry = gradients.over_parts(lambda *part: gradients.at(marked, *part))
-  aux = gradients.aux_of(found)
-  loss, grads = _loss_and_grads(found, options)
+  weighed, carry = gradients.over_parts(
+    lambda *part: gradients.at(marked, *part)
+  )
+  aux = gradients.aux_of(weighed)
+  loss, grads = _loss_and_grads(weighed, options)
   grads = optax.tree.cast_like(grads, params)
   zero = jnp.zeros([], jnp.float32)
   norm = global_norm(ascent_gradient(grads))
@@ -220,7 +222,7 @@ def one_pass(
     loss,
     mean(carry, options.axes),
     aux,
-    found.weight,
+    weighed.weight,
     grads,
     lambda is_finite=None: optax.EmptyState(),
     info,
@@ -322,14 +324,14 @@ def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
   )
 
 
-def _loss_and_grads(found: Weighed, options: Options) -> tuple[Any, Any]:
+def _loss_and_grads(weighed: Weighed, options: Options) -> tuple[Any, Any]:
   """The means over all replicas."""
-  means = mean(found._replace(aux=None), options.axes).divided()
+  means = mean(weighed._replace(aux=None), options.axes).divided()
   return means.loss, means.grads
 
 
-def _loss(found: Weighed, options: Options) -> Any:
-  return _loss_and_grads(found._replace(grads=None), options)[0]
+def _loss(weighed: Weighed, options: Options) -> Any:
+  return _loss_and_grads(weighed._replace(grads=None), options)[0]
 
 
 def _advance(ascent, options, grads, first_gradient, state, norms):

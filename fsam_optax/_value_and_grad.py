@@ -163,7 +163,7 @@ def value_and_grad(
       return loss, (carry, aux)
 
     radius_state = find_state(ScaleToRadiusState, perturbation_state)
-    found = two_passes(
+    outcome = two_passes(
       perturbation,
       chosen,
       loss_of_part,
@@ -173,7 +173,7 @@ def value_and_grad(
       step=None if radius_state is None else radius_state.count,
       optimizer_state=optimizer_state,
     )
-    value = (found.loss, found.aux) if has_aux else found.loss
-    return value, found.grads, found.advance(), found.info
+    value = (outcome.loss, outcome.aux) if has_aux else outcome.loss
+    return value, outcome.grads, outcome.advance(), outcome.info
 
   return fn

@@ -202,11 +202,11 @@ class Optimizer(nnx.Optimizer):
         params, graph, *((part,) if chosen.splits_rows else ())
       )
       if self.perturbation is None:
-        found = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
+        outcome = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
       else:
         state: Any = as_pure(self.perturbation_state)
         _check_belongs(state, self.perturbation, call.params)
-        found = two_passes(
+        outcome = two_passes(
           self.perturbation,
           chosen,
           loss_of_part,
@@ -219,19 +219,23 @@ class Optimizer(nnx.Optimizer):
           # Either may have begun at 0 later than the optimizer did.
           optimizer_steps=jnp.maximum(self._updates(state), self.step[...]),
         )
-        nnx.update(self.perturbation_state, nnx.state(found.advance()))
+        nnx.update(self.perturbation_state, nnx.state(outcome.advance()))
       self.took_pass = True
-      value = call.finish(found.loss, found.aux, found.carry)
-      grads = call.as_variables(found.grads)
-      return (value, grads, found.info) if return_info else (value, grads)
+      value = call.finish(outcome.loss, outcome.aux, outcome.carry)
+      grads = call.as_variables(outcome.grads)
+      return (value, grads, outcome.info) if return_info else (value, grads)
 
     return nnx.update_context(_TAG)(fn)
 
   def _updates(self, perturbation_state):
     """What the gates go by: how often the perturbation was updated."""
-    found = find_state(ScaleToRadiusState, perturbation_state)
+    radius_state = find_state(ScaleToRadiusState, perturbation_state)
     # `step` stays at 0 in a loop with an update of its own.
-    return self.step[...].astype(jnp.int32) if found is None else found.count
+    return (
+      self.step[...].astype(jnp.int32)
+      if radius_state is None
+      else radius_state.count
+    )
 
   def update(self, model: Any, grads: Any, /, **kwargs: Any) -> None:
     """Updates the parameters by gradients of :meth:`value_and_grad`.
@@ -558,11 +562,11 @@ def _check_unbound(loss_fn):
 
 def _check_belongs(state, perturbation, params):
   """Raises unless the state is one for parameters of these shapes."""
-  if found := state_difference(perturbation, state, params):
+  if differing := state_difference(perturbation, state, params):
     raise ValueError(
       "`model` must be the one that the optimizer was made for: its parameters "
-      f"ask for a perturbation state with {found}. Make an optimizer for this "
-      "model."
+      f"ask for a perturbation state with {differing}. Make an optimizer for "
+      "this model."
     )
 
 

@@ -264,13 +264,13 @@ def shard_map_step(
 
   def call(state, batch):
     _check_rows(batch, replicas, 1)
-    found = getattr(
+    placed_on = getattr(
       getattr(state.step, "sharding", None), "device_set", devices
     )
-    if found != devices:
+    if placed_on != devices:
       raise ValueError(
         f"`state` must be replicated over the {len(devices)} devices of the "
-        f"mesh, got one on {len(found)}. Place it: "
+        f"mesh, got one on {len(placed_on)}. Place it: "
         "`sharding.place_state(state, mesh)`."
       )
     return mapped(state, batch)

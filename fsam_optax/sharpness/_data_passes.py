@@ -156,8 +156,8 @@ def num_rows(data: Any) -> int:
     path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(data)
   }
-  found = set(lengths.values())
-  if len(found) != 1 or found & {None, 0}:
+  rows = set(lengths.values())
+  if len(rows) != 1 or rows & {None, 0}:
     raise ValueError(
       "`data` must hold arrays of one number of rows, and one row at least, "
       f"got {lengths}. Close over what is not per row."

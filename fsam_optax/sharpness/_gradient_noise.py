@@ -88,7 +88,7 @@ def gradient_noise(
       "`ema` must have the structure of `params`, "
       f"{jax.tree.structure(params)}, got {jax.tree.structure(ema)}."
     )
-  found = []
+  measured = []
   with data_passes(loss_fn, data, rows, "gradients", progress, 2) as passes:
     _, full = passes.gradient(params)
     full_norm = float(global_norm(full))
@@ -101,9 +101,9 @@ def gradient_noise(
       at = slice(start, start + rows)
       batch = jax.tree.map(lambda x, at=at: x[at], data)
       _, gradient = _data_passes.loss_and_gradient(loss_fn, params, batch)
-      found.append(_against(gradient, full, ema, sigma))
+      measured.append(_against(gradient, full, ema, sigma))
       passes.tick()
-  columns = np.array(found, np.float64).T
+  columns = np.array(measured, np.float64).T
   ema_cosine = ema_error = math.nan
   if ema is not None:
     ema_cosine = float(cosine(ema, full, at_zero=math.nan))

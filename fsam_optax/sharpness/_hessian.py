@@ -213,9 +213,9 @@ def hessian_density(
   nodes, weights = [], []
   with progress_bar(progress, "Lanczos", samples) as tick:
     for draw in jax.random.split(key, samples):
-      found = _lanczos(loss_fn, num_matvecs, size, params, data, draw)
-      nodes.append(np.asarray(found[0], np.float64))
-      weights.append(np.asarray(found[1], np.float64))
+      spectrum = _lanczos(loss_fn, num_matvecs, size, params, data, draw)
+      nodes.append(np.asarray(spectrum[0], np.float64))
+      weights.append(np.asarray(spectrum[1], np.float64))
       tick()
   _check_finite(np.array(nodes))
   return SpectralDensity(np.array(nodes), np.array(weights))

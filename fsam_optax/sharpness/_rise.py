@@ -259,15 +259,15 @@ def _rise_of_groups(
     lambda x: np.reshape(x[: groups * rows], (groups, rows, *np.shape(x)[1:])),
     data,
   )
-  found = []
+  pairs = []
   total = _data_passes.num_batches(groups, at_once)
   with progress_bar(progress, title, total) as tick:
     for start in range(0, groups, at_once):
       part = jax.tree.map(lambda x, s=start: x[s : s + at_once], grouped)
       pair = _vmapped(measure, params, part, rho, keys[start : start + at_once])
-      found.append(np.asarray(pair, np.float64))
+      pairs.append(np.asarray(pair, np.float64))
       tick()
-  losses, rises = np.concatenate(found, axis=1)
+  losses, rises = np.concatenate(pairs, axis=1)
   loss = float(losses.mean())
   _check_loss_is_finite(loss)
   return _rise(rises.tolist(), loss, rho)
