@@ -33,7 +33,7 @@ class Norms(NamedTuple):
     perturbation: of all parameters.
   """
 
-  of_radii: Any
+  of_radii: list[tuple[jax.Array, jax.Array]]
   direction: jax.Array
   perturbation: jax.Array
 
@@ -45,12 +45,12 @@ class Ascent:
   perturbation: optax.GradientTransformation
   state: optax.OptState
   params: optax.Params
-  gate: Any  # True, False or a traced bool.
+  gate: ArrayLike  # True, False or a traced bool.
   # For a perturbation whose average is the optimizer's momentum.
   optimizer_state: Optional[optax.OptState] = None
   optimizer_steps: Optional[ArrayLike] = None
 
-  def perturb(self, gradient: Any, **extra) -> tuple[Any, Any, Norms]:
+  def perturb(self, gradient: PyTree, **extra) -> tuple[PyTree, PyTree, Norms]:
     """The perturbation, the next state, and the norms of both steps to it."""
     gradient = ascent_gradient(gradient)
     epsilon, state = optax.with_extra_args_support(self.perturbation).update(
@@ -75,7 +75,7 @@ class Ascent:
     return epsilon, state, Norms(norms, direction, perturbation)
 
   def advance(
-    self, gradient: Any, norms: Norms, is_finite: Optional[ArrayLike]
+    self, gradient: PyTree, norms: Norms, is_finite: Optional[ArrayLike]
   ) -> optax.OptState:
     """The next state where another gradient feeds the average than ascends.
 
@@ -85,7 +85,7 @@ class Ascent:
     _, state, _ = self.perturb(gradient, is_finite=is_finite)
     return _with_norms(state, norms.of_radii)
 
-  def measure(self, gradient: Any) -> tuple[jax.Array, jax.Array]:
+  def measure(self, gradient: PyTree) -> tuple[jax.Array, jax.Array]:
     """The gradient's norm, and its cosine with the average before the step."""
     norm = global_norm(ascent_gradient(gradient))
     average_state = find_state(SubtractGradientEmaState, self.state)
@@ -100,11 +100,11 @@ class Ascent:
 
   def descend(
     self,
-    epsilon: Any,
-    descend: Callable[[Any], Any],
-    stay: Callable[[], Any],
-    mark: Callable[[Any], Any],
-  ) -> Any:
+    epsilon: PyTree,
+    descend: Callable[[PyTree], PyTree],
+    stay: Callable[[], PyTree],
+    mark: Callable[[PyTree], PyTree],
+  ) -> PyTree:
     """What `descend(perturbed)` returns, or `stay()` where the gate is shut."""
     if self.gate is False:
       return stay()
@@ -128,7 +128,7 @@ def is_memoryless(state: optax.OptState) -> bool:
   return all(map(_is_scalars, leaves))
 
 
-def is_of_optimizer(state: Any) -> bool:
+def is_of_optimizer(state: PyTree) -> bool:
   """Whether it is the state of an average that is the optimizer's momentum."""
   return isinstance(state, SubtractGradientEmaState) and state.ema is None
 
@@ -213,11 +213,11 @@ def _is_scalars(x):
   return isinstance(x, ScaleToRadiusState) or is_of_optimizer(x)
 
 
-def _is_narrow(x: Any) -> bool:
+def _is_narrow(x: ArrayLike) -> bool:
   return jnp.finfo(jnp.result_type(x)).bits < 32
 
 
-def _move(weight: Any, step: Any) -> Any:
+def _move(weight: jax.Array, step: jax.Array) -> jax.Array:
   """What a step moves a weight by, when the sum is rounded to its dtype."""
   if not _is_narrow(weight):
     return step

@@ -1,12 +1,13 @@
 """Named axes: what replicas under pmap, shard_map or vmap average, and how."""
 
 import contextlib
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import jax
 from jax import numpy as jnp
 
 from fsam_optax._perturbation import is_overwritten
+from fsam_optax._trees import PyTree
 from fsam_optax._versions import as_varying
 
 AxisName = Union[str, tuple[str, ...]]
@@ -63,7 +64,7 @@ def check_bound(axes: tuple[str, ...]) -> None:
       ) from error
 
 
-def varying(tree: Any, axes: tuple[str, ...]) -> Any:
+def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   """Marks arrays as different on each replica, for `jax.shard_map`'s check.
 
   Without the mark the gradient of replicated parameters comes out summed over
@@ -93,7 +94,7 @@ def varying(tree: Any, axes: tuple[str, ...]) -> Any:
   return jax.tree.map(mark, tree) if manual else tree
 
 
-def mean(tree: Any, axes: tuple[str, ...]) -> Any:
+def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   """Means over the replicas; keys come back as they are.
 
   Args:

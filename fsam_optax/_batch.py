@@ -6,20 +6,22 @@ from typing import Any, Callable
 
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._tracing import is_staged
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
 
 
 def mean_over_parts(
-  fn: Callable[[Any, Any, Any], tuple[Any, Any]],
-  batch: Any,
+  fn: Callable[[PyTree, ArrayLike, PyTree], tuple[PyTree, PyTree]],
+  batch: PyTree,
   num_parts: int,
-  carry: Any,
-  mark: Callable[[Any], Any] = lambda tree: tree,
-) -> tuple[Any, Any]:
+  carry: PyTree,
+  mark: Callable[[PyTree], PyTree] = lambda tree: tree,
+) -> tuple[PyTree, PyTree]:
   """Means of what `fn(part, index, carry)` returns, and the last carry.
 
   Args:
@@ -117,7 +119,7 @@ def _added(totals, outputs, index):
   return jax.tree_util.tree_map_with_path(add, totals, outputs)
 
 
-def fraction_of_rows(batch: Any, fraction: float) -> Any:
+def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
   """The fraction of the rows that the ascent sees.
 
   Of every ``q`` rows the first ``p``, where ``p / q`` is the fraction in lowest
@@ -154,7 +156,7 @@ def _lowest_terms(fraction: float, rows: Any) -> tuple[int, int]:
 
 
 def check_batch(
-  batch: Any, num_microbatches: int, ascent_fraction: float
+  batch: PyTree, num_microbatches: int, ascent_fraction: float
 ) -> None:
   """Raises for a batch without rows, or one that does not split evenly.
 
@@ -212,7 +214,7 @@ def check_batch(
     )
 
 
-def _is_raw_key(batch: Any) -> bool:
+def _is_raw_key(batch: PyTree) -> bool:
   """Whether this is a key of `jax.random.PRNGKey`, whose words are no rows."""
   is_words = getattr(batch, "dtype", None) == jnp.uint32
   return is_words and jnp.shape(batch) in ((2,), (4,))

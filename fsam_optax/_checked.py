@@ -13,6 +13,7 @@ from fsam_optax._axes import replica_index
 from fsam_optax._axes import varying
 from fsam_optax._fsam import is_close
 from fsam_optax._fsam import right_or_nan
+from fsam_optax._trees import PyTree
 from fsam_optax._versions import bound_axes
 
 IMPURE = (
@@ -35,13 +36,13 @@ class Seen(NamedTuple):
   """
 
   is_pure: Any
-  params: Any
+  params: PyTree
   average: Any
-  grads: Any
+  grads: PyTree
   counts: Optional[tuple[Any, Any]]
 
 
-def checked(outputs: Any, seen: Seen, moved_from: dict[int, Any]) -> Any:
+def checked(outputs: PyTree, seen: Seen, moved_from: dict[int, Any]) -> PyTree:
   """The outputs of a call; an error, compiled NaN, where the loop is wrong.
 
   Args:

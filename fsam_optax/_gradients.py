@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 
 from fsam_optax._axes import check_bound
 from fsam_optax._axes import varying
@@ -22,6 +23,7 @@ from fsam_optax._options import Options
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import widen
 from fsam_optax._tracing import TracedOnce
+from fsam_optax._trees import PyTree
 
 
 class Weighed(NamedTuple):
@@ -38,10 +40,10 @@ class Weighed(NamedTuple):
     weight: shape ``[]``, or None where all parts count alike.
   """
 
-  loss: Any
-  aux: Any
-  grads: Any
-  weight: Any
+  loss: Optional[jax.Array]
+  aux: PyTree
+  grads: PyTree
+  weight: Optional[jax.Array]
 
   def divided(self) -> "Weighed":
     """Loss and gradient divided by the weight; zero where that is zero."""
@@ -53,7 +55,7 @@ class Weighed(NamedTuple):
     return is_close(self.loss, other.loss) & is_close(self.grads, other.grads)
 
 
-def times(tree: Any, weight: Any) -> Any:
+def times(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   """A tree times a weight: zero where that is zero, whatever the tree holds."""
   if weight is None:
     return tree
@@ -63,7 +65,7 @@ def times(tree: Any, weight: Any) -> Any:
   )
 
 
-def divided(tree: Any, weight: Any) -> Any:
+def divided(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   """Undoes :func:`times`, after sums or means of both."""
   if weight is None:
     return tree
@@ -71,14 +73,16 @@ def divided(tree: Any, weight: Any) -> Any:
   return _map_gradients(lambda x: x / safe, tree)
 
 
-def _map_gradients(fn: Callable[[Any], Any], tree: Any) -> Any:
+def _map_gradients(
+  fn: Callable[[jax.Array], jax.Array], tree: PyTree
+) -> PyTree:
   """Maps all leaves but the values that overwrite others."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x if is_overwritten(path) else fn(x), tree
   )
 
 
-def _without_nan(new: Any, old: Any) -> Any:
+def _without_nan(new: PyTree, old: PyTree) -> PyTree:
   """What no rows overwrite: a maximum over none is not a number."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x, y: (
@@ -104,9 +108,9 @@ class Gradients:
 
   loss_fn: Callable[..., Any]
   options: Options
-  batch: Any
-  carry: Any
-  loss_scale: Any
+  batch: PyTree
+  carry: PyTree
+  loss_scale: Optional[ArrayLike]
 
   def __post_init__(self):
     check_bound(self.options.axes)
@@ -114,7 +118,7 @@ class Gradients:
       self.batch, self.options.num_microbatches, self.options.ascent_fraction
     )
 
-  def over_parts(self, fn: Callable[..., Any]) -> tuple[Any, Any]:
+  def over_parts(self, fn: Callable[..., Any]) -> tuple[PyTree, PyTree]:
     """Means over the parts of what `fn` returns, and the last carry.
 
     Args:
@@ -132,13 +136,13 @@ class Gradients:
       self.mark_varying,
     )
 
-  def mark_varying(self, tree: Any) -> Any:
+  def mark_varying(self, tree: PyTree) -> PyTree:
     """Marks arrays as different on each replica."""
     return varying(tree, self.options.axes)
 
   def at(
-    self, params: Any, part: Any, index: Any, carry: Any
-  ) -> tuple[Weighed, Any]:
+    self, params: PyTree, part: PyTree, index: ArrayLike, carry: PyTree
+  ) -> tuple[Weighed, PyTree]:
     """What the loss and its gradient are on one part, and the new carry.
 
     The loss is traced once for all parts and both passes, where the shapes are
@@ -181,14 +185,21 @@ class Gradients:
       aux = times(aux, weight) if has_parts else aux
     return Weighed(loss, aux, grads, weight), carry
 
-  def aux_of(self, first: Weighed) -> Any:
+  def aux_of(self, first: Weighed) -> PyTree:
     """The auxiliary outputs of all parts together, the weight as their sum."""
     parts, name = self.options.num_microbatches, self.options.weight
-    if name is None or parts == 1:
+    if name is None or first.weight is None or parts == 1:
       return first.aux
     return {**divided(first.aux, first.weight), name: first.weight * parts}
 
-  def first(self, params: Any, gate: Any, part: Any, index: Any, carry: Any):
+  def first(
+    self,
+    params: PyTree,
+    gate: ArrayLike,
+    part: PyTree,
+    index: ArrayLike,
+    carry: PyTree,
+  ):
     """The pass at the clean parameters: all rows where nothing ascends."""
     options = self.options
     whole = lambda: self.at(params, part, index, carry)
@@ -207,13 +218,15 @@ class Gradients:
         lambda: self.mark_varying(whole()),
       )
 
-  def second(self, params: Any, part: Any, index: Any, carry: Any):
+  def second(
+    self, params: PyTree, part: PyTree, index: ArrayLike, carry: PyTree
+  ) -> tuple[Weighed, PyTree]:
     """The pass at the perturbed parameters, whose aux nobody asks for."""
     with jax.named_scope("descent"):
       second, carry = self.at(params, part, index, carry)
     return second._replace(aux=None), carry
 
 
-def _check_same(outputs: Any, again: Any) -> None:
+def _check_same(outputs: PyTree, again: PyTree) -> None:
   if not outputs[0].is_close(again[0]):
     raise ValueError(IMPURE)

@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax._perturbation import widen
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import difference
 from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
@@ -50,7 +51,7 @@ def check_loss(loss: Any) -> None:
   )
 
 
-def check_averaged(aux: Any) -> None:
+def check_averaged(aux: PyTree) -> None:
   """Raises unless the auxiliary outputs have means: floating scalars."""
   for path, x in leaves_by_path(aux):
     dtype, shape = jnp.result_type(x), jnp.shape(x)
@@ -65,7 +66,7 @@ def check_averaged(aux: Any) -> None:
       )
 
 
-def weight_of(aux: Any, name: str) -> jax.Array:
+def weight_of(aux: PyTree, name: str) -> jax.Array:
   """The auxiliary output that says how much a part of the batch counts.
 
   Args:
@@ -109,7 +110,7 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
       )
 
 
-def step_output(output: Any, model_state: Any) -> Any:
+def step_output(output: Any, model_state: Any) -> PyTree:
   """What the loss of a train step returned, with the model state as it was.
 
   Args:

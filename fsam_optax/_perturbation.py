@@ -378,7 +378,7 @@ def momenta_by_path(optimizer_state: optax.OptState) -> dict[str, _Momentum]:
 _PRECONDITIONERS = frozenset({"ScaleByRmsState", "ScaleByRmsWithCountState"})
 
 
-def _is_state(x: Any) -> bool:
+def _is_state(x: object) -> bool:
   """Whether it is a state with a momentum, or a wrapper that accumulates."""
   fields = getattr(x, "_fields", ())
   return isinstance(x, optax.MultiStepsState) or bool(
@@ -703,7 +703,7 @@ def _on_selected_leaves(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def is_overwritten(path: Any) -> bool:
+def is_overwritten(path: jax.tree_util.KeyPath) -> bool:
   """Whether the "gradient" at a path is the next value of what is no weight."""
   return any(getattr(key, "key", None) == OVERWRITTEN for key in path)
 
@@ -720,12 +720,12 @@ def ascent_gradient(gradient: optax.Updates) -> optax.Updates:
   )
 
 
-def _has_overwritten(tree: Any) -> bool:
+def _has_overwritten(tree: optax.Params) -> bool:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return any(is_overwritten(path) for path, _ in leaves)
 
 
-def _check_mask(mask: Any, tree: Any):
+def _check_mask(mask: Any, tree: optax.Params):
   """Raises unless `mask` is a prefix of `tree` that selects something."""
   leaves = jax.tree.leaves(mask)
   if not all(map(_is_bool, leaves)):
@@ -743,7 +743,7 @@ def _check_mask(mask: Any, tree: Any):
   _check_selects(mask)
 
 
-def _is_bool(leaf: Any) -> bool:
+def _is_bool(leaf: object) -> bool:
   return isinstance(leaf, (bool, np.bool_))
 
 
@@ -755,7 +755,7 @@ def _check_selects(mask: Any):
     )
 
 
-def check_perturbation(perturbation: Any):
+def check_perturbation(perturbation: object):
   """Raises unless this transforms a gradient, and asks for no second one."""
   if not isinstance(perturbation, optax.GradientTransformation):
     raise TypeError(
@@ -849,11 +849,13 @@ def widen(x: jax.typing.ArrayLike) -> jax.Array:
   return jnp.asarray(x, _wide_dtype(x))
 
 
-def _tree_map_wide(fn: Callable[..., jax.Array], *trees: Any) -> Any:
+def _tree_map_wide(
+  fn: Callable[..., jax.Array], *trees: optax.Updates
+) -> optax.Updates:
   return jax.tree.map(lambda *leaves: fn(*map(widen, leaves)), *trees)
 
 
-def global_norm(tree: Any) -> jax.Array:
+def global_norm(tree: optax.Params) -> jax.Array:
   """The Euclidean norm over all leaves, in float32 at least."""
   sums = [_sum_of_squares(widen(x)) for x in jax.tree.leaves(tree)]
   total = sum(sums, start=jnp.zeros([], jnp.float32))

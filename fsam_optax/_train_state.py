@@ -12,6 +12,7 @@ import optax
 
 from fsam_optax._optimizer_average import check_optimizer_average
 from fsam_optax._perturbation import check_perturbation
+from fsam_optax._trees import PyTree
 
 
 class TrainState(train_state.TrainState, kw_only=True):
@@ -237,7 +238,7 @@ class TrainState(train_state.TrainState, kw_only=True):
     )
 
 
-def without_aliases(tree: Any) -> Any:
+def without_aliases(tree: PyTree) -> PyTree:
   """Copies every array that a tree holds a second time.
 
   A step that the state is donated to needs each buffer once. Optimizers such as

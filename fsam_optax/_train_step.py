@@ -22,6 +22,7 @@ from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import global_norm
 from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
@@ -151,7 +152,7 @@ def make_train_step(
   chosen = Options.from_keywords(options)
 
   def step_with(options):
-    def step(state: TrainState, batch: Any):
+    def step(state: TrainState, batch: PyTree):
       return _step(
         loss_fn, metrics, extra_args, skip_nonfinite, options, state, batch
       )

@@ -8,10 +8,11 @@ memory of one part and no sum of first gradients (:func:`_part_by_part`).
 """
 
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 import optax
 import optax.tree
 
@@ -31,6 +32,7 @@ from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
 
 
@@ -87,9 +89,9 @@ class Outcome(NamedTuple):
   """
 
   loss: jax.Array
-  carry: Any
-  aux: Any
-  weight: Any
+  carry: PyTree
+  aux: PyTree
+  weight: Optional[jax.Array]
   grads: optax.Updates
   advance: Callable[..., optax.OptState]
   info: SharpnessInfo
@@ -101,13 +103,13 @@ def two_passes(
   loss_fn: Callable[..., Any],
   params: optax.Params,
   perturbation_state: optax.OptState,
-  batch: Any,
-  carry: Any = None,
+  batch: PyTree,
+  carry: PyTree = None,
   *,
-  step: Any = None,
-  loss_scale: Any = None,
-  optimizer_state: Any = None,
-  optimizer_steps: Any = None,
+  step: Optional[ArrayLike] = None,
+  loss_scale: Optional[ArrayLike] = None,
+  optimizer_state: Optional[optax.OptState] = None,
+  optimizer_steps: Optional[ArrayLike] = None,
 ) -> Outcome:
   """Both passes of one step.
 
@@ -185,10 +187,10 @@ def one_pass(
   options: Options,
   loss_fn: Callable[..., Any],
   params: optax.Params,
-  batch: Any,
-  carry: Any = None,
+  batch: PyTree,
+  carry: PyTree = None,
   *,
-  loss_scale: Any = None,
+  loss_scale: Optional[ArrayLike] = None,
 ) -> Outcome:
   """A step without a perturbation: the gradient at the clean parameters.
 
@@ -324,13 +326,15 @@ def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
   )
 
 
-def _loss_and_grads(weighed: Weighed, options: Options) -> tuple[Any, Any]:
+def _loss_and_grads(
+  weighed: Weighed, options: Options
+) -> tuple[jax.Array, PyTree]:
   """The means over all replicas."""
   means = mean(weighed._replace(aux=None), options.axes).divided()
   return means.loss, means.grads
 
 
-def _loss(weighed: Weighed, options: Options) -> Any:
+def _loss(weighed: Weighed, options: Options) -> jax.Array:
   return _loss_and_grads(weighed._replace(grads=None), options)[0]
 
 

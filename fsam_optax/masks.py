@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 from jax import numpy as jnp
 
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 
 # What a leaf is called, as parts of its name between underscores: Flax writes
@@ -22,7 +23,7 @@ _WEIGHT = frozenset({"kernel", "w", "embedding", "embeddings"})
 _NORM = re.compile(r"norm|^(bn|ln)|_(bn|ln)(_|\d|$)", re.IGNORECASE)
 
 
-def exclude_biases_and_norms(params: Any) -> Any:
+def exclude_biases_and_norms(params: PyTree) -> PyTree:
   """Selects all but biases and the scales and shifts of norms.
 
   Each leaf is judged by its path, as Flax Linen, NNX, Haiku and Equinox name
@@ -109,7 +110,7 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
   return mask
 
 
-def norms_only(params: Any) -> Any:
+def norms_only(params: PyTree) -> PyTree:
   """Selects the parameters of normalization layers alone (SAM-ON).
 
   Those are the leaves whose layer, the nearest name above them, holds ``norm``,

@@ -24,6 +24,7 @@ from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
+from fsam_optax._trees import PyTree
 from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 from fsam_optax._versions import Node
@@ -204,7 +205,7 @@ class Optimizer(nnx.Optimizer):
       if self.perturbation is None:
         outcome = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
       else:
-        state: Any = as_pure(self.perturbation_state)
+        state: PyTree = as_pure(self.perturbation_state)
         _check_belongs(state, self.perturbation, call.params)
         outcome = two_passes(
           self.perturbation,
@@ -237,7 +238,7 @@ class Optimizer(nnx.Optimizer):
       else radius_state.count
     )
 
-  def update(self, model: Any, grads: Any, /, **kwargs: Any) -> None:
+  def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> None:
     """Updates the parameters by gradients of :meth:`value_and_grad`.
 
     Args:
@@ -272,7 +273,7 @@ def value_and_grad(
   has_aux: bool = False,
   wrt: nnx.filterlib.Filter = nnx.Param,
   **unknown: Any,
-) -> Callable[..., tuple[Any, Any, Callable[[Any], Any]]]:
+) -> Callable[..., tuple[Any, nnx.State, Callable[[PyTree], PyTree]]]:
   """Value and gradient, and the ``grad_fn`` that a chain with F-SAM needs.
 
   For loops that hold :func:`fsam_optax.fsam` in the chain of their
@@ -369,13 +370,15 @@ class _Graph:
       ``leaves`` (static).
   """
 
-  leaves: dict[str, Any]
-  graphdef: Any
+  leaves: dict[str, jax.Array]
+  graphdef: nnx.GraphDef
   structure: Any
   sources: tuple[Union[int, str], ...]
 
   @classmethod
-  def of(cls, graphdef: Any, state: Any, given: list[Any]) -> "_Graph":
+  def of(
+    cls, graphdef: nnx.GraphDef, state: PyTree, given: list[Any]
+  ) -> "_Graph":
     """The graph that ``nnx.split`` took apart, told from the arrays given."""
     arrays, structure = jax.tree_util.tree_flatten_with_path(state)
     # By identity: what a loss puts into a Variable is never what it was given.
@@ -389,7 +392,7 @@ class _Graph:
       sources.append(source)
     return cls(leaves, graphdef, structure, tuple(sources))
 
-  def state(self, given: list[Any]) -> Any:
+  def state(self, given: list[Any]) -> PyTree:
     """The ``nnx.State``, of arrays given and of its own."""
     arrays = [
       self.leaves[i] if isinstance(i, str) else given[i] for i in self.sources

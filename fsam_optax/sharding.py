@@ -28,6 +28,7 @@ from fsam_optax._axes import axes_of
 from fsam_optax._options import check_int
 from fsam_optax._train_state import TrainState
 from fsam_optax._train_state import without_aliases
+from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
 from fsam_optax._trees import shape_and_dtype
@@ -79,7 +80,9 @@ def fsdp_rule(
   return rule
 
 
-def place_state(state: Any, mesh: Mesh, rule: Optional[Rule] = None) -> Any:
+def place_state(
+  state: PyTree, mesh: Mesh, rule: Optional[Rule] = None
+) -> PyTree:
   """Puts a train state on the devices of a mesh.
 
   Examples:
@@ -167,7 +170,7 @@ class BatchFeeder:
     self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
     self._shapes = None
 
-  def __call__(self, batch: Any) -> Any:
+  def __call__(self, batch: PyTree) -> PyTree:
     """Places a batch.
 
     Args:
