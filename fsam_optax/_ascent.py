@@ -12,6 +12,7 @@ import jax
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 import optax
+import optax.tree
 
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
@@ -102,17 +103,49 @@ class Ascent:
     self,
     epsilon: PyTree,
     descend: Callable[[PyTree], PyTree],
-    stay: Callable[[], PyTree],
-    mark: Callable[[PyTree], PyTree],
+    stay: Callable[[Optional[PyTree]], PyTree],
+    gradient: Optional[PyTree],
   ) -> PyTree:
-    """What `descend(perturbed)` returns, or `stay()` where the gate is shut."""
+    """What the second pass returns, or the first where the gate is shut.
+
+    On a GPU a conditional holds what goes into either branch beside what comes
+    out. So there one tree goes in, which is the perturbed weights or the
+    gradient. On a CPU and a TPU that would cost a word a parameter.
+
+    Args:
+      epsilon: the perturbation.
+      descend: ``descend(perturbed)``, the second pass.
+      stay: ``stay(gradient)`` returns the like, made of the first.
+      gradient: for `stay`, of the parameters' shapes; None if it has its own.
+
+    Returns:
+      What either returns.
+    """
     if self.gate is False:
-      return stay()
+      return stay(gradient)
     # Outside the branch, or it would hold the perturbation besides.
-    perturbed = mark(optax.apply_updates(self.params, epsilon))
+    perturbed = optax.apply_updates(self.params, epsilon)
     if self.gate is True:
       return descend(perturbed)
-    return jax.lax.cond(self.gate, lambda: descend(perturbed), stay)
+
+    def either(perturbed, gradient):
+      return jax.lax.cond(
+        self.gate, lambda: descend(perturbed), lambda: stay(gradient)
+      )
+
+    if gradient is None:
+      return either(perturbed, None)
+
+    def in_one(perturbed, gradient):
+      # A scaled loss's gradient may be wider than the weights.
+      one = jax.tree.map(
+        lambda w, g: jnp.where(self.gate, w, g), perturbed, gradient
+      )
+      return either(optax.tree.cast_like(one, perturbed), one)
+
+    return jax.lax.platform_dependent(
+      perturbed, gradient, cpu=either, tpu=either, default=in_one
+    )
 
 
 def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:

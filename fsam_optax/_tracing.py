@@ -93,7 +93,9 @@ class TracedOnce:
       self._traces[kind] = self._traceable(structure, like), types
     traceable, first = self._traces[kind]
     if is_staged() and types == first:
-      outputs = jax.jit(traceable)(*arrays)
+      # A call of its own inside a conditional costs a TPU copies of its
+      # arguments.
+      outputs = jax.jit(traceable, inline=True)(*arrays)
     else:
       try:
         jaxpr, shapes = jax.make_jaxpr(traceable, return_shape=True)(*first)
@@ -114,7 +116,7 @@ class TracedOnce:
   def _traceable(self, structure, like):
     """The function from arrays to a list of arrays and what is none."""
 
-    def gradient(*arrays):  # The name that profiles show.
+    def gradient(*arrays):
       left = iter(arrays)
       args = [next(left) if x is None else x.value for x in like]
       outputs = self._fn(*jax.tree.unflatten(structure, args))

@@ -265,15 +265,18 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
     # The carry is dropped: BatchNorm's statistics are to be those of the
     # parameters that are trained, at which each part was seen once already.
     second, _ = gradients.over_parts(
-      lambda *part: gradients.second(perturbed, *part)
+      lambda *part: gradients.second(mark(perturbed), *part)
     )
     return _loss_and_grads(second, options)
 
-  def stay():
-    grads = mean_gradient() if gradient is None else gradient
-    return _loss(first, options), grads
+  def stay(kept):
+    if kept is None:
+      kept = mean_gradient() if gradient is None else gradient
+    return _loss(first, options), kept
 
-  perturbed_loss, grads = ascent.descend(epsilon, descend, stay, mark)
+  perturbed_loss, grads = ascent.descend(
+    epsilon, descend, stay, None if options.is_local else gradient
+  )
   grads = optax.tree.cast_like(grads, ascent.params)  # Wide, if weighed.
   return Outcome(
     loss=_loss(first, options),
@@ -300,10 +303,10 @@ def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
     second = ascent.descend(
       epsilon,
       lambda perturbed: mark(
-        gradients.second(perturbed, part, index, carry)[0]
+        gradients.second(mark(perturbed), part, index, carry)[0]
       ),
-      lambda: mark(first._replace(aux=None)),
-      mark,
+      lambda grads: mark(first._replace(aux=None, grads=grads)),
+      first.grads,
     )
     measured = ascent.measure(gradient)
     if not keeps:

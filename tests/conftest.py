@@ -51,6 +51,19 @@ def problem() -> Problem:
   )
 
 
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def platform(request):
+  """What is chosen by the platform, as a CPU and as a GPU chooses it."""
+  with pytest.MonkeyPatch.context() as patch:
+    if request.param == "gpu":
+      patch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *args, default, **_: default(*args),
+      )
+    yield request.param
+
+
 @pytest.fixture
 def x64():
   """Double precision for one test."""

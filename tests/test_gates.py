@@ -1,5 +1,6 @@
 """Gates: at which steps the ascent runs, and what it costs at the others."""
 
+from flax.training import dynamic_scale as dynamic_scale_lib
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -140,13 +141,14 @@ def on_host():
 
 
 @pytest.fixture(scope="module")
-def in_graph():
+def in_graph(platform):
+  del platform
   return jax.jit(fsam_optax.make_train_step(loss_fn, jit=False, **GATES))
 
 
 def assert_close(got, expected):
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7),
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6),
     got,
     expected,
   )
@@ -202,6 +204,27 @@ def test_what_the_step_is_lowered_to_is_right_at_every_step(
     _, metrics = compiled(make_state(step=step), batches[0])
     _, expected = in_graph(make_state(step=step), batches[0])
     assert_close(metrics, expected)
+
+
+def test_in_the_graph_a_narrow_loss_gets_narrow_weights(platform):
+  del platform
+  state = fsam_optax.TrainState.create(
+    apply_fn=None,
+    params={"w": jnp.eye(3, dtype=jnp.bfloat16)},
+    tx=OPTIMIZER,
+    perturbation=PERTURBATION,
+    # Whose gradients are of float32.
+    dynamic_scale=dynamic_scale_lib.DynamicScale(),
+  )
+  seen = []
+
+  def narrow_loss(params, *args):
+    seen.append(params["w"].dtype)
+    return loss_fn(params, *args)
+
+  step = fsam_optax.make_train_step(narrow_loss, jit=False, every=2)
+  jax.jit(step)(state, jnp.ones(3, jnp.bfloat16))
+  assert set(seen) == {jnp.dtype("bfloat16")}
 
 
 def test_neither_step_holds_the_memory_of_the_other():
