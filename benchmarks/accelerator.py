@@ -12,10 +12,7 @@ each part, so that a run that is cut short keeps what it had:
 Every part runs in processes of its own, one after another: a TPU belongs to
 one process at a time, and a process's peak of memory is then that of one step.
 ``checks`` and ``cost`` need jax, flax, optax and numpy; ``train`` needs the
-package installed, with its extra ``experiments``. With a CIFAR archive or
-folder, as many epochs of each optimizer as fit in some minutes:
-
-  python benchmarks/accelerator.py --parts cifar --cifar PATH --minutes 30
+package installed, with its extra ``experiments``.
 
 The exit status is 1 where a check fails or a part breaks.
 """
@@ -33,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
@@ -41,7 +38,7 @@ import numpy as np
 # device would keep it from the others.
 
 ROOT = pathlib.Path(__file__).parents[1]
-PARTS = ("checks", "cost", "train", "cifar")
+PARTS = ("checks", "cost", "train")
 MODELS = ("resnet18", "perceptron", "resnet18-bfloat16", "decoder")
 QUICK_MODELS = ("resnet-tiny",)
 BATCH_SIZES = (128, 1024)
@@ -164,7 +161,7 @@ def time_steps(
     try:
       timed = calls if name in calls else {**calls, name: call_of(name)}
       rows[-1] |= step_cost.counts(compiled[name].result(), num_params)
-      times = interleaved(timed, seconds)
+      times = step_cost.time_calls(timed, seconds=seconds)
       rounds = len(times[name])
       rows[-1] |= {"rounds": rounds, **step_cost.times_of(name, times)}
       step_cost.above_floor(rows)
@@ -200,38 +197,6 @@ def _compile(workload, batch, chosen):
       state = jax.eval_shape(step.init, params, model_state)
       compiled[name] = pool.submit(step_cost.compile_step, step, state, batch)
   return compiled
-
-
-def interleaved(
-  calls: dict[str, Callable[[int], None]], seconds: float
-) -> dict[str, np.ndarray]:
-  """Seconds of a step of each kind, in rounds of all of them in turn.
-
-  Args:
-    calls: take so many steps and wait for the last.
-    seconds: for all rounds together, about; there are at least five.
-
-  Returns:
-    The seconds by name, an element a round.
-  """
-
-  def time_of(call, repeats):
-    start = time.perf_counter()
-    call(repeats)
-    return (time.perf_counter() - start) / repeats
-
-  for call in calls.values():  # Warms up.
-    call(2)
-  guess = {name: time_of(call, 2) for name, call in calls.items()}
-  # Enough steps at a time to hide from the clock how they are launched.
-  repeats = {name: int(np.clip(0.02 / guess[name], 1, 50)) for name in calls}
-  a_round = sum(guess[name] * repeats[name] for name in calls)
-  rounds = int(np.clip(seconds / a_round, 5, 30))
-  found: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(rounds):
-    for name, call in calls.items():
-      found[name].append(time_of(call, repeats[name]))
-  return {name: np.array(x) for name, x in found.items()}
 
 
 def peak(model: str, batch_size: int, step: str) -> Iterator[dict[str, Any]]:
@@ -298,7 +263,6 @@ def line_of(kind: str, row: dict[str, Any]) -> str:
     "peak MB": ("peak_megabytes", ",.0f"),
     "images/s": ("images_per_second", ",.0f"),
     "waiting": ("waiting_fraction", ".1%"),
-    "test accuracy %": ("accuracy", ".2f"),
   }
   row = dict(row)
   if row.get("peak_bytes") is not None:
@@ -330,7 +294,7 @@ class Report:
     self.found: dict[str, Any] = {
       "arguments": arguments,
       "device": None,
-      **{part: [] for part in ("checks", "cost", "peak", "train", "cifar")},
+      **{part: [] for part in ("checks", "cost", "peak", "train")},
       "skipped": [],
       "errors": [],
       "seconds": {},
@@ -384,20 +348,17 @@ class Runner:
 
   def command(
     self, name: str, command: list[str], *, shows: bool = True
-  ) -> Optional[int]:
-    """The exit status of a command; None where the time was up.
+  ) -> None:
+    """Runs a command; what came of it is in the report, if it is not well.
 
     Args:
       name: of the job, for the report.
       command: to run, with this checkout's package.
       shows: whether what it prints is for people.
-
-    Returns:
-      The status. Other ones than 0 are in the report.
     """
     if self.left <= 0:
       self.report.skip(name, "the budget was spent")
-      return None
+      return
     log = self.folder / "log"
     start = time.monotonic()
     with open(log, "w") as file:
@@ -418,7 +379,6 @@ class Runner:
       text = log.read_text(errors="replace").strip()
       self.report.fail(name, f"status {status}: {text[-1500:]}")
     self.report.found["seconds"][name] = time.monotonic() - start
-    return status
 
   def _environment(self) -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -454,11 +414,9 @@ class Runner:
       self.report.found[job.part] += rows
     self.report.write()
 
-  def train(
-    self, part: str, optimizer: str, flags: tuple[str, ...]
-  ) -> Optional[dict[str, Any]]:
+  def train(self, optimizer: str, flags: Iterable[str]) -> None:
     """Runs ``python -m fsam_optax train``, for a row of its last epoch."""
-    name = f"{part} {optimizer}"
+    name = f"train {optimizer}"
     output = self.folder / name.replace(" ", "-").replace("/", "-")
     start = time.monotonic()
     self.command(
@@ -473,7 +431,7 @@ class Runner:
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     epochs = [x for x in map(json.loads, lines) if x["kind"] == "epoch"]
     if not epochs:
-      return None
+      return
     row = {
       "optimizer": optimizer,
       "epochs": len(epochs),
@@ -482,14 +440,12 @@ class Runner:
       "waiting_fraction": epochs[-1]["waiting_fraction"],
       "epoch_seconds": epochs[-1]["seconds"],
       "wall_seconds": time.monotonic() - start,
-      "accuracy": epochs[-1]["test_accuracy"] if part == "cifar" else None,
       "loss": epochs[-1]["loss"],
       "skipped_steps": epochs[-1]["skipped"],
     }
-    print(line_of(part, row), flush=True)
-    self.report.found[part].append(row)
+    print(line_of("train", row), flush=True)
+    self.report.found["train"].append(row)
     self.report.write()
-    return row
 
 
 def checks_of(runner: Runner, args: argparse.Namespace) -> None:
@@ -528,26 +484,30 @@ def peaks_of(runner: Runner, args: argparse.Namespace) -> None:
 def train_of(runner: Runner, args: argparse.Namespace) -> None:
   """Images a second of the command, on random images of CIFAR's shape."""
   del args
-  if not _can_train(runner, "train"):
+  missing = [
+    name
+    for name in OF_TRAIN
+    if importlib.util.find_spec(name.partition(".")[0]) is None
+  ]
+  try:
+    importlib.metadata.version("fsam-optax")
+  except importlib.metadata.PackageNotFoundError:
+    missing.append("fsam-optax")
+  if missing:
+    runner.report.skip(
+      "train",
+      f"needs {', '.join(missing)}. Run: pip install -e '.[experiments]'",
+    )
     return
   path = runner.folder / "images.npz"
   write_images(path, *((64, 8) if runner.quick else (25_600, 32)))
-  flags = _flags(runner, f"--data={path}", "--recipe=cifar10-resnet18")
-  for optimizer in _optimizers(runner):
-    runner.train("train", optimizer, (*flags, "--epochs=2"))
-
-
-def _optimizers(runner: Runner) -> tuple[str, ...]:
-  """What is trained with, by name."""
-  return ("F-SAM, 1/8",) if runner.quick else tuple(OPTIMIZERS)
-
-
-def _flags(runner: Runner, *flags: str) -> tuple[str, ...]:
-  """Flags of ``train``: ResNet-18 in bfloat16, or something tiny."""
+  flags = [f"--data={path}", "--recipe=cifar10-resnet18", "--epochs=2"]
   if runner.quick:
-    tiny = "--depth=10", "--width=4", "--batch-size=32", "--cutout=0"
-    return (*flags, *tiny)
-  return (*flags, "--dtype=bfloat16")
+    flags += ["--depth=10", "--width=4", "--batch-size=32", "--cutout=0"]
+  else:
+    flags.append("--dtype=bfloat16")
+  for optimizer in ("F-SAM, 1/8",) if runner.quick else OPTIMIZERS:
+    runner.train(optimizer, flags)
 
 
 def write_images(path: pathlib.Path, rows: int, side: int) -> None:
@@ -565,62 +525,6 @@ def write_images(path: pathlib.Path, rows: int, side: int) -> None:
   )
 
 
-def cifar_of(runner: Runner, args: argparse.Namespace) -> None:
-  """As many epochs of each optimizer on CIFAR as fit in the minutes."""
-  if args.cifar is None:
-    runner.report.skip("cifar", "needs --cifar PATH")
-    return
-  if not _can_train(runner, "cifar"):
-    return
-  found, optimizers = runner.report.found, _optimizers(runner)
-  if not found["train"]:  # How long an epoch takes.
-    train_of(runner, args)
-  if len(found["train"]) < len(optimizers):
-    runner.report.skip("cifar", "the part train has not measured an epoch")
-    return
-  epochs = epochs_within(60 * args.minutes, found["train"])
-  if epochs < 1:
-    runner.report.skip("cifar", f"{args.minutes:g} minutes hold no epoch each")
-    return
-  classes = 100 if "100" in pathlib.Path(args.cifar).name else 10
-  recipe = f"--recipe=cifar{classes}-resnet18"
-  flags = _flags(runner, f"--data={args.cifar}", recipe, f"--epochs={epochs}")
-  # Evaluations come on top, and what an epoch takes was an estimate.
-  own = Runner(runner.report, runner.folder, 90 * args.minutes, runner.quick)
-  for optimizer in optimizers:
-    own.train("cifar", optimizer, flags)
-
-
-def epochs_within(
-  seconds: float, measured: list[dict[str, Any]], images: int = 50_000
-) -> int:
-  """The epochs of so many images that fit, as many for each optimizer."""
-  start = sum(
-    row["wall_seconds"] - row["epochs"] * row["epoch_seconds"]
-    for row in measured
-  )
-  epoch = sum(images / row["images_per_second"] for row in measured)
-  return int((seconds - start) / epoch)
-
-
-def _can_train(runner: Runner, part: str) -> bool:
-  missing = [
-    name
-    for name in OF_TRAIN
-    if importlib.util.find_spec(name.partition(".")[0]) is None
-  ]
-  try:
-    importlib.metadata.version("fsam-optax")
-  except importlib.metadata.PackageNotFoundError:
-    missing.append("fsam-optax")
-  if missing:
-    runner.report.skip(
-      part,
-      f"needs {', '.join(missing)}. Run: pip install -e '.[experiments]'",
-    )
-  return not missing
-
-
 def parse() -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(
@@ -630,7 +534,7 @@ def parse() -> argparse.Namespace:
   add = parser.add_argument
   add("--output", type=pathlib.Path, default=pathlib.Path("accelerator.json"))
   add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-  add("--budget", type=float, default=480, help="seconds for all but cifar")
+  add("--budget", type=float, default=480, help="seconds")
   add("--quick", action="store_true", help="tiny and on the CPU, to see it run")
   add(
     "--checks",
@@ -640,8 +544,6 @@ def parse() -> argparse.Namespace:
     help="only those with one of these in their names",
   )
   add("--models", nargs="+", default=list(MODELS), help="for cost")
-  add("--cifar", metavar="PATH", help="the binary version of CIFAR-10 or -100")
-  add("--minutes", type=float, default=30, help="for all epochs of cifar")
   add("--job", help=argparse.SUPPRESS)
   return parser.parse_args()
 
@@ -666,7 +568,6 @@ def plan(quick: bool) -> list[tuple[str, Callable[..., None]]]:
     *others[:1],
     ("cost", peaks_of),
     *others[1:],
-    ("cifar", cifar_of),
   ]
 
 

@@ -17,28 +17,28 @@ command, augmentation included, for so many chips as share the batch:
 """
 
 import argparse
+import functools
 import json
 import math
 import shlex
 import time
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import absent_device  # Before JAX, which it keeps from looking for a chip.
 
 # isort: split
 import hlo
 import jax
-from jax import numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 import optax
-import transformer
+import steps
+import workloads
 
 import fsam_optax
 from fsam_optax.experiments.common import flags as flags_lib
-from fsam_optax.experiments.networks import resnet
 from fsam_optax.experiments.train import config as train_config
 from fsam_optax.experiments.train import flags as train_flags
 from fsam_optax.experiments.train import plan
@@ -63,93 +63,42 @@ MODES = {
   "lean": Mode("axis", True, LEAN),
   "ascent-fraction": Mode("axis", True, {"ascent_fraction": 0.25}),
   "micro-batches": Mode("axis", True, {"num_microbatches": 4}),
-  "lean-micro-batches": Mode("axis", True, {**LEAN, "num_microbatches": 4}),
   "jit-SGD": Mode("jit", False, {}),
   "jit": Mode("jit", True, {}),
-  "jit-ascent-fraction": Mode("jit", True, {"ascent_fraction": 0.25}),
   "jit-micro-batches": Mode("jit", True, {"num_microbatches": 4}),
   "fsdp-SGD": Mode("fsdp", False, {}),
   "fsdp": Mode("fsdp", True, {}),
 }
 
 
-MODELS = ("resnet18", "resnet-narrow", "transformer", "transformer-narrow")
-
-
-class Model(NamedTuple):
-  """A model to compile: its variables, its loss and a batch's shapes."""
-
-  init: Callable[[], Any]
-  loss_fn: Callable[..., Any]
-  batch: dict[str, tuple[tuple[int, ...], Any]]
-  rows_a_chip: int
-
-
-def model_of(name: str) -> Model:
-  """One of :data:`MODELS`."""
-  if name.startswith("transformer"):
-    network = transformer.Transformer()
-    if name == "transformer-narrow":
-      network = transformer.Transformer(512, 64, width=128, depth=1, heads=4)
-    shape = (network.length,)
-
-    def transformer_loss(params, model_state, batch, rng):
-      del rng
-      logits = network.apply({"params": params}, batch["tokens"])
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits[:, :-1], batch["tokens"][:, 1:]
-      )
-      return losses.mean(), (model_state, {})
-
-    return Model(
-      lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), int)),
-      transformer_loss,
-      {"tokens": (shape, jnp.int32)},
-      16,
-    )
-  network = (
-    resnet.ResNet(10)
-    if name == "resnet18"
-    else resnet.ResNet(10, width=16, blocks=(1, 1))
-  )
-
-  def resnet_loss(params, model_state, batch, rng):
-    del rng
-    logits, model_state = network.apply(
-      {"params": params, **model_state},
-      batch["image"],
-      train=True,
-      mutable=["batch_stats"],
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
-    return losses.mean(), (model_state, {})
-
-  image = (32, 32, 3)
-  return Model(
-    lambda: network.init(
-      jax.random.key(0), jnp.zeros((1, *image)), train=False
+MODELS = {  # With the rows of a chip.
+  "resnet18": (workloads.residual, 128),
+  "transformer": (workloads.decoder, 16),
+  "transformer-narrow": (
+    functools.partial(
+      workloads.decoder,
+      **{"vocabulary": 512, "length": 64, "width": 128, "depth": 1, "heads": 4},
     ),
-    resnet_loss,
-    {"image": (image, jnp.float32), "label": ((), jnp.int32)},
-    128,
-  )
+    16,
+  ),
+}
 
 
-def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
+def compile_step(model: str, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
   """The compiled step, and the shapes of the state that it was compiled for."""
+  make_workload, rows_a_chip = MODELS[model]
+  workload = make_workload()
 
   def create():
-    variables = dict(model.init())
+    params, model_state = workload.init(jax.random.key(0))
     return fsam_optax.TrainState.create(
       apply_fn=None,
-      params=variables.pop("params"),
+      params=params,
       tx=optax.sgd(0.1, momentum=0.9),
       perturbation=(
         fsam_optax.friendly_perturbation() if mode.is_fsam else None
       ),
-      model_state=variables,
+      model_state=model_state,
     )
 
   state = jax.eval_shape(create)
@@ -164,17 +113,16 @@ def compile_step(model: Model, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
   state = absent_device.place(
     state, jax.tree_util.tree_map_with_path(sharding_of, state)
   )
-  rows = model.rows_a_chip * mesh.size
-  batch = {
-    name: jax.ShapeDtypeStruct(
-      (rows, *shape),
-      dtype,
-      sharding=NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
-    )
-    for name, (shape, dtype) in model.batch.items()
-  }
+  rows = rows_a_chip * mesh.size
+  by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (rows, *x.shape[1:]), x.dtype, sharding=by_rows
+    ),
+    workload.make_batch(np.random.default_rng(0), 1),
+  )
   step = fsam_optax.make_train_step(
-    model.loss_fn,
+    steps.reporting_nothing(workload.loss_fn),
     jit=False,
     axis_name="batch" if mode.how == "axis" else None,
     **mode.options,
@@ -197,8 +145,7 @@ def row_of(
   if MODES[mode_name].how == "fsdp":  # Two axes, to split two dimensions.
     rows = 2 ** (devices.size.bit_length() // 2)
     mesh = Mesh(devices.reshape(rows, -1), ("batch", "more"))
-  model = model_of(model_name)
-  compiled, state = compile_step(model, MODES[mode_name], mesh)
+  compiled, state = compile_step(model_name, MODES[mode_name], mesh)
   names = {"model": model_name, "mode": mode_name, "topology": topology}
   row = counts_of(compiled, state, devices, text_file)
   return {**names, **row, "seconds": time.perf_counter() - start}

@@ -96,25 +96,17 @@ def main():
   parser.add_argument("--plot", help="also draw them here")
   args = parser.parse_args()
   print(f"{os.cpu_count()} cores, jax {jax.__version__}")
-  print(
-    f"{'grows':11} {'to':>9} {'step':22} {'words':>7} {'temp':>6} {'ms':>9} "
-    f"{'/floor':>6} {'/SGD':>6} {'compile s':>9}"
-  )
+  columns = step_cost.COUNTED + step_cost.TIMED + step_cost.COMPILED[-1:]
+  print(step_cost.heading(columns))
   rows = []
   for grows, size, workload, batch_size in points(args.quick):
     if grows not in args.grows:
       continue
     rounds = 2 if args.quick else args.rounds
     for row in step_cost.measure(workload, batch_size, rounds, NAMES):
-      row |= {"grows": grows, "size": size}
-      rows.append(row)
-      print(
-        f"{grows:11} {size:9} {row['step']:22} {row['words']:7.2f} "
-        f"{row['temporary_words']:6.2f} {row['milliseconds']:9.2f} "
-        f"{row['ratio_to_floor']:6.3f} {row['ratio_to_sgd']:6.3f} "
-        f"{row['compile_seconds']:9.2f}",
-        flush=True,
-      )
+      rows.append({**row, "grows": grows, "size": size})
+      row["model"] = f"{grows} {size}"
+      print(step_cost.line_of(row, columns), flush=True)
   if args.output:
     with open(args.output, "w") as file:
       json.dump({"versions": {"jax": jax.__version__}, "rows": rows}, file)

@@ -15,7 +15,7 @@ With ``--peers``, the same models in PyTorch by pytorch_optimizer run in the
 same rounds, as ratios to PyTorch's SGD:
 
   pip install torch pytorch_optimizer
-  python benchmarks/step_cost.py --peers --peak --models mlp cnn transformer
+  python benchmarks/step_cost.py --peers --models mlp cnn transformer
 
 With ``--tpu`` or ``--gpu``, the counts alone, of the program for one TPU v5e or
 one H100 that need not be there, with the words moved to and from its main
@@ -33,7 +33,6 @@ from collections.abc import Iterable
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from typing import Any, Callable, NamedTuple, Optional
@@ -215,7 +214,7 @@ def measure(
   batch_size: int,
   rounds: int,
   names: Collection[str] = (),
-  others: dict[str, Callable[[], Any]] | None = None,
+  others: dict[str, Callable[[int], Any]] | None = None,
 ) -> list[dict[str, Any]]:
   """Compiles steps and times them in turn, a row a step.
 
@@ -257,7 +256,7 @@ class Repeated:
     """Takes the state over: its buffers are overwritten."""
     self._compiled, self._state, self._batch = compiled, state, batch
 
-  def __call__(self, steps: int = 1) -> None:
+  def __call__(self, steps: int) -> None:
     """Takes so many steps, and waits for the last."""
     for _ in range(steps):
       self._state, reported = self._compiled(self._state, self._batch)
@@ -265,24 +264,39 @@ class Repeated:
 
 
 def time_calls(
-  calls: dict[str, Callable[[], Any]], rounds: int
+  calls: dict[str, Callable[[int], Any]],
+  rounds: int | None = None,
+  seconds: float = 1.0,
 ) -> dict[str, np.ndarray]:
-  """Seconds of each call in each round, all of them in turn every round."""
-  first = next(iter(calls.values()))
-  first()
-  start = time.perf_counter()
-  first()
-  # About as long for every model, and no longer than the clock needs.
-  repeats = int(np.clip(0.02 / (time.perf_counter() - start), 1, 20))
-  seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(rounds + 1):
+  """Seconds of a step of each kind, in rounds of all of them in turn.
+
+  Args:
+    calls: take so many steps and wait for the last.
+    rounds: None for as many as fit in the seconds, from 5 to 30.
+    seconds: for all rounds together, about.
+
+  Returns:
+    The seconds by name, an element a round.
+  """
+
+  def time_of(call, repeats):
+    start = time.perf_counter()
+    call(repeats)
+    return (time.perf_counter() - start) / repeats
+
+  for call in calls.values():  # Warms up.
+    call(2)
+  guess = {name: time_of(call, 2) for name, call in calls.items()}
+  # Enough steps at a time to hide from the clock how they are launched.
+  repeats = {name: int(np.clip(0.02 / guess[name], 1, 50)) for name in calls}
+  if rounds is None:
+    a_round = sum(guess[name] * repeats[name] for name in calls)
+    rounds = int(np.clip(seconds / a_round, 5, 30))
+  found: dict[str, list[float]] = {name: [] for name in calls}
+  for _ in range(rounds):
     for name, call in calls.items():
-      start = time.perf_counter()
-      for _ in range(repeats):
-        call()
-      seconds[name].append((time.perf_counter() - start) / repeats)
-  # The first round warms up.
-  return {name: np.array(x[1:]) for name, x in seconds.items()}
+      found[name].append(time_of(call, repeats[name]))
+  return {name: np.array(x) for name, x in found.items()}
 
 
 def times_of(
@@ -295,52 +309,6 @@ def times_of(
     if other in times:
       found[ratio] = float(np.median(own / times[other]))
   return found
-
-
-def peak_megabytes(model: str, batch_size: int, name: str) -> float:
-  """Peak memory of a process of its own that takes three steps of one kind."""
-  output = subprocess.run(
-    [
-      sys.executable,
-      __file__,
-      f"--models={model}",
-      f"--batch-sizes={batch_size}",
-      f"--peak-of={name}",
-    ],
-    check=True,
-    capture_output=True,
-    text=True,
-  ).stdout
-  return float(output.split()[-1])
-
-
-def print_peak(model: str, batch_size: int, name: str) -> None:
-  """Prints by how many MB three steps, once compiled, exceed the imports."""
-  workload = workloads.WORKLOADS[model]()
-  batch = workload.make_batch(np.random.default_rng(0), batch_size)
-  found = steps_lib.steps(workload.loss_fn)
-  if name in found:
-    jax.block_until_ready(jnp.ones(8) + 1)
-    before = memory_megabytes("VmRSS")
-    state = first_state(workload, found[name])
-    call = Repeated(compile_step(found[name], state, batch), state, batch)
-  else:
-    import torch_peers
-
-    before = memory_megabytes("VmRSS")
-    call = torch_peers.make_step(model, name, batch)
-  with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # Forget the peak so far, of the compiler.
-  for _ in range(3):
-    call()
-  print(memory_megabytes("VmHWM") - before)
-
-
-def memory_megabytes(field: str) -> float:
-  """Of this process, by Linux: ``VmRSS`` now or ``VmHWM`` at its peak."""
-  with open("/proc/self/status") as file:
-    (line,) = (line for line in file if line.startswith(f"{field}:"))
-  return int(line.split()[1]) / 1024
 
 
 class Column(NamedTuple):
@@ -369,12 +337,11 @@ COMPILED = (
   Column("predicted /SGD", 14, "predicted_ratio_to_sgd", ".2f"),
   Column("compile s", 9, "compile_seconds", ".1f"),
 )
-PEAK = (Column("peak MB", 8, "peak_megabytes", ".0f"),)
 
 
 def line_of(row: dict[str, Any], columns: Iterable[Column]) -> str:
   """A row of the table, blank where it has no such number."""
-  line = f"{row['model']:11} {row['batch_size']:5} {row['step']:38}"
+  line = f"{row['model']:20} {row['batch_size']:5} {row['step']:40}"
   for _, width, field, form in columns:
     value = row.get(field)
     line += f" {'' if value is None else format(value, form):>{width}}"
@@ -383,7 +350,7 @@ def line_of(row: dict[str, Any], columns: Iterable[Column]) -> str:
 
 def heading(columns: Iterable[Column]) -> str:
   """The first line of the table."""
-  line = f"{'model':11} {'batch':>5} {'step':38}"
+  line = f"{'model':20} {'batch':>5} {'step':40}"
   return line + "".join(f" {x.heading:>{x.width}}" for x in columns)
 
 
@@ -408,13 +375,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     action="store_true",
     help="the steps that have a like in PyTorch, and those",
   )
-  add(
-    "--peak",
-    action="store_true",
-    help="also the peak memory of each step, in a process of its own",
-  )
   add("--output", help="also write the rows to this JSON file")
-  add("--peak-of", help=argparse.SUPPRESS)
   args = parser.parse_args()
   models, batch_sizes = DEFAULTS[args.absent is not None]
   args.models = args.models or models
@@ -424,8 +385,8 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
   known = steps_lib.steps(lambda *args: None)
   if unknown := [name for name in args.steps if name not in known]:
     parser.error(f"--steps must be out of {list(known)}, got {unknown}")
-  if args.absent and (args.peers or args.peak):
-    parser.error(f"--{args.absent} counts: leave out --peers and --peak")
+  if args.absent and args.peers:
+    parser.error(f"--{args.absent} counts: leave out --peers")
   if args.absent and not absent_device.COMPILES[args.absent]:
     parser.error(
       f'--{args.absent} needs its compiler. Run: pip install -e ".[pod]"'
@@ -437,7 +398,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 
 def peers_of(
   parser: argparse.ArgumentParser,
-) -> tuple[str, Callable[..., dict[str, Callable[[], Any]]]]:
+) -> tuple[str, Callable[..., dict[str, Callable[[int], Any]]]]:
   """PyTorch's version, and what makes its steps for a model and a batch."""
   try:
     import torch
@@ -460,18 +421,12 @@ def rows_of(args, model, batch_size, make_others):
   workload = workloads.WORKLOADS[model]()
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
   others = make_others(model, batch)
-  for row in measure(workload, batch_size, args.rounds, args.steps, others):
-    if args.peak:
-      row["peak_megabytes"] = peak_megabytes(model, batch_size, row["step"])
-    yield row
+  yield from measure(workload, batch_size, args.rounds, args.steps, others)
 
 
 def main():
   """Measures and prints the table."""
   parser, args = parse()
-  if args.peak_of:
-    print_peak(args.models[0], args.batch_sizes[0], args.peak_of)
-    return
   versions = {"jax": jax.__version__, "optax": optax.__version__}
   make_others = lambda model, batch: {}
   if args.peers:
@@ -485,7 +440,6 @@ def main():
     + ", ".join(f"{name} {version}" for name, version in versions.items())
   )
   columns = COUNTED + (COMPILED if args.absent else TIMED)
-  columns += PEAK if args.peak else ()
   print(heading(columns))
   rows = []
   for model in args.models:

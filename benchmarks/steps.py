@@ -301,10 +301,18 @@ def _train_step(loss_fn, perturbation, options):
       model_state=model_state,
     )
 
-  def reporting_nothing(params, model_state, batch, rng):
+  update = fsam_optax.make_train_step(
+    reporting_nothing(loss_fn), jit=False, **options
+  )
+  return Step(init, update)
+
+
+def reporting_nothing(loss_fn: workloads.Loss) -> Callable[..., Any]:
+  """The loss as :func:`fsam_optax.make_train_step` takes it."""
+
+  def loss_of_step(params, model_state, batch, rng):
     del rng
     loss, model_state = loss_fn(params, model_state, batch)
     return loss, (model_state, {})
 
-  update = fsam_optax.make_train_step(reporting_nothing, jit=False, **options)
-  return Step(init, update)
+  return loss_of_step

@@ -91,8 +91,8 @@ OPTIMIZERS: dict[str, tuple[str | None, dict[str, Any]]] = {
 
 def make_step(
   workload: str, optimizer: str, batch: tuple[np.ndarray, ...]
-) -> Callable[[], float]:
-  """A step on one batch, which it runs to its end.
+) -> Callable[[int], None]:
+  """Steps on one batch, so many as it is called with, to their end.
 
   Args:
     workload: one of :data:`MODELS`.
@@ -100,7 +100,7 @@ def make_step(
     batch: of the same workload; images with their channels last.
 
   Returns:
-    A function without arguments that returns the loss.
+    A function of the number of steps.
   """
   torch.manual_seed(0)
   model = MODELS[workload]()
@@ -124,9 +124,9 @@ def make_step(
     loss.backward()
     return loss
 
-  def step():
-    loss = closure()
-    chosen.step() if name is None else chosen.step(closure)
-    return loss.item()
+  def take(steps):
+    for _ in range(steps):
+      closure()
+      chosen.step() if name is None else chosen.step(closure)
 
-  return step
+  return take

@@ -60,8 +60,10 @@ def _stateless(init, loss_fn, make_batch) -> Workload:
   )
 
 
-def mlp(layers: Sequence[int] = MLP_LAYERS) -> Workload:
-  """Fully connected layers with ReLU between."""
+def mlp(
+  layers: Sequence[int] = MLP_LAYERS, dtype: Any = jnp.float32
+) -> Workload:
+  """Fully connected layers with ReLU between; the parameters are float32."""
 
   def init(key):
     params = {}
@@ -75,10 +77,12 @@ def mlp(layers: Sequence[int] = MLP_LAYERS) -> Workload:
 
   def loss_fn(params, batch):
     x, labels = batch
-    *hidden, output = params.values()
+    x, layers = optax.tree.cast((x, list(params.values())), dtype)
+    *hidden, output = layers
     for layer in hidden:
       x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-    return _cross_entropy(x @ output["kernel"] + output["bias"], labels)
+    logits = x @ output["kernel"] + output["bias"]
+    return _cross_entropy(logits.astype(jnp.float32), labels)
 
   def make_batch(rng, rows):
     x = rng.normal(size=(rows, layers[0])).astype(np.float32)
@@ -259,7 +263,9 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
   "cnn": cnn,
   "transformer": transformer,
   "perceptron": functools.partial(mlp, WIDE_LAYERS),
+  "perceptron-bfloat16": functools.partial(mlp, WIDE_LAYERS, jnp.bfloat16),
   "decoder": decoder,
+  "decoder-bfloat16": functools.partial(decoder, dtype=jnp.bfloat16),
   "resnet18": residual,
   "resnet18-bfloat16": functools.partial(residual, dtype=jnp.bfloat16),
   # To see that a command runs, in seconds.
