@@ -262,10 +262,11 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
   gradient = mean_gradient() if keeps else None
 
   def descend(perturbed):
+    perturbed = mark(perturbed)
     # The carry is dropped: BatchNorm's statistics are to be those of the
     # parameters that are trained, at which each part was seen once already.
     second, _ = gradients.over_parts(
-      lambda *part: gradients.second(mark(perturbed), *part)
+      lambda *part: gradients.second(perturbed, *part)
     )
     return _loss_and_grads(second, options)
 
