@@ -374,7 +374,10 @@ _ON_GPU = {
 def roofline():
   """The time of a step over SGD's that a roofline of an H100 predicts."""
   found = _step_costs("step_cost_gpu")
-  names = {**_ON_GPU, "resnet18-bfloat16": "ResNet-18, bfloat16"}
+  names = {
+    **_ON_GPU,
+    **{f"{model}-bfloat16": f"{x}, bfloat16" for model, x in _ON_GPU.items()},
+  }
   settings = [
     (model, size)
     for model in names
