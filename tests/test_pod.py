@@ -114,7 +114,7 @@ def test_fsdp_keeps_one_part_of_the_state_on_each_chip(rows):
   assert few["state_bytes"] == pytest.approx(whole / 4, rel=0.03)
   assert many["state_bytes"] == pytest.approx(whole / 16, rel=0.12)
   # What the program takes, padded to the chip's tiles and with the batch.
-  assert few["argument_bytes"] > 3.5 * many["argument_bytes"]
+  assert few["argument_bytes"] > 3.4 * many["argument_bytes"]
 
 
 def test_the_step_of_the_train_command_compiles_for_a_chip(tmp_path):
