@@ -392,32 +392,40 @@ def right_or_nan(tree: Any, is_right: Any, message: str) -> Any:
 
 def _check_shapes(updates: optax.Updates, params: optax.Params):
   """Raises unless the gradient is one of these parameters, and not of rows."""
-  leaves = jax.tree_util.tree_leaves_with_path(updates)
-  got, expected = jax.tree.structure(updates), jax.tree.structure(params)
-  if got != expected:
-    names = lambda tree: {
-      jax.tree_util.keystr(path) or "the root"
-      for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    only = sorted(names(updates) ^ names(params))
-    difference = (
-      f"leaves of one alone at {', '.join(only[:3])}"
-      if only
-      else f"{got} for {expected}"
-    )
+  shape = lambda x: str(list(jnp.shape(x)))
+  if differing := _difference(updates, params, "params", "shapes", shape):
     raise ValueError(
-      f"`updates` must have the structure of `params`, got {difference}. Give "
-      "as `params` the arrays by which the gradient is taken and no others; in "
-      "Equinox `params, static = eqx.partition(model, eqx.is_inexact_array)`."
+      f"`updates` must have the {differing}. Give as `params` the arrays by "
+      "which the gradient is taken and no others; in Equinox `params, static = "
+      "eqx.partition(model, eqx.is_inexact_array)`. Take the mean of gradients "
+      "per row first."
     )
-  for (path, g), w in zip(leaves, jax.tree.leaves(params), strict=True):
-    if jnp.shape(g) != jnp.shape(w):
-      raise ValueError(
-        "`updates` must have the shapes of `params`, got "
-        f"{list(jnp.shape(g))} for {list(jnp.shape(w))} at "
-        f"{jax.tree_util.keystr(path) or 'the root'}. Take the mean of "
-        "gradients per row first."
-      )
+
+
+def _difference(
+  tree: optax.Updates,
+  wanted: optax.Updates,
+  name: str,
+  what: str,
+  describe: Callable[[jax.Array], str],
+) -> Optional[str]:
+  """Where a tree first differs from that of a name, in structure or leaves."""
+  named = [
+    {jax.tree_util.keystr(path) or "the root": x for path, x in leaves}
+    for leaves in map(jax.tree_util.tree_leaves_with_path, (tree, wanted))
+  ]
+  if only := sorted(named[0].keys() ^ named[1].keys())[:3]:
+    return (
+      f"structure of `{name}`, got leaves of one alone at {', '.join(only)}"
+    )
+  structures = jax.tree.structure(tree), jax.tree.structure(wanted)
+  if structures[0] != structures[1]:
+    return f"structure of `{name}`, got {structures[0]} for {structures[1]}"
+  for path, x in named[0].items():
+    got, expected = describe(x), describe(named[1][path])
+    if got != expected:
+      return f"{what} of `{name}`, got {got} for {expected} at {path}"
+  return None
 
 
 def _check_complete(params: optax.Params):
@@ -438,27 +446,17 @@ def _check_complete(params: optax.Params):
 
 def _check_like(updates: optax.Updates, reference: optax.Updates):
   """Raises unless both trees agree in structure, shapes and dtypes."""
-  got, expected = jax.tree.structure(updates), jax.tree.structure(reference)
-  if got != expected:
+  kind = lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+  what = "shapes and dtypes"
+  if differing := _difference(updates, reference, "updates", what, kind):
     raise ValueError(
-      "`grad_fn` must return gradients of the structure of `updates`, "
-      f"{expected}, got {got}. It takes the parameters alone and returns "
-      "nothing but their gradient: with `has_aux` or `value_and_grad`, pick "
-      "the gradient out."
+      f"`grad_fn` must return gradients of the {differing}. Take both "
+      "gradients with the same function; of `has_aux` or `value_and_grad`, "
+      "pick the gradient out."
     )
-  for (path, g), r in zip(
-    jax.tree_util.tree_leaves_with_path(updates),
-    jax.tree.leaves(reference),
-    strict=True,
+  for g, r in zip(
+    jax.tree.leaves(updates), jax.tree.leaves(reference), strict=True
   ):
-    if jnp.shape(g) != jnp.shape(r) or jnp.result_type(g) != jnp.result_type(r):
-      raise ValueError(
-        "`grad_fn` must return gradients of the shapes and dtypes of "
-        f"`updates`, got {jnp.result_type(g)}{list(jnp.shape(g))} for "
-        f"{jnp.result_type(r)}{list(jnp.shape(r))} at "
-        f"{jax.tree_util.keystr(path) or 'the root'}. Take both gradients with "
-        "the same function."
-      )
     if left := _axes_of(g) - _axes_of(r):
       raise ValueError(
         "`grad_fn` must return the gradient of all replicas, as `updates` is, "
