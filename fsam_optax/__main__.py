@@ -41,9 +41,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def _commands() -> Sequence[Any]:
   """The commands, which need what the core does not."""
-  from fsam_optax.experiments.seeds import compare
-  from fsam_optax.experiments.seeds import tune
-  from fsam_optax.experiments.studies import command as study
+  from fsam_optax.experiments.studies import compare
+  from fsam_optax.experiments.studies import study_command as study
+  from fsam_optax.experiments.studies import tune
   from fsam_optax.experiments.train import command as train
 
   return (compare.COMMAND, tune.COMMAND, study.COMMAND, train.COMMAND)

@@ -1,7 +1,21 @@
-"""Numbers and tables as a terminal shows them."""
+"""Tables: rows of numbers as a JSON holds them, and as they are shown.
+
+A table is ``{"header": [...], "rows": [[cell, ...], ...]}``, perhaps with a
+``"title"`` above it and a ``"note"`` below that. A cell is text, a number, or
+what was found over seeds, by what its first field is:
+
+- ``{"accuracy": mean, "error": ...}``, with ``"median"`` and ``"collapsed"``
+  where runs collapsed, ``"diverged"`` where some did;
+- ``{"difference": mean, "error": ...}``, perhaps with ``"p"``, the error with
+  that of a search, ``"search_error"``, a ``"median"``, and what it is
+  ``"over"``;
+- ``{"value": mean, "error": ...}``, to three digits.
+
+A mean is None where nothing is finite, an error for a single seed.
+"""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 
 def with_error(
@@ -15,6 +29,52 @@ def with_error(
   """
   number = f"{mean:+.2f}" if signed else f"{mean:.2f}"
   return f"{number} ± " + ("n/a" if error is None else f"{error:.2f}")
+
+
+def shown(cell: Any) -> str:
+  """A cell as text.
+
+  Examples:
+    >>> shown(0.05), shown({"value": 0.12345, "error": 0.0123})
+    ('0.05', '0.123 ± 0.01')
+    >>> shown({"difference": 1.5, "error": 0.2, "p": 3e-5, "over": "SAM"})
+    'over SAM: +1.50 ± 0.20, p = 3e-05'
+    >>> shown({"accuracy": 65.75, "error": 15.25, "median": 80.5,
+    ...        "collapsed": 1})
+    '65.75 ± 15.25 (median 80.50, 1 collapsed)'
+  """
+  if not isinstance(cell, dict):
+    return cell if isinstance(cell, str) else f"{cell:g}"
+  kind, mean = next(iter(cell.items()))
+  error = cell.get("error")
+  if kind == "value":
+    text = "-" if mean is None else f"{mean:.3g}"
+    if mean is None or error is None:
+      return text
+    return f"{text} ± " + (f"{error:.0f}" if error >= 10 else f"{error:.1g}")
+  is_difference = kind == "difference"
+  text = "-" if mean is None else with_error(mean, error, signed=is_difference)
+  if is_difference and mean is not None:
+    if "search_error" in cell:
+      text += f" (± {cell['search_error']:.2f} with the search)"
+    if "median" in cell:
+      text += f", median {cell['median']:+.2f}"
+    if "p" in cell:
+      text += f", p = {cell['p']:.2g}"
+  if "over" in cell:
+    text = f"over {cell['over']}: {text}"
+  if "collapsed" in cell:
+    text += f" (median {cell['median']:.2f}, {cell['collapsed']} collapsed)"
+  if "diverged" in cell:
+    text += f" ({cell['diverged']} diverged)"
+  return text
+
+
+def text(found: dict[str, Any]) -> str:
+  """A table as a terminal shows it."""
+  rows = [[shown(cell) for cell in row] for row in found["rows"]]
+  above = [found[key] + "\n" for key in ("title", "note") if key in found]
+  return "\n".join([*above, table(found["header"], rows)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The studies: a file each, and a line in ``registry``."""
+"""The studies: a file a question, and a line in ``catalog``."""
 
-from fsam_optax.experiments.studies.entry import Study as Study
-from fsam_optax.experiments.studies.registry import REGISTRY as REGISTRY
+from fsam_optax.experiments.lab.study import Study as Study
+from fsam_optax.experiments.studies.catalog import REGISTRY as REGISTRY

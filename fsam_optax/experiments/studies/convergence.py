@@ -7,71 +7,103 @@ steps by :math:`O(\log T / \sqrt{T})`.
 
 from typing import Any
 
-import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
 
 import fsam_optax
-from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import entry
-from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies.problem import Problem
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.study import Study
+from fsam_optax.experiments.studies import directions
+from fsam_optax.experiments.studies import watching
+
+_STEPS = 4096
+_POINT = Point(learning_rate=0.1, rho=0.5, weight_decay=0.0)
+
+
+def _falling(value: Any) -> optax.Schedule:
+  return lambda count: value / jnp.sqrt(count + 1.0)
+
+
+def _arm(ascent: Any) -> arms.Arm:
+  """An ascent whose radius falls, and that sees the full gradient's norm."""
+
+  def see(seen, count, gradient, full):
+    del gradient
+    total, sums = seen
+    total += optax.tree.norm(full, squared=True)
+    # The sum over the first 1, 2, 4, ... steps.
+    steps = 2 ** jnp.arange(len(sums))
+    return total, jnp.where(count + 1 == steps, total, sums)
+
+  start = lambda params: (jnp.zeros([]), jnp.zeros(int(np.log2(_STEPS)) + 1))
+  return arms.Arm(
+    lambda rho: watching.watched(ascent(_falling(rho)), start, see),
+    make_step=directions.make_step,
+    sees_more=True,
+    watch=lambda state: {"sums": np.asarray(state.seen[1]).tolist()},
+  )
+
 
 _ARMS = {
-  "SGD": None,
-  "SAM": fsam_optax.sam_perturbation,
-  "F-SAM": arms_lib.fsam,
+  "SGD": _arm(lambda rho: optax.set_to_zero()),
+  "SAM": _arm(fsam_optax.sam_perturbation),
+  "F-SAM": _arm(arms.fsam),
 }
-_EVERY = 8  # Steps between two measurements.
 
 
-def run(context: arms_lib.Context) -> dict[str, Any]:
-  """Measures the full gradient along runs, and fits the rate of its fall.
-
-  Args:
-    context: what to train on.
-
-  Returns:
-    What the JSON holds.
-  """
-  steps = 64 if context.is_quick else 4096
-  problem = Problem(context, list(context.seeds))
-  falling = lambda value: lambda t: value / jnp.sqrt(t + 1.0)
+def _run(lab: Lab) -> dict[str, Any]:
+  steps = 64 if lab.is_quick else _STEPS
+  lab = lab.at(
+    epochs=-(-steps // (lab.pool.train_size // lab.batch_size)),
+    trainer_options={"is_iid": True, "make_tx": _descent},
+  )
   points = 2 ** np.arange(4, int(np.log2(steps)) + 1)
   shown = (0, len(points) // 2, -1)
   results, rows, lines = {}, [], []
-  for name, ascent in _ARMS.items():
-    advance = context.progress(name, 1)
-    perturbation = (
-      optax.set_to_zero() if ascent is None else ascent(falling(0.5))
-    )
-    norms = _squared_norms(context, problem, perturbation, falling(0.1), steps)
-    advance()
-    means = np.cumsum(norms, axis=1) / np.arange(1, norms.shape[1] + 1)
-    at = means[:, points // _EVERY - 1]
-    slopes = _slopes(points, at)
-    results[name] = {
+  for name in _ARMS:
+    row = lab.run(name, _POINT, lab.seeds, "convergence")
+    means = np.array(row["sums"])[:, np.log2(points).astype(int)] / points
+    slopes = _slopes(points, means)
+    results[name] = row | {
       "steps": points.tolist(),
-      "mean_squared_norm": at.tolist(),
+      "mean_squared_norm": means.tolist(),
       "slopes": slopes,
     }
-    cells = [report.number(at[:, i]) for i in shown]
-    rows.append([name, *cells, report.number(slopes)])
-    lines.append(report.line(name, points.tolist(), at.T))
+    cells = [paired_report.number(means[:, i]) for i in shown]
+    rows.append([name, *cells, paired_report.number(slopes)])
+    lines.append(paired_report.line(name, points.tolist(), means.T))
+  norms = [f"mean squared norm over {points[i]} steps" for i in shown]
   return {
     "results": results,
-    "tables": [{"header": _header([points[i] for i in shown]), "rows": rows}],
-    "panels": [_panel(lines)],
+    "tables": [{"header": ["", *norms, "fitted rate"], "rows": rows}],
+    "panels": [
+      {
+        "xlabel": "steps",
+        "ylabel": "mean squared norm of the full gradient",
+        "is_log": True,
+        "is_log_y": True,
+        "series": lines,
+      }
+    ],
+    "config": {"learning_rate_schedule": "1 / sqrt(t)"},
   }
 
 
-def _slopes(points: np.ndarray, at: np.ndarray) -> list[float]:
+def _descent(learning_rate, weight_decay, steps) -> Any:
+  del weight_decay, steps
+  return optax.sgd(_falling(learning_rate))
+
+
+def _slopes(points: np.ndarray, means: np.ndarray) -> list[float]:
   """Of each run, the power of the steps with which its mean falls at the end.
 
   Args:
     points: numbers of steps.
-    at: mean squared norm of each run up to each of them.
+    means: squared norm of each run up to each of them.
 
   Returns:
     One a run, NaN where it has diverged.
@@ -81,55 +113,10 @@ def _slopes(points: np.ndarray, at: np.ndarray) -> list[float]:
     float(np.polyfit(np.log(points[late]), np.log(row[late]), 1)[0])
     if np.all(np.isfinite(row))
     else np.nan
-    for row in at
+    for row in means
   ]
 
 
-def _header(chosen: list[int]) -> list[str]:
-  norms = [f"mean squared norm over {t} steps" for t in chosen]
-  return ["", *norms, "fitted rate"]
-
-
-def _panel(lines: list[dict[str, Any]]) -> dict[str, Any]:
-  return {
-    "xlabel": "steps",
-    "ylabel": "mean squared norm of the full gradient",
-    "is_log": True,
-    "is_log_y": True,
-    "series": lines,
-  }
-
-
-def _squared_norms(context, problem, perturbation, rate, steps) -> np.ndarray:
-  """Of the full gradient at every so many steps of each run."""
-  tx = optax.sgd(rate)
-  gradient_of = jax.grad(problem.loss)
-  rows = context.pool.train_size
-
-  def run(params, x, y, key):
-    def step(carry, t):
-      params, opt_state, ascent = carry
-      chosen = jax.random.randint(
-        jax.random.fold_in(key, t), (context.batch_size,), 0, rows
-      )
-      part = {"x": x[chosen], "y": y[chosen]}
-      gradient = gradient_of(params, part)
-      epsilon, ascent = perturbation.update(gradient, ascent, params)
-      second = gradient_of(optax.apply_updates(params, epsilon), part)
-      updates, opt_state = tx.update(second, opt_state, params)
-      return (optax.apply_updates(params, updates), opt_state, ascent), None
-
-    def stretch(carry, start):
-      full = gradient_of(carry[0], {"x": x, "y": y})
-      carry, _ = jax.lax.scan(step, carry, start + jnp.arange(_EVERY))
-      return carry, optax.tree.norm(full, squared=True)
-
-    start = params, tx.init(params), perturbation.init(params)
-    return jax.lax.scan(stretch, start, jnp.arange(0, steps, _EVERY))[1]
-
-  return np.asarray(problem.over_seeds(run, seed=1), np.float64)
-
-
-ENTRY = entry.Study(
-  "convergence", "how fast does the gradient vanish?", run, seeds=8
+STUDY = Study(
+  "convergence", "how fast does the gradient vanish?", _run, _ARMS, seeds=8
 )

@@ -41,33 +41,29 @@ class RandomState(NamedTuple):
 
 def full_gradient() -> optax.GradientTransformationExtraArgs:
   """The gradient on all training rows, in the place of the batch's."""
-
-  def update_fn(updates, state, params=None, **extra_args):
-    del updates, params
-    return extra_args["gradient_on"]("whole"), state
-
-  return optax.GradientTransformationExtraArgs(_no_state, update_fn)
+  return _of_gradients(lambda own, on: on("whole"))
 
 
 def gradient_noise() -> optax.GradientTransformationExtraArgs:
   """The batch's gradient minus that on all training rows."""
-
-  def update_fn(updates, state, params=None, **extra_args):
-    del params
-    full = extra_args["gradient_on"]("whole")
-    return optax.tree.sub(updates, full), state
-
-  return optax.GradientTransformationExtraArgs(_no_state, update_fn)
+  return _of_gradients(lambda own, on: optax.tree.sub(own, on("whole")))
 
 
 def other_gradient() -> optax.GradientTransformationExtraArgs:
   """The gradient of another batch at the same parameters."""
+  return _of_gradients(lambda own, on: on("other"))
+
+
+def _of_gradients(direction: Callable[[Any, Any], Any]):
+  """A direction from the batch's gradient and from those on other rows."""
 
   def update_fn(updates, state, params=None, **extra_args):
-    del updates, params
-    return extra_args["gradient_on"]("other"), state
+    del params
+    return direction(updates, extra_args["gradient_on"]), state
 
-  return optax.GradientTransformationExtraArgs(_no_state, update_fn)
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update_fn
+  )
 
 
 def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
@@ -81,9 +77,7 @@ def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
   """
 
   def init_fn(params):
-    return EmaState(
-      jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params)
-    )
+    return EmaState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params))
 
   def update_fn(updates, state, params=None):
     del params
@@ -95,6 +89,14 @@ def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
     return ema, EmaState(optax.safe_increment(state.count), new)
 
   return optax.GradientTransformation(init_fn, update_fn)
+
+
+def previous_gradient() -> optax.GradientTransformation:
+  """What it was given at the update before, in the place of the gradient."""
+  return optax.GradientTransformation(
+    lambda params: optax.tree.zeros_like(params),
+    lambda updates, state, params=None: (state, updates),
+  )
 
 
 def random_direction() -> optax.GradientTransformation:
@@ -135,7 +137,8 @@ def make_step(
   """The two-pass step, for perturbations that want gradients on other rows.
 
   Args:
-    loss_fn: as for :func:`fsam_optax.make_train_step`.
+    loss_fn: as for :func:`fsam_optax.make_train_step`, of a model without a
+      state.
     **options: of the same, ignored.
 
   Returns:
@@ -146,11 +149,9 @@ def make_step(
 
   def step(state, batch):
     pass_on = lambda params, rows: jax.value_and_grad(
-      lambda params: loss_fn(params, None, rows, None)[0]
+      lambda params: loss_fn(params, state.model_state, rows, None)[0]
     )(params)
     loss, gradient = pass_on(state.params, batch)
-    if state.perturbation is None:
-      return state.apply_gradients(grads=gradient), {"loss": loss}
     perturbation = optax.with_extra_args_support(state.perturbation)
     epsilon, perturbation_state = perturbation.update(
       gradient,
@@ -165,8 +166,3 @@ def make_step(
     return state, {"loss": loss}
 
   return step
-
-
-def _no_state(params: Any) -> optax.EmptyState:
-  del params
-  return optax.EmptyState()

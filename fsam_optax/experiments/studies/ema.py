@@ -11,27 +11,27 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 import numpy as np
-import optax
 
-import fsam_optax
-from fsam_optax.experiments.seeds import one_run
-from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import entry
-from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.studies.problem import Problem
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.study import Study
+from fsam_optax.experiments.studies import directions
+from fsam_optax.experiments.studies import watching
 
 _LMBDAS = (0.5, 0.6, 0.8, 0.9, 0.95, 0.99)
+_RATES = (0.003, 0.01, 0.03)
+_SAMPLINGS = {"epoch-wise": False, "i.i.d.": True}
 _RHO = 0.4  # Of the F-SAM run whose average is watched.
-_HEADER = [
-  "sampling, learning rate",
-  "lmbda",
-  "squared error",
-  "bias",
-  "variance",
-  "variance / batch's",
-  "(1 - l) / (1 + l)",
-  "cosine",
-]
+_RATIO = "variance / batch's"
+_EXPECTED = "(1 - l) / (1 + l)"
+_COLUMNS = {
+  "squared error": "error",
+  "bias": "bias",
+  "variance": "variance",
+  _RATIO: "variance_ratio",
+}
 _LABELS = {
   "error": "squared error / full gradient's square",
   "bias": "squared bias / full gradient's square",
@@ -40,107 +40,66 @@ _LABELS = {
 }
 
 
-def run(context: arms_lib.Context) -> dict[str, Any]:
-  """Watches the averages at several rates and ways to draw a batch.
-
-  Args:
-    context: what to train on.
-
-  Returns:
-    What the JSON holds.
-  """
-  rates = (0.01, 0.03) if context.is_quick else (0.003, 0.01, 0.03)
-  lmbdas = _LMBDAS[::3] if context.is_quick else _LMBDAS
-  results: dict[str, Any] = {}
-  for sampling in ("epoch-wise", "i.i.d."):
-    for rate in rates:
-      advance = context.progress(f"{sampling}, rate {rate:g}", 1)
-      results[f"{sampling}, {rate:g}"] = _watch(
-        context, rate, lmbdas, sampling == "i.i.d."
+def _run(lab: Lab) -> dict[str, Any]:
+  steps = lab.epochs * (lab.pool.train_size // lab.batch_size)
+  ascent = lambda rho: watching.watched(
+    arms.fsam(rho), _start, lambda *seen: _see(*seen, first=steps // 10)
+  )
+  arm = arms.Arm(
+    ascent, make_step=directions.make_step, sees_more=True, watch=_late
+  )
+  lab, results = lab.at(arms={"F-SAM": arm}), {}
+  for sampling, is_iid in _SAMPLINGS.items():
+    at_sampling = lab.at(trainer_options={"is_iid": is_iid})
+    for rate in _RATES[1:] if lab.is_quick else _RATES:
+      results[f"{sampling}, {rate:g}"] = at_sampling.run(
+        "F-SAM", Point(rate, _RHO, arms.UNTUNED_DECAY), lab.seeds, sampling
       )
-      advance()
-  rows = [
-    _row(setting, found, i, lmbda)
-    for setting, found in results.items()
-    for i, lmbda in enumerate(lmbdas)
-  ]
-  panels = [
-    {
-      "xlabel": "lmbda",
-      "ylabel": label,
-      "is_log_y": what != "cosine",
-      "series": [
-        report.line(setting, lmbdas, np.array(found[what]).T)
-        for setting, found in results.items()
-      ],
-    }
-    for what, label in _LABELS.items()
-  ]
   return {
     "results": results,
-    "tables": [{"header": _HEADER, "rows": rows}],
-    "panels": panels,
+    "tables": [_table(results), *([] if lab.is_quick else [_short(results)])],
+    "panels": [
+      {
+        "xlabel": "lmbda",
+        "ylabel": label,
+        "is_log_y": what != "cosine",
+        "series": [
+          paired_report.line(setting, _LMBDAS, np.array(row[what]).T)
+          for setting, row in results.items()
+        ],
+      }
+      for what, label in _LABELS.items()
+    ],
   }
 
 
-def _row(setting: str, found: dict[str, Any], i: int, lmbda: float):
-  cell = lambda what: report.number(np.array(found[what])[:, i])
-  before = ("error", "bias", "variance", "variance_ratio")
-  # What independent gradients would leave of the variance of one.
-  expected = f"{(1 - lmbda) / (1 + lmbda):.3f}"
-  return [setting, f"{lmbda:g}", *map(cell, before), expected, cell("cosine")]
+def _start(params: Any) -> dict[str, Any]:
+  zeros = jnp.zeros((len(_LMBDAS), len(_flat(params))))
+  sums = jax.eval_shape(_measure, zeros, zeros, zeros[0], zeros[0])
+  return {
+    "averages": zeros,
+    "expected": zeros,
+    "sums": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+  }
 
 
-def _watch(context, rate, lmbdas, is_iid) -> dict[str, Any]:
-  """Errors of the averages over a run, means over its later nine tenths."""
-  problem = Problem(context, list(context.seeds))
-  steps = context.epochs * (context.pool.train_size // context.batch_size)
-  perturbation = fsam_optax.friendly_perturbation(_RHO)
-  tx = optax.chain(
-    optax.add_decayed_weights(arms_lib.UNTUNED_DECAY),
-    optax.sgd(
-      optax.cosine_decay_schedule(rate, steps), momentum=one_run.MOMENTUM
-    ),
+def _see(seen, count, gradient, full, *, first: int) -> dict[str, Any]:
+  """The averages of a step, and the sums of their errors after the first."""
+  vector, full = _flat(gradient), _flat(full)
+  decays = jnp.array(_LMBDAS)[:, None]
+  mix = lambda m, g: jnp.where(count == 0, g, decays * m + (1 - decays) * g)
+  averages = mix(seen["averages"], vector)
+  expected = mix(seen["expected"], full)
+  measured = _measure(averages, expected, vector, full)
+  sums = jax.tree.map(
+    lambda x, y: jnp.where(count < first, x, x + y), seen["sums"], measured
   )
-  gradient_of = jax.grad(problem.loss)
-  decays = jnp.array(lmbdas)[:, None]
-
-  def run(params, x, y, key):
-    def step(carry, t):
-      params, opt_state, ascent, averages, expected = carry
-      chosen = _batch(context, key, t, is_iid)
-      part = {"x": x[chosen], "y": y[chosen]}
-      gradient = gradient_of(params, part)
-      full = _flat(gradient_of(params, {"x": x, "y": y}))
-      vector = _flat(gradient)
-      mix = lambda m, g: jnp.where(t == 0, g, decays * m + (1 - decays) * g)
-      averages, expected = mix(averages, vector), mix(expected, full)
-      epsilon, ascent = perturbation.update(gradient, ascent, params)
-      second = gradient_of(optax.apply_updates(params, epsilon), part)
-      updates, opt_state = tx.update(second, opt_state, params)
-      params = optax.apply_updates(params, updates)
-      measured = _measure(averages, expected, vector, full)
-      return (params, opt_state, ascent, averages, expected), measured
-
-    zeros = jnp.zeros((len(lmbdas), _flat(params).shape[0]))
-    start = params, tx.init(params), perturbation.init(params), zeros, zeros
-    return jax.lax.scan(step, start, jnp.arange(steps))[1]
-
-  return _late(problem.over_seeds(run, seed=0), steps)
-
-
-def _batch(context, key, t, is_iid) -> jax.Array:
-  """Rows of a step: drawn anew, or the next of an epoch's permutation."""
-  rows, batch = context.pool.train_size, context.batch_size
-  if is_iid:
-    return jax.random.randint(jax.random.fold_in(key, t), (batch,), 0, rows)
-  epoch, place = t // (rows // batch), t % (rows // batch)
-  order = jax.random.permutation(jax.random.fold_in(key, epoch), rows)
-  return jax.lax.dynamic_slice_in_dim(order, place * batch, batch)
+  return {"averages": averages, "expected": expected, "sums": sums}
 
 
 def _measure(averages, expected, vector, full) -> dict[str, jax.Array]:
   square = lambda v: jnp.sum(v**2, axis=-1)
+  # Summed over the steps: each cosine is of a step, the others are ratios.
   scale = jnp.sqrt(square(averages) * square(full) + 1e-30)
   return {
     "error": square(averages - full),
@@ -149,21 +108,20 @@ def _measure(averages, expected, vector, full) -> dict[str, jax.Array]:
     "batch_variance": square(vector - full),
     "full": square(full),
     "cosine": averages @ full / scale,
+    "steps": jnp.ones([]),
   }
 
 
-def _late(measured: Any, steps: int) -> dict[str, Any]:
+def _late(state: watching.WatchedState) -> dict[str, Any]:
   """Means after the first tenth, in units of the full gradient's square."""
-  late = jax.tree.map(
-    lambda v: np.asarray(v, np.float64)[:, steps // 10 :].mean(axis=1), measured
-  )
-  full, batch = late["full"][:, None], late["batch_variance"][:, None]
+  sums = jax.tree.map(lambda x: np.asarray(x, np.float64), state.seen["sums"])
+  over = lambda what, unit: (sums[what] / sums[unit][:, None]).tolist()
   return {
-    "error": (late["error"] / full).tolist(),
-    "bias": (late["bias"] / full).tolist(),
-    "variance": (late["variance"] / full).tolist(),
-    "variance_ratio": (late["variance"] / batch).tolist(),
-    "cosine": late["cosine"].tolist(),
+    "error": over("error", "full"),
+    "bias": over("bias", "full"),
+    "variance": over("variance", "full"),
+    "variance_ratio": over("variance", "batch_variance"),
+    "cosine": over("cosine", "steps"),
   }
 
 
@@ -171,6 +129,48 @@ def _flat(tree: Any) -> jax.Array:
   return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-ENTRY = entry.Study(
-  "ema", "does the average track the full gradient?", run, seeds=8
-)
+def _expected(lmbda: float) -> float:
+  """What independent gradients would leave of the variance of one."""
+  return round((1 - lmbda) / (1 + lmbda), 3)
+
+
+def _table(results: dict[str, Any]) -> dict[str, Any]:
+  cell = lambda row, what, i: paired_report.number([x[i] for x in row[what]])
+  rows = [
+    [
+      setting,
+      lmbda,
+      *(cell(row, what, i) for what in _COLUMNS.values()),
+      _expected(lmbda),
+      cell(row, "cosine", i),
+    ]
+    for setting, row in results.items()
+    for i, lmbda in enumerate(_LMBDAS)
+  ]
+  header = ["sampling, learning rate", "lmbda", *_COLUMNS, _EXPECTED, "cosine"]
+  return {"header": header, "rows": rows}
+
+
+def _short(results: dict[str, Any]) -> dict[str, Any]:
+  """A row a decay, of means alone."""
+  cell = lambda setting, what, i: {
+    "value": float(np.mean([x[i] for x in results[setting][what]]))
+  }
+  rows = [
+    [
+      lmbda,
+      cell("i.i.d., 0.01", "variance_ratio", i),
+      _expected(lmbda),
+      cell("epoch-wise, 0.01", "variance_ratio", i),
+      *(cell(f"epoch-wise, {rate:g}", "error", i) for rate in _RATES),
+      cell("epoch-wise, 0.01", "cosine", i),
+    ]
+    for i, lmbda in enumerate(_LMBDAS)
+  ]
+  errors = [f"squared error at rate {rate:g}" for rate in _RATES]
+  header = ["lmbda", f"i.i.d.: {_RATIO}", _EXPECTED, "epoch-wise"]
+  header += [*errors, "cosine at 0.01"]
+  return {"header": header, "rows": rows, "note": paired_report.UNTUNED}
+
+
+STUDY = Study("ema", "does the average track the full gradient?", _run, seeds=8)

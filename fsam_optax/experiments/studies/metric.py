@@ -4,68 +4,39 @@ import functools
 from typing import Any
 
 import fsam_optax
-from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import contest as contest_lib
-from fsam_optax.experiments.studies import entry
-from fsam_optax.experiments.studies import report
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.study import Study
 
 # As many points as the other arms' grids.
 _RADII = (1.5, 3.0, 6.0)
 _RATES = (0.004, 0.008, 0.016, 0.032)
 _ARMS = {
-  "SAM": arms_lib.SAM,
-  "F-SAM": arms_lib.FSAM,
-  "ASAM": arms_lib.Arm(
+  "SAM": arms.SAM,
+  "F-SAM": arms.FSAM,
+  "ASAM": arms.Arm(
     functools.partial(fsam_optax.sam_perturbation, adaptive=True),
     _RADII,
     _RATES,
   ),
-  "F-ASAM": arms_lib.Arm(
+  "F-ASAM": arms.Arm(
     functools.partial(
-      fsam_optax.friendly_perturbation, lmbda=arms_lib.LMBDA, adaptive=True
+      fsam_optax.friendly_perturbation, lmbda=arms.LMBDA, adaptive=True
     ),
     _RADII,
     _RATES,
   ),
 }
-_PAIRS = {"F-SAM": "SAM", "ASAM": "SAM", "F-ASAM": "ASAM"}
 
 
-def run(context: arms_lib.Context) -> dict[str, Any]:
-  """Trains SAM and F-SAM in both metrics.
-
-  Args:
-    context: what to train on.
-
-  Returns:
-    What the JSON holds.
-  """
-  contest = contest_lib.Contest(context, _ARMS)
-  results = {
-    name: contest.test(name, contest.choose(name))[1] for name in _ARMS
-  }
-  accuracy = {name: x["test_accuracy"] for name, x in results.items()}
-  rows = [
-    [
-      name,
-      f"{result['learning_rate']:g}",
-      f"{result['rho']:g}" + report.star(result),
-      report.accuracy(accuracy[name]),
-      f"over {_PAIRS[name]}: "
-      + report.over(accuracy[name], accuracy[_PAIRS[name]])
-      if name in _PAIRS
-      else "",
-    ]
-    for name, result in results.items()
-  ]
-  header = ["", "learning rate", "rho", "test accuracy %", "paired"]
+def _run(lab: Lab) -> dict[str, Any]:
+  results = lab.results()
   return {
     "results": results,
-    "tables": [{"header": header, "rows": rows}],
-    "panels": [
-      report.panel("", [report.line("", results, accuracy.values())]),
-    ],
+    "tables": [paired_report.arms_table(results, ("SAM", "ASAM"))],
+    "panels": [paired_report.bars(results)],
   }
 
 
-ENTRY = entry.Study("metric", "does it help in the metric of ASAM, too?", run)
+STUDY = Study("metric", "does it help in the metric of ASAM, too?", _run, _ARMS)

@@ -1,55 +1,58 @@
 """The study of the radius: accuracy over rho, at one learning rate for both."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from fsam_optax.experiments.seeds import search
-from fsam_optax.experiments.studies import arms as arms_lib
-from fsam_optax.experiments.studies import contest as contest_lib
-from fsam_optax.experiments.studies import entry
-from fsam_optax.experiments.studies import report
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.study import Study
 
+_ARMS = {"SAM": arms.SAM, "F-SAM": arms.FSAM}
 _RADII = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 _RATE = 0.02
 
 
-def run(context: arms_lib.Context) -> dict[str, Any]:
-  """Trains SAM and F-SAM at every radius.
+def _run(lab: Lab) -> dict[str, Any]:
+  train = lambda name, radius: lab.run(
+    name, Point(_RATE, radius, arms.UNTUNED_DECAY), lab.seeds, "radius"
+  )["test_accuracy"]
+  radii = _RADII[::4] if lab.is_quick else _RADII
+  return over_the_radius({x: {r: train(x, r) for r in radii} for x in _ARMS})
+
+
+def over_the_radius(
+  accuracy: Mapping[str, Mapping[float, Any]],
+) -> dict[str, Any]:
+  """What the JSON holds of SAM and F-SAM over the radius.
 
   Args:
-    context: what to train on.
-
-  Returns:
-    What the JSON holds.
+    accuracy: by arm and radius, one value a seed.
   """
-  arms = {"SAM": arms_lib.SAM, "F-SAM": arms_lib.FSAM}
-  contest = contest_lib.Contest(context, arms)
-  radii = _RADII[::4] if context.is_quick else _RADII
-  points = [
-    search.Point(_RATE, radius, arms_lib.UNTUNED_DECAY) for radius in radii
-  ]
-  accuracy = {
-    name: contest.run(name, points, context.seeds).test_accuracy.reshape(
-      len(radii), -1
-    )
-    for name in arms
-  }
+  sam, fsam = accuracy["SAM"], accuracy["F-SAM"]
   rows = [
     [
-      f"{radius:g}",
-      *(report.accuracy(accuracy[name][i]) for name in arms),
-      report.over(accuracy["F-SAM"][i], accuracy["SAM"][i]),
+      radius,
+      *(paired_report.accuracy(of[radius]) for of in (sam, fsam)),
+      paired_report.over(fsam[radius], sam[radius]),
     ]
-    for i, radius in enumerate(radii)
+    for radius in sam
+    if radius in fsam
   ]
-  lines = [report.line(name, radii, accuracy[name]) for name in arms]
+  lines = [
+    paired_report.line(name, of, of.values()) for name, of in accuracy.items()
+  ]
   return {
     "results": {
-      name: {"rho": list(radii), "test_accuracy": values.tolist()}
-      for name, values in accuracy.items()
+      name: {"rho": list(of), "test_accuracy": list(of.values())}
+      for name, of in accuracy.items()
     },
-    "tables": [{"header": ["rho", *arms, "F-SAM over SAM"], "rows": rows}],
-    "panels": [report.panel("rho", lines)],
+    "tables": [{"header": ["rho", *accuracy, "F-SAM over SAM"], "rows": rows}],
+    "panels": [paired_report.panel("rho", lines)],
   }
 
 
-ENTRY = entry.Study("rho", "does F-SAM work at radii where SAM collapses?", run)
+STUDY = Study(
+  "rho", "does F-SAM work at radii where SAM collapses?", _run, _ARMS
+)

@@ -1,10 +1,10 @@
-"""The defaults of every data set and network, and how they were chosen."""
+"""The tuned values of data sets and networks, and how they were chosen."""
 
 from typing import NamedTuple, Optional
 
 from fsam_optax.experiments.common import optimizers
-from fsam_optax.experiments.seeds.search import Grid
-from fsam_optax.experiments.seeds.search import Point
+from fsam_optax.experiments.lab.search import Grid
+from fsam_optax.experiments.lab.search import Point
 
 LABEL_NOISE = 0.4
 FIRST_SEED = 200  # Apart from the seeds that `tune` chooses by.
@@ -45,6 +45,11 @@ class Recipe(NamedTuple):
       + ("" if self.is_decay_tuned else ", weight decay excepted")
     )
 
+  def point(self, optimizer: str) -> Point:
+    """The hyperparameters of an optimizer: its own, or those of its kin."""
+    kin = "fsam" if optimizer in optimizers.ASCENDING else "sgd"
+    return self.best.get(optimizer, self.best[kin])
+
   def grid(self, optimizer: str) -> Grid:
     """What ``tune`` tries: 64 points for each optimizer, around its best.
 
@@ -52,7 +57,7 @@ class Recipe(NamedTuple):
     two. SGD, which has no radius, gets as many points in the other two.
     """
     step = 2**0.5 if self.is_tuned and self.is_decay_tuned else 2.0
-    rate, rho, decay = self.best[optimizer]
+    rate, rho, decay = self.point(optimizer)
     if optimizer not in optimizers.ASCENDING:
       return Grid(_around(rate, 8, step), (0.0,), _around(decay, 8, step))
     return Grid(*(_around(x, 4, step) for x in (rate, rho, decay)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
+import zlib
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class Pool(NamedTuple):
       otherwise every seed draws its own.
     noise_targets: see :class:`fsam_optax.experiments.datasets.Images`.
     notes: see :class:`fsam_optax.experiments.datasets.Images`.
+    fingerprint: of the rows of a file, by which trained rows know them again;
+      empty where the name says which they are.
   """
 
   name: str
@@ -39,6 +42,7 @@ class Pool(NamedTuple):
   fixed_test: bool
   noise_targets: Optional[np.ndarray] = None
   notes: tuple[str, ...] = ()
+  fingerprint: str = ""
 
   @property
   def standardized_by(self) -> str:
@@ -121,6 +125,7 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
     fixed_test=rows is None,
     noise_targets=images.noise_targets,
     notes=images.notes,
+    fingerprint="" if rows else f"{zlib.crc32(x.tobytes() + y.tobytes()):08x}",
   )
 
 

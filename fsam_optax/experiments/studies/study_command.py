@@ -15,14 +15,18 @@ from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.common import values
-from fsam_optax.experiments.seeds import one_run
-from fsam_optax.experiments.seeds import plan
-from fsam_optax.experiments.seeds import shared_flags
-from fsam_optax.experiments.studies import arms
-from fsam_optax.experiments.studies import report
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab.store import Store
 
 _SEARCH_SEEDS = 16
 _SEEDS = ", ".join(f"{x.name} {x.seeds}" for x in studies.REGISTRY.values())
+_FIRST = ", ".join(
+  f"{x.name} {x.first_seed}"
+  for x in studies.REGISTRY.values()
+  if x.first_seed != 2000
+)
 _QUESTIONS = "\n".join(
   f"{x.name}: {x.question}" for x in studies.REGISTRY.values()
 )
@@ -40,7 +44,12 @@ class Settings:
     seeds: number of seeds to report.
     first_seed: the first of them.
     epochs: passes over the training rows.
-    output: directory to write NAME.json and NAME.png to.
+    arms: of cheap-forms, cifar and replicas, which forms to train, each between
+      quotes; all where none is named. The tables show what is there already.
+    cifar10: images of the study cifar, as `train --data` has them.
+    cifar100: more of them.
+    output: directory to write NAME.json and NAME.png to. What is in its
+      NAME.jsonl already is not trained again.
   """
 
   study: tyro.conf.Positional[
@@ -50,21 +59,23 @@ class Settings:
       tyro.conf.arg(help=_QUESTIONS),
     ]
   ]
-  data: shared_flags.Data = dataclasses.field(default_factory=shared_flags.Data)
+  data: settings.Data = dataclasses.field(default_factory=settings.Data)
   quick: bool = False
-  seeds: Annotated[
-    Optional[int], shared_flags.SEEDS, values.default(_SEEDS)
-  ] = None
+  seeds: Annotated[Optional[int], settings.SEEDS, values.default(_SEEDS)] = None
   first_seed: Annotated[
-    int,
+    Optional[int],
     values.integer(
       _SEARCH_SEEDS,
       2**31,
       remedy="those below choose hyperparameters",
       metavar="SEED",
     ),
-  ] = 2000
-  epochs: shared_flags.Epochs = None
+    values.default(f"2000, {_FIRST}"),
+  ] = None
+  epochs: settings.Epochs = None
+  arms: tuple[str, ...] = ()
+  cifar10: Optional[str] = None
+  cifar100: Optional[str] = None
   output: pathlib.Path = pathlib.Path("studies")
 
 
@@ -79,31 +90,55 @@ def run(given: Settings) -> None:
   """
   extras.require("scipy.stats", "matplotlib.figure", "rich.progress", "matfree")
   study = studies.REGISTRY[given.study]
+  if unknown := set(given.arms) - set(study.arms):
+    raise flags.FlagError(
+      "--arms",
+      f"must be some of {', '.join(map(repr, study.arms))}, got "
+      f"{min(unknown)!r}",
+    )
+  lab = settings.laboratory(
+    given.data,
+    settings.Training(
+      epochs=2 if given.quick else given.epochs, output=given.output
+    ),
+    2 if given.quick else given.seeds or study.seeds,
+    given.first_seed or study.first_seed,
+  )
+  start = time.perf_counter()
   with progress.Bars() as bars:
-    context = _context(given, study.seeds, bars)
-    plan.make_output(given.output)
-    start = time.perf_counter()
-    found = study.run(context)
+    lab = lab.at(
+      arms=study.arms,
+      chosen=given.arms or tuple(study.arms),
+      search_seeds=range(1 if given.quick else _SEARCH_SEEDS),
+      is_quick=given.quick,
+      store=Store(given.output / f"{study.name}.jsonl"),
+      progress=bars.start,
+      sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
+    )
+    found = study.run(lab)
+  config = lab.config() | {"weight_decay": arms.UNTUNED_DECAY}
+  config |= {"quick": given.quick, "versions": files.versions("matfree")}
+  config |= found.pop("config", {})
+  for table in found["tables"]:
+    if config["weight_decay"] == arms.UNTUNED_DECAY:
+      table.setdefault("note", paired_report.UNTUNED)
   result = _finite(
     {
       "study": study.name,
       "question": study.question,
-      "config": config(context, given.data) | found.pop("config", {}),
+      "config": config,
       **found,
     }
   )
+  title = paired_report.title_of(config)
+  print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
+  for table in result["tables"]:
+    print(f"\n{tables.text(table)}", flush=True)
   json_path = given.output / f"{study.name}.json"
   figure_path = given.output / f"{study.name}.png"
-  print(
-    f"{study.name}: {study.question}\n{context.pool.name}, {context.model}, "
-    f"{report.noise_of(result['config'])}{len(context.seeds)} seeds from "
-    f"{given.first_seed}, {context.epochs} epochs"
-  )
-  for table in result["tables"]:
-    print(f"\n{tables.table(table['header'], table['rows'])}", flush=True)
   with files.saving(given.output):
     files.write_json(result, json_path)
-    report.draw(result, figure_path)
+    paired_report.draw(f"{study.name}: {title}", result["panels"], figure_path)
   print(
     f"\nwrote {json_path} and {figure_path} in "
     f"{time.perf_counter() - start:.0f} s"
@@ -116,50 +151,6 @@ COMMAND = flags.Command(
   settings=Settings,
   run=run,
 )
-
-
-def _context(given: Settings, seeds: int, bars: progress.Bars) -> arms.Context:
-  """What a study works on, by its flags."""
-  recipe = plan.recipe_of(given.data)
-  pool = plan.load(given.data)
-  number = 2 if given.quick else given.seeds or seeds
-  return arms.Context(
-    pool=pool,
-    model=given.data.model,
-    label_noise=given.data.label_noise,
-    label_noise_kind=given.data.label_noise_kind,
-    epochs=2 if given.quick else given.epochs or recipe.epochs,
-    batch_size=min(recipe.batch_size, pool.train_size),
-    search_seeds=range(1 if given.quick else _SEARCH_SEEDS),
-    seeds=range(given.first_seed, given.first_seed + number),
-    is_quick=given.quick,
-    progress=bars.start,
-  )
-
-
-def config(context: arms.Context, data: shared_flags.Data) -> dict[str, Any]:
-  """What the JSON says about how its numbers came to be.
-
-  Args:
-    context: what the study worked on.
-    data: what the flags say of it.
-
-  Returns:
-    Values by name.
-  """
-  return {
-    **plan.describe_data(context.pool, data),
-    "momentum": one_run.MOMENTUM,
-    "weight_decay": arms.UNTUNED_DECAY,
-    "learning_rate_schedule": "cosine to 0, convergence excepted",
-    "epochs": context.epochs,
-    "batch_size": context.batch_size,
-    "search_seeds": list(context.search_seeds),
-    "seeds": list(context.seeds),
-    "quick": context.is_quick,
-    "accuracy_unit": "percent",
-    "versions": files.versions("matfree"),
-  }
 
 
 def _finite(tree: Any) -> Any:

@@ -1,0 +1,305 @@
+"""The laboratory: what a study works on, and its arms searched and tested."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import time
+from typing import Any, Optional
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common.progress import Advance
+from fsam_optax.experiments.lab import search
+from fsam_optax.experiments.lab import splits as splits_lib
+from fsam_optax.experiments.lab import trainer as trainer_lib
+from fsam_optax.experiments.lab.arms import Arm
+from fsam_optax.experiments.lab.store import Row
+from fsam_optax.experiments.lab.store import Store
+
+# Runs that train together, always as many, for one compiled program. Few, whose
+# arrays fit a processor's cache: 4 take .4 of the time of 32 a run for the
+# small CNN, .8 for the perceptron.
+_AT_ONCE = 4
+MEASURED_SEEDS = 8
+Measure = Callable[[list[Any], Advance], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+  """Trains, searches and tests arms; what it did is in the store.
+
+  Attributes:
+    pool: the data set.
+    model: name of the network.
+    network: makes the network for a number of classes.
+    label_noise: fraction of the training labels that are replaced.
+    label_noise_kind: by what they are replaced.
+    epochs: passes over the training rows.
+    batch_size: rows a step.
+    arms: by name.
+    search_seeds: to choose hyperparameters by, on validation rows.
+    seeds: to report; none of them chose anything.
+    more_seeds: that the best points of a search are trained on as well.
+    is_quick: whether to do the least that shows that it runs.
+    store: of the rows.
+    progress: opens a progress bar of a title and a number of steps.
+    split: draws the splits of some seeds; None for the usual ones.
+    chosen: the arms that a study with many is to train.
+    sources: of images that a study asks for, by the names of their data sets.
+    trainer_options: of :class:`~fsam_optax.experiments.lab.trainer.Trainer`.
+  """
+
+  pool: splits_lib.Pool
+  model: str
+  network: Callable[[int], nn.Module]
+  label_noise: float
+  label_noise_kind: str
+  epochs: int
+  batch_size: int
+  arms: Mapping[str, Arm]
+  search_seeds: Sequence[int]
+  seeds: Sequence[int]
+  more_seeds: Sequence[int] = ()
+  is_quick: bool = False
+  store: Store = dataclasses.field(default_factory=Store)
+  progress: Callable[[str, int], Advance] = lambda title, total: lambda: None
+  split: Optional[Callable[..., splits_lib.Splits]] = None
+  chosen: Sequence[str] = ()
+  sources: Mapping[str, Optional[str]] = dataclasses.field(default_factory=dict)
+  trainer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+  def at(self, **changes: Any) -> "Lab":
+    """The same at another setting; what is compiled for one is kept for it."""
+    if self.is_quick:  # By the fewest seeds, whichever a study has.
+      changes = {k: v for k, v in changes.items() if not k.endswith("seeds")}
+    return dataclasses.replace(self, **changes)
+
+  @property
+  def trainer(self) -> trainer_lib.Trainer:
+    """Of all arms; each is compiled once."""
+    options = sorted(self.trainer_options.items())
+    key = (self.pool.name, self.batch_size, self.epochs, *options)
+    if key not in self._trainers:
+      self._trainers[key] = trainer_lib.Trainer(
+        self.network(self.pool.classes),
+        self.pool,
+        self.arms,
+        epochs=self.epochs,
+        batch_size=self.batch_size,
+        optimize=not self.is_quick,
+        **self.trainer_options,
+      )
+    return self._trainers[key]
+
+  def splits(self, seeds: Sequence[int]) -> splits_lib.Splits:
+    """One split a seed."""
+    draw = self.split or splits_lib.split
+    return draw(self.pool, list(seeds), self.label_noise, self.label_noise_kind)
+
+  def setting(self) -> Row:
+    """What every row says of how it was trained, beside its arm."""
+    return {
+      "dataset": self.pool.name,
+      "data": self.pool.fingerprint,
+      "model": self.model,
+      "label_noise": self.label_noise,
+      "label_noise_kind": self.label_noise_kind,
+      "epochs": self.epochs,
+      "batch_size": self.batch_size,
+    }
+
+  def config(self) -> dict[str, Any]:
+    """What the JSON says about how its numbers came to be."""
+    pool = self.pool
+    return {
+      "dataset": pool.name,
+      "model": self.model,
+      "train_size": pool.train_size,
+      "validation_size": pool.validation_size,
+      "test_size": pool.test_size,
+      "input_shape": list(pool.x.shape[1:]),
+      "classes": pool.classes,
+      "standardized_by": pool.standardized_by,
+      "label_noise": self.label_noise,
+      "label_noise_kind": self.label_noise_kind,
+      "momentum": trainer_lib.MOMENTUM,
+      "learning_rate_schedule": "cosine to 0",
+      "epochs": self.epochs,
+      "batch_size": self.batch_size,
+      "search_seeds": [*self.search_seeds, *self.more_seeds],
+      "seeds": list(self.seeds),
+      "accuracy_unit": "percent",
+      "train_accuracy_labels": "as trained on, noise included",
+      "versions": files.versions(),
+      "device": jax.devices()[0].device_kind,
+    }
+
+  def results(
+    self, names: Optional[Sequence[str]] = None, **options: Any
+  ) -> dict[str, Row]:
+    """Every arm, or those of some names, searched and tested."""
+    return {name: self.test(name, **options) for name in names or self.arms}
+
+  def choose(self, name: str, grid: Optional[search.Grid] = None):
+    """Chooses an arm's hyperparameters on validation rows.
+
+    Args:
+      name: of the arm.
+      grid: to begin with; None for the arm's own.
+
+    Returns:
+      A :class:`fsam_optax.experiments.lab.search.Found`.
+    """
+    grid, extensions = grid or self.arms[name].grid, search.MOST_EXTENSIONS
+    if self.is_quick:
+      grid = search.Grid(grid[0][:1], grid[1][:2], grid[2][:1])
+      extensions = 0
+    advance = self.progress(f"{name}, search", len(grid.points()))
+
+    def run(point: search.Point, seeds: Sequence[int]) -> Row:
+      row = self.run(name, point, seeds, "search")
+      advance()
+      return row
+
+    return search.search(
+      run, grid, self.search_seeds, self.more_seeds, extensions
+    )
+
+  def test(
+    self,
+    name: str,
+    *,
+    grid: Optional[search.Grid] = None,
+    found: Optional[search.Found] = None,
+    with_candidates: bool = False,
+    measure: Optional[Measure] = None,
+  ) -> Row:
+    """Trains an arm at its best point on the seeds to report.
+
+    Args:
+      name: of the arm.
+      grid: where its search begins; None for the arm's own.
+      found: by a search of before; None to search.
+      with_candidates: whether to train it as well at the points that other
+        seeds may have chosen, for an error that includes the search.
+      measure: from ``loss_fn, params, data`` of a few runs and the function
+        that moves their progress bar to what the row says of them besides.
+
+    Returns:
+      The row.
+    """
+    key = {"phase": "test", "arm": name, **self.setting()}
+    key["seeds"] = list(self.seeds)
+    if row := self.store.find(key):
+      return row
+    found = found or self.choose(name, grid)
+    row = self._train(name, found.best, self.seeds, self.progress)
+    params = row.pop("params")
+    if measure is not None:
+      row |= self._measured(name, measure, params)
+    means = found.accuracy.mean(axis=1).tolist()
+    row |= {
+      **key,
+      **found.best._asdict(),
+      "rho": found.best.rho if self.arms[name].perturbation else None,
+      "grid": [[*x, y] for x, y in zip(found.points, means, strict=True)],
+      "on_edge": found.on_edge,
+    }
+    if with_candidates:
+      row["candidates"] = [
+        {
+          **found.points[i]._asdict(),
+          "validation_accuracy": found.accuracy[i].tolist(),
+          "test_accuracy": row["test_accuracy"]
+          if found.points[i] == found.best
+          else self.run(name, found.points[i], self.seeds, "candidate")[
+            "test_accuracy"
+          ],
+        }
+        for i in found.candidates()
+      ]
+    return self.store.append(row)
+
+  def run(
+    self, name: str, point: search.Point, seeds: Sequence[int], phase: str
+  ) -> Row:
+    """An arm trained on some seeds at a point, now or before.
+
+    Args:
+      name: of the arm.
+      point: to train at.
+      seeds: of the splits, initializations and batches.
+      phase: what for; the row of a ``"search"`` says nothing of test rows.
+
+    Returns:
+      The row. Of a run that diverged it has None for the test accuracy, and for
+      the validation accuracy what it classifies.
+    """
+    key = {"phase": phase, "arm": name, **self.setting(), **point._asdict()}
+    key["seeds"] = list(seeds)
+    if row := self.store.find(key):
+      return row
+    is_search = phase == "search"
+    no_bar = lambda title, total: lambda: None
+    bar = no_bar if is_search else self.progress
+    row = key | self._train(name, point, seeds, bar)
+    del row["params"]
+    if is_search:
+      del row["test_accuracy"]
+    return self.store.append(row)
+
+  def _train(self, name, point, seeds, start_bar) -> Row:
+    """A few runs at a time, the last of which repeat the first."""
+    start, number = time.perf_counter(), len(seeds)
+    at_once = 2 if self.is_quick else _AT_ONCE
+    if self.trainer_options.get("is_loop"):
+      at_once = 1
+    padded = np.arange(-(-number // at_once) * at_once) % number
+    parts = padded.reshape(-1, at_once)
+    splits, found = self.splits(seeds), []
+    advance = start_bar(name, len(parts) * self.trainer.epochs_of(name))
+    for rows in parts:
+      outcome = self.trainer(
+        name,
+        jax.tree.map(lambda x, rows=rows: x[rows], splits),
+        *(np.full(at_once, value) for value in point),
+        on_epoch=advance,
+      )
+      found.append(outcome)
+    of = lambda field: np.concatenate([getattr(x, field) for x in found])
+    trees = lambda field: jax.tree.map(
+      lambda *x: jnp.concatenate(x)[:number],
+      *(getattr(x, field) for x in found),
+    )
+    tested = zip(of("test_accuracy"), of("diverged"), strict=True)
+    row = {
+      "validation_accuracy": of("validation_accuracy")[:number].tolist(),
+      "test_accuracy": [None if x else float(y) for y, x in tested][:number],
+      "diverged": int(of("diverged")[:number].sum()),
+      "seconds": round(time.perf_counter() - start, 1),
+      "params": trees("params"),
+    }
+    arm = self.arms[name]
+    if arm.gradients is not None:
+      row["gradients"] = arm.gradients
+    return row | arm.watch(trees("perturbation_state"))
+
+  def _measured(self, name, measure, params) -> Row:
+    """What is measured of the first runs."""
+    number = min(MEASURED_SEEDS, len(self.seeds))
+    splits = self.splits(self.seeds[:number])
+    models = [
+      (
+        self.trainer.loss,
+        jax.tree.map(lambda x, run=run: x[run], params),
+        self.trainer.training_data(splits, run),
+      )
+      for run in range(number)
+    ]
+    return measure(models, self.progress(f"{name}, measures", number))

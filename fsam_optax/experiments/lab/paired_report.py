@@ -1,0 +1,298 @@
+"""What a study reports: arms paired over seeds in cells, tables and figures.
+
+A cell is a number that a table shows; see
+:mod:`fsam_optax.experiments.common.tables`.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from fsam_optax.experiments.common import figures
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.lab import search
+from fsam_optax.experiments.lab.store import Row
+
+UNTUNED = "Weight decay 5e-4, not tuned."
+
+
+def accuracy(values: Any) -> dict[str, Any]:
+  """Mean and standard error in percent, and what a mean alone would hide.
+
+  That is how many runs diverged, which it leaves out, and where some collapsed
+  how many, and the median.
+  """
+  average, error = statistics.mean_and_error(values)
+  values = np.asarray(values, np.float64)
+  finite = values[np.isfinite(values)]
+  cell: dict[str, Any] = {"accuracy": average, "error": error}
+  if collapsed := statistics.collapsed(values):
+    cell |= {"median": float(np.median(finite)), "collapsed": collapsed}
+  if diverged := len(values) - len(finite):
+    cell["diverged"] = diverged
+  return cell
+
+
+def mean(values: Any) -> dict[str, Any]:
+  """Mean and standard error in percent of all values, whatever became of them.
+
+  Args:
+    values: finite.
+  """
+  error = statistics.standard_error(values)
+  return {"accuracy": float(np.mean(values)), "error": error}
+
+
+def number(values: Any) -> dict[str, Any]:
+  """Mean and standard error of what is finite."""
+  return dict(
+    zip(("value", "error"), statistics.mean_and_error(values), strict=True)
+  )
+
+
+def over(first: Any, second: Any) -> dict[str, Any]:
+  """A paired difference with its p-value.
+
+  Args:
+    first: one value a seed, not finite where its run diverged.
+    second: as many, of what it is compared with.
+  """
+  found = statistics.paired(_floats(first), _floats(second))
+  cell = {"difference": found["mean"], "error": found["standard_error"]}
+  p_value = found["p_value"]
+  return cell if p_value is None else cell | {"p": float(f"{p_value:.1g}")}
+
+
+def arms_table(
+  results: Mapping[str, Row], others: Sequence[str], what: str = ""
+) -> dict[str, Any]:
+  """A row an arm: how it was trained, its accuracy, and over what by how much.
+
+  What is the same for all, or known of none, has no column.
+
+  Args:
+    results: a row of the store for each arm.
+    others: arms that the rest is compared with.
+    what: the arms are.
+  """
+  of = lambda row, field: "-" if row[field] is None else _short(row[field])
+  columns = {
+    what: lambda name, row: name,
+    "gradients": lambda name, row: row["gradients"],
+    "learning rate": lambda name, row: of(row, "learning_rate"),
+    "rho": lambda name, row: of(row, "rho"),
+    "weight decay": lambda name, row: of(row, "weight_decay"),
+    "at the end of its values": lambda name, row: ", ".join(
+      row.get("on_edge", ())
+    ),
+    "test accuracy (%)": lambda name, row: accuracy(row["test_accuracy"]),
+  }
+  for other in others:
+    columns[f"over {other}"] = lambda name, row, other=other: (
+      ""
+      if name == other or other not in results
+      else over(row["test_accuracy"], results[other]["test_accuracy"])
+    )
+  rows = list(results.values())
+  if not all("gradients" in row for row in rows):
+    del columns["gradients"]
+  if len({row["weight_decay"] for row in rows}) == 1:
+    del columns["weight decay"]
+  if not any(row.get("on_edge") for row in rows):
+    del columns["at the end of its values"]
+  if "gradients" in columns:
+    results = dict(sorted(results.items(), key=lambda x: x[1]["gradients"]))
+  return {
+    "header": list(columns),
+    "rows": [
+      [column(name, row) for column in columns.values()]
+      for name, row in results.items()
+    ],
+  }
+
+
+def by_setting(
+  what: str, results: Mapping[float, Mapping[str, Row]]
+) -> dict[str, Any]:
+  """Tables and panels of the arms over a setting, F-SAM paired with the others.
+
+  Args:
+    what: is set.
+    results: by its value and by arm, F-SAM among them.
+
+  Returns:
+    What the JSON holds.
+  """
+  settings, arms = list(results), list(next(iter(results.values())))
+  others = [name for name in reversed(arms) if name != "F-SAM"]
+  points = []
+  for setting, rows in results.items():
+    for name, row in rows.items():
+      fields = ("learning_rate", "rho", "weight_decay")
+      cells = ["-" if row[x] is None else _short(row[x]) for x in fields]
+      ends = ", ".join(row.get("on_edge", ()))
+      points.append([setting, name, *cells, len(row.get("grid", ())), ends])
+  of = lambda name: [
+    _floats(results[x][name]["test_accuracy"]) for x in results
+  ]
+  differences = [
+    line(
+      f"F-SAM over {name}",
+      settings,
+      [a - b for a, b in zip(of("F-SAM"), of(name), strict=True)],
+    )
+    for name in others
+  ]
+  header = ["learning rate", "rho", "weight decay", "points tried"]
+  return {
+    "results": {f"{setting:g}": rows for setting, rows in results.items()},
+    "tables": [
+      {
+        "header": [what, *arms, *(f"F-SAM over {name}" for name in others)],
+        "rows": [
+          [
+            setting,
+            *(accuracy(rows[name]["test_accuracy"]) for name in arms),
+            *(_difference(rows["F-SAM"], rows[name]) for name in others),
+          ]
+          for setting, rows in results.items()
+        ],
+      },
+      {
+        "header": [what, "", *header, "at the end of its values"],
+        "rows": points,
+      },
+    ],
+    "panels": [
+      panel(what, [line(name, settings, of(name)) for name in arms]),
+      panel(what, differences) | {"ylabel": "paired difference (points)"},
+    ],
+  }
+
+
+def _difference(first: Row, second: Row) -> dict[str, Any]:
+  """A paired difference with its median, and the error that the search adds."""
+  values = first["test_accuracy"], second["test_accuracy"]
+  pair = statistics.paired(*map(_floats, values))
+  cell: dict[str, Any] = {"difference": pair["mean"]}
+  cell["error"] = pair["standard_error"]
+  if pair["mean"] is None:
+    return cell
+  if "candidates" in first and "candidates" in second:
+    tested = (_tested(first), _tested(second))
+    cell["search_error"] = search.error_with_search(*tested)
+  return cell | {"median": pair["median"]}
+
+
+def _tested(row: Row) -> search.Tested:
+  """The candidates of an arm."""
+  columns = ("validation_accuracy", "test_accuracy")
+  return search.Tested(
+    *(_floats([x[column] for x in row["candidates"]]) for column in columns)
+  )
+
+
+def _floats(values: Any) -> np.ndarray:
+  """The values, NaN for None."""
+  return np.asarray(values, np.float64)
+
+
+def _short(value: float) -> float:
+  return float(f"{value:.3g}")
+
+
+def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
+  """A line of a figure, with a gap where a value is not finite.
+
+  Args:
+    label: its name.
+    x: where its points stand.
+    columns: the values at each.
+
+  Returns:
+    What a panel holds.
+  """
+  pairs = [
+    statistics.mean_and_error(values)
+    if np.all(np.isfinite(_floats(values)))
+    else (None, None)
+    for values in columns
+  ]
+  return {
+    "label": label,
+    "x": list(x),
+    "mean": [mean for mean, _ in pairs],
+    "error": [error for _, error in pairs],
+  }
+
+
+def panel(xlabel: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+  """A panel of test accuracy."""
+  return {"xlabel": xlabel, "ylabel": "test accuracy (%)", "series": lines}
+
+
+def bars(results: Mapping[str, Row]) -> dict[str, Any]:
+  """A panel of the arms' test accuracies side by side."""
+  values = [row["test_accuracy"] for row in results.values()]
+  return panel("", [line("", results, values)])
+
+
+def title_of(config: Mapping[str, Any]) -> str:
+  """What was trained on what, for the head of a figure or of the tables."""
+  noise = config["label_noise"]
+  shown = f"label noise {noise:g}, " if isinstance(noise, float) else ""
+  seeds = len(config["seeds"])
+  return (
+    f"{pathlib.Path(config['dataset']).name}, {config['model']}, {shown}"
+    f"{seeds} seed{'s' if seeds > 1 else ''}"
+  )
+
+
+def draw(
+  title: str, panels: Sequence[Mapping[str, Any]], path: pathlib.Path
+) -> None:
+  """Draws panels, four in a row, a gap where a value is missing.
+
+  Args:
+    title: over them.
+    panels: each with its labels and series of lines.
+    path: the PNG to write.
+  """
+  columns, lines = min(4, len(panels)), -(-len(panels) // 4)
+  drawing = figures.new(max(5.4, 3.6 * columns), 3.6 * max(1, lines))
+  for i, shown in enumerate(panels):
+    _draw_panel(drawing.add_subplot(lines, columns, i + 1), shown)
+  drawing.suptitle(f"{title}, mean ± standard error", fontsize="medium")
+  figures.save(drawing, path)
+
+
+def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
+  for series in shown["series"]:
+    mean, error = map(figures.gaps, (series["mean"], series["error"]))
+    x = series["x"]
+    color = series.get("color")
+    if isinstance(x[0], str):
+      axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3)
+      axes.set_xticks(range(len(x)), x, rotation=60, ha="right")
+    elif series.get("is_points"):
+      axes.errorbar(x, mean, error, fmt=".", color=color, zorder=0)
+    else:
+      figures.band(axes, x, mean, error, label=series["label"], color=color)
+    for name, *at in zip(series.get("names", ()), x, mean, strict=False):
+      axes.annotate(name, at, rotation=15, fontsize="xx-small")
+  if shown.get("is_log"):
+    axes.set_xscale("log")
+  if shown.get("is_log_y"):
+    axes.set_yscale("log")
+  if "ylim" in shown:
+    axes.set_ylim(*shown["ylim"])
+  axes.set_xlabel(shown["xlabel"])
+  axes.set_ylabel(shown["ylabel"], fontsize="small")
+  axes.set_title(shown.get("title", ""), fontsize="medium")
+  axes.grid(alpha=0.3)
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(fontsize="x-small")

@@ -1,0 +1,208 @@
+"""The search for an arm's hyperparameters, and the error it brings.
+
+Every point of a grid is trained on the same seeds. Where the best lies at an
+end of its values they go on, so that it has been seen to fall off beyond. More
+seeds may then decide between the best few. The seeds that choose decide between
+neighbors by chance: a bootstrap over them says how much that moves what is
+reported.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Sequence
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MOST_EXTENSIONS = 6
+DRAWS = 2000
+_BEST_FEW = 3
+_MOST_CANDIDATES = 12
+_RESAMPLING_SEED = 0
+
+
+class Point(NamedTuple):
+  """Hyperparameters of an arm.
+
+  Attributes:
+    learning_rate: at the first step.
+    rho: radius; 0 of SGD.
+    weight_decay: fraction of the weights that is added to the gradient.
+  """
+
+  learning_rate: float
+  rho: float
+  weight_decay: float
+
+
+class Grid(NamedTuple):
+  """Values of a point to try in all combinations, each in ascending order."""
+
+  learning_rate: tuple[float, ...]
+  rho: tuple[float, ...]
+  weight_decay: tuple[float, ...]
+
+  def points(self) -> list[Point]:
+    """All combinations."""
+    return [Point(*values) for values in itertools.product(*self)]
+
+
+class Found(NamedTuple):
+  """What a search found.
+
+  Attributes:
+    best: the point to report.
+    points: those that were trained, ``P`` of them.
+    accuracy: on the validation rows, percent, shape ``[P, S]`` for the ``S``
+      seeds that every point was trained on.
+    diverged: runs that diverged, shape ``[P]``.
+    on_edge: which of the best point's values lie at an end of those tried,
+      although these went on.
+  """
+
+  best: Point
+  points: list[Point]
+  accuracy: np.ndarray
+  diverged: np.ndarray
+  on_edge: list[str]
+
+  def candidates(self) -> list[int]:
+    """Indices of points that other seeds may well have chosen, the best first.
+
+    Those that a hundredth of the bootstrap's draws choose, or more.
+    """
+    drawn = choices(self.accuracy, resamples(self.accuracy.shape[1]))
+    counts = collections.Counter(drawn.tolist())
+    best = self.points.index(self.best)
+    others = [
+      point
+      for point, count in counts.most_common(_MOST_CANDIDATES)
+      if count >= len(drawn) / 100 and point != best
+    ]
+    return [best, *others]
+
+
+def search(
+  run: Callable[[Point, Sequence[int]], dict[str, Any]],
+  grid: Grid,
+  seeds: Sequence[int],
+  more_seeds: Sequence[int] = (),
+  extensions: int = MOST_EXTENSIONS,
+) -> Found:
+  """Chooses a point on validation rows.
+
+  Args:
+    run: trains at a point on some seeds; its ``"validation_accuracy"`` has one
+      value a seed, also of a run that diverged what it classifies, so that the
+      search stays clear of it, and ``"diverged"`` counts those.
+    grid: to begin with.
+    seeds: that every point is trained on.
+    more_seeds: that the best three points are trained on as well.
+    extensions: how many times the values may go on beyond their ends.
+
+  Returns:
+    What was found.
+  """
+  axes = [list(values) for values in grid]
+  rows: dict[Point, dict[str, Any]] = {}
+  for left in range(extensions, -1, -1):
+    for point in Grid(*map(tuple, axes)).points():
+      if point not in rows:
+        rows[point] = run(point, seeds)
+    of_some = {x: row["validation_accuracy"] for x, row in rows.items()}
+    best, on_edge = _best(of_some, axes)
+    if more_seeds and not (on_edge and left):
+      ranked = sorted(of_some, key=lambda point: -np.mean(of_some[point]))
+      of_all = {
+        x: [*of_some[x], *run(x, more_seeds)["validation_accuracy"]]
+        for x in ranked[:_BEST_FEW]
+      }
+      best, on_edge = _best(of_all, axes)
+    if not on_edge or not left:
+      break
+    for name in on_edge:
+      axis = Grid._fields.index(name)
+      continue_beyond(axes[axis], best[axis])
+  diverged = np.array([row["diverged"] for row in rows.values()])
+  accuracy = np.array(list(of_some.values()))
+  return Found(best, list(rows), accuracy, diverged, on_edge)
+
+
+def _best(accuracy, axes) -> tuple[Point, list[str]]:
+  """The point of the highest mean, and which of its values are at an end."""
+  best = max(accuracy, key=lambda point: np.mean(accuracy[point]))
+  fields = zip(Grid._fields, axes, best, strict=True)
+  return best, [name for name, *values in fields if is_at_an_end(*values)]
+
+
+def is_at_an_end(values: Sequence[float], best: float) -> bool:
+  """Whether a search has not seen the best fall off on both sides.
+
+  One value alone is no search, and nothing is below 0.
+  """
+  return len(values) > 1 and best != 0 and best in (values[0], values[-1])
+
+
+def continue_beyond(values: list[float], best: float) -> None:
+  """Adds the next value of a geometric sequence beyond the end that is best."""
+  if best == values[0]:
+    values.insert(0, float(f"{values[0] ** 2 / values[1]:.2g}"))
+  else:
+    ratio = values[-1] / values[-2] if values[-2] else 2
+    values.append(float(f"{values[-1] * ratio:.2g}"))
+
+
+def resamples(number: int) -> np.ndarray:
+  """Draws of ``number`` seeds with replacement, shape ``[DRAWS, number]``.
+
+  Always the same ones, so that arms whose runs are paired by their seeds stay
+  paired.
+  """
+  rng = np.random.default_rng(_RESAMPLING_SEED)
+  return rng.integers(0, number, (DRAWS, number))
+
+
+def choices(accuracy: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+  """The point that each draw of seeds would have chosen, shape ``[D]``.
+
+  Args:
+    accuracy: on validation rows, shape ``[P, S]``.
+    seeds: as of :func:`resamples`, shape ``[D, S]``.
+  """
+  return np.argmax(accuracy[:, seeds].mean(axis=2), axis=0)
+
+
+class Tested(NamedTuple):
+  """The candidates of a search, on seeds that chose nothing.
+
+  Attributes:
+    validation_accuracy: by the seeds that choose, shape ``[C, S]``.
+    test_accuracy: by the seeds to report, shape ``[C, T]``; NaN where a run
+      diverged.
+  """
+
+  validation_accuracy: np.ndarray
+  test_accuracy: np.ndarray
+
+
+def error_with_search(first: Tested, second: Tested) -> float:
+  """Standard error of a paired difference, the search's included.
+
+  In each draw of a bootstrap the seeds that choose are drawn again, both arms
+  take their best point by these, and the seeds to report are drawn again, too.
+
+  Args:
+    first: of one arm.
+    second: of the other, over the same seeds in the same order.
+
+  Returns:
+    Standard deviation over the draws of the difference of the means.
+  """
+  choosing = resamples(first.validation_accuracy.shape[1])
+  testing = resamples(first.test_accuracy.shape[1])
+  means = []
+  for tested in (first, second):
+    chosen = choices(tested.validation_accuracy, choosing)
+    means.append(tested.test_accuracy[chosen[:, None], testing])
+  return float(np.nanmean(means[0] - means[1], axis=1).std(ddof=1))

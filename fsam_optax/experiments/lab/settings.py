@@ -1,0 +1,272 @@
+"""The flags of the commands that train many small runs, checked together."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated, Optional
+
+import tyro
+
+from fsam_optax.experiments import datasets
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import optimizers as optimizers_lib
+from fsam_optax.experiments.common import values
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.datasets.label_noise import KINDS
+from fsam_optax.experiments.lab import arms as arms_lib
+from fsam_optax.experiments.lab import splits
+from fsam_optax.experiments.lab import tuned_values
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Grid
+
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is trained on what.
+
+  Attributes:
+    dataset: a data set by its name, by its path, or by both with a colon
+      between.
+    image_size: side to scale the images to, in pixels, each the mean of a block
+      of pixels.
+    model: mlp has two hidden layers of 64; cnn has two 3 x 3 convolutions, of
+      stride 2, with 16 and 32 channels.
+    label_noise: fraction of the training labels that are replaced, at least 0
+      and below 1.
+    label_noise_kind: by another class (symmetric), by any class and so the
+      right one, too (uniform), or by one easily taken for it (asymmetric).
+  """
+
+  dataset: Annotated[
+    str,
+    values.value("NAME", str),
+    tyro.conf.arg(help=datasets.describe()),
+  ] = "mnist"
+  image_size: Annotated[
+    Optional[int],
+    values.integer(1, remedy="14 halves 28 pixels", metavar="PIXELS"),
+    values.default("14 for mnist, otherwise that of the images"),
+  ] = None
+  model: Annotated[str, values.choice(networks.REGISTRY, "NAME")] = "mlp"
+  label_noise: Annotated[
+    float,
+    values.number(
+      0,
+      1,
+      below=True,
+      remedy="0.4 moves 40 % of the labels",
+      metavar="FRACTION",
+    ),
+  ] = tuned_values.LABEL_NOISE
+  label_noise_kind: Annotated[str, values.choice(KINDS, metavar="KIND")] = (
+    "symmetric"
+  )
+
+
+Epochs = Annotated[
+  Optional[int],
+  values.integer(1, 10**6, remedy="60 is usual"),
+  values.default("60, on digits 100"),
+]
+SEEDS = values.integer(1, 10_000, remedy="64 tell F-SAM from SAM, 8 do not")
+FIRST_SEED = values.integer(
+  0, LARGEST_SEED, remedy="seeds count up from it", metavar="SEED"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How every run is trained.
+
+  Attributes:
+    optimizers: which of sgd, sam and fsam to train, with commas between.
+    sigma: fraction of the gradient average that F-SAM subtracts.
+    lmbda: decay of the gradient average of F-SAM, from 0 to 1.
+    epochs: passes over the training rows.
+    batch_size: rows a step, at most the training rows; what fills no whole
+      batch waits for another epoch.
+    output: directory to write to, made where it is missing.
+  """
+
+  optimizers: Annotated[
+    tuple[str, ...], values.some_of(optimizers_lib.NAMES, example="sam,fsam")
+  ] = optimizers_lib.NAMES
+  sigma: Annotated[
+    float, values.number(0, remedy="1 is F-SAM, 0 is SAM", metavar="S")
+  ] = 1.0
+  lmbda: Annotated[
+    float,
+    values.number(0, 1, remedy="the paper uses 0.6, 0.9 and 0.95", metavar="L"),
+  ] = arms_lib.LMBDA
+  epochs: Epochs = None
+  batch_size: Annotated[
+    Optional[int],
+    values.integer(1, remedy="100 is usual", metavar="ROWS"),
+    values.default("100"),
+  ] = None
+  output: pathlib.Path = pathlib.Path("compare")
+
+
+def learning_rate(*, is_grid: bool) -> object:
+  """The annotation of a learning rate, or of a grid of them."""
+  return values.per_optimizer(
+    optimizers_lib.NAMES,
+    metavar="LR",
+    is_grid=is_grid,
+    above_zero="at 0 nothing is learned",
+  )
+
+
+def rho(*, is_grid: bool) -> object:
+  """The annotation of a radius, or of a grid of them."""
+  return values.per_optimizer(
+    optimizers_lib.ASCENDING, metavar="R", is_grid=is_grid
+  )
+
+
+def weight_decay(*, is_grid: bool) -> object:
+  """The annotation of a weight decay, or of a grid of them."""
+  return values.per_optimizer(
+    optimizers_lib.NAMES, metavar="WD", is_grid=is_grid
+  )
+
+
+def recipe_of(data: Data) -> tuned_values.Recipe:
+  """The recipe of the data set and network of the flags."""
+  return tuned_values.recipe(data.dataset, data.model, data.image_size)
+
+
+def laboratory(
+  data: Data, training: Training, seeds: Optional[int], first_seed: int
+) -> Lab:
+  """The laboratory of the optimizers, with the data loaded.
+
+  Args:
+    data: of the flags.
+    training: of the flags; its output directory is made.
+    seeds: their number.
+    first_seed: of them.
+
+  Returns:
+    The laboratory, whose seeds to report and to search by are the same.
+
+  Raises:
+    FlagError: if the flags do not fit each other or the data.
+  """
+  recipe, pool = recipe_of(data), load(data)
+  batch_size = training.batch_size or min(recipe.batch_size, pool.train_size)
+  if batch_size > pool.train_size:
+    raise FlagError(
+      "--batch-size",
+      f"must be at most the {pool.train_size} training rows, got {batch_size}. "
+      "Choose a smaller batch",
+    )
+  numbers = range(first_seed, first_seed + (seeds or recipe.seeds))
+  if numbers[-1] > LARGEST_SEED:
+    raise FlagError(
+      "--first-seed",
+      f"must leave the last seed at {LARGEST_SEED} at most, got {numbers[-1]}. "
+      "Start lower",
+    )
+  if message := files.make_directory(training.output):
+    raise FlagError("--output", message)
+  return Lab(
+    pool=pool,
+    model=data.model,
+    network=networks.REGISTRY[data.model].create,
+    label_noise=data.label_noise,
+    label_noise_kind=data.label_noise_kind,
+    epochs=training.epochs or recipe.epochs,
+    batch_size=batch_size,
+    arms=arms_lib.of_optimizers(
+      training.optimizers, training.sigma, training.lmbda
+    ),
+    search_seeds=numbers,
+    seeds=numbers,
+  )
+
+
+def load(data: Data) -> splits.Pool:
+  """Loads the data set of the flags, which the network of the flags can take.
+
+  Args:
+    data: of the flags.
+
+  Returns:
+    The data set.
+
+  Raises:
+    FlagError: if it cannot be read, or does not fit the network.
+  """
+  network = networks.REGISTRY[data.model]
+  if network.has_statistics:
+    others = [
+      x.name for x in networks.REGISTRY.values() if not x.has_statistics
+    ]
+    raise FlagError(
+      "--model",
+      f"must be one of {', '.join(others)}, which keep no statistics of "
+      f"batches, got {data.model!r}. `train` takes it",
+    )
+  try:
+    pool = splits.load(data.dataset, recipe_of(data).image_size)
+  except datasets.DataError as error:
+    raise FlagError("--dataset", error) from error
+  for note in pool.notes:
+    print(f"note: {note}", file=sys.stderr)
+  shape = pool.x.shape[1:]
+  if len(shape) == 1 and not network.takes_vectors:
+    raise FlagError(
+      "--model",
+      f"{data.model} must have images, got rows of shape {list(shape)}. Store "
+      "x_train and x_test as [n, height, width] or use mlp",
+    )
+  if len(shape) == 3 and min(shape[:2]) < network.least_image:
+    raise FlagError(
+      "--model",
+      f"{data.model} must have images of {network.least_image} x "
+      f"{network.least_image} pixels at least, got {shape[0]} x {shape[1]}",
+    )
+  return pool
+
+
+def grids(
+  names: tuple[str, ...],
+  given: Mapping[str, values.PerOptimizer],
+  defaults: Mapping[str, Grid],
+) -> dict[str, Grid]:
+  """The points of each optimizer that runs.
+
+  Args:
+    names: of the optimizers.
+    given: by the flags, for each hyperparameter.
+    defaults: for each optimizer.
+
+  Returns:
+    A grid for each.
+
+  Raises:
+    FlagError: if a flag names an optimizer that does not run.
+  """
+  for what, of in given.items():
+    if unused := [name for name in of if name and name not in names]:
+      raise FlagError(
+        f"--{what.replace('_', '-')}",
+        f"must name optimizers that run, got {unused[0]}, which --optimizers "
+        "leaves out. Drop one or add the other",
+      )
+  found = {}
+  for name in names:
+    default = defaults[name]
+    found[name] = default._replace(
+      **{
+        what: of.get(name, of.get("", getattr(default, what)))
+        for what, of in given.items()
+        if what != "rho" or name in optimizers_lib.ASCENDING
+      }
+    )
+  return found

@@ -1,0 +1,407 @@
+"""The trainer: many runs of one arm at once, each on its own split.
+
+Runs of one arm that differ in seed and rates are vmapped over a scan of train
+steps, an epoch a call. A network whose convolutions XLA runs badly inside a
+loop of its own is trained run after run by a loop in Python.
+
+Split, labels, first parameters and batches come from the seed of a run alone,
+so those of two arms are paired: what is left of their difference is the arms'.
+"""
+
+from collections.abc import Mapping
+import functools
+import time
+from typing import Any, Callable, NamedTuple, Optional
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+import fsam_optax
+from fsam_optax.experiments.lab import splits as splits_lib
+from fsam_optax.experiments.lab.arms import Arm
+
+MOMENTUM = 0.9
+BATCH_STREAM = 20  # Of the random numbers that order the batches of a loop.
+_ROWS_AT_ONCE = 250  # Of each run, in the passes that measure accuracy.
+_UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
+
+
+class Outcome(NamedTuple):
+  """What came of ``R`` runs. Accuracies are in percent, float64.
+
+  Attributes:
+    test_accuracy: after the last epoch, shape ``[R]``.
+    validation_accuracy: after the last epoch, shape ``[R]``.
+    train_accuracy: after the last epoch and against the labels it was trained
+      on, the noisy ones included, shape ``[R]``.
+    curve: validation accuracy after each epoch, shape ``[epochs, R]``; empty
+      where it was not asked for.
+    diverged: whether a loss or a parameter was not finite, shape ``[R]``, bool.
+    params: after the last epoch, leaves of shape ``[R, ...]``.
+    perturbation_state: after the last epoch, leaves of shape ``[R, ...]``.
+    seconds: wall-clock time, compilation included.
+    compile_seconds: the part of it that tracing and compiling took.
+  """
+
+  test_accuracy: np.ndarray
+  validation_accuracy: np.ndarray
+  train_accuracy: np.ndarray
+  curve: np.ndarray
+  diverged: np.ndarray
+  params: Any
+  perturbation_state: Any
+  seconds: float
+  compile_seconds: float
+
+
+def descent(
+  learning_rate: Any, weight_decay: Any, steps: int
+) -> optax.GradientTransformation:
+  """SGD with momentum and a cosine to 0, the decay added to the gradient."""
+  schedule = optax.cosine_decay_schedule(learning_rate, steps)
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay),
+    optax.sgd(schedule, momentum=MOMENTUM),
+  )
+
+
+class Trainer:
+  """Trains arms that differ in their ascent.
+
+  Each epoch takes its batches from a new permutation of the training rows; rows
+  that fill no whole batch wait for another epoch. Compiled programs are kept
+  for further calls with as many runs; those that measure accuracy serve all.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    pool: splits_lib.Pool,
+    arms: Mapping[str, Arm],
+    *,
+    epochs: int,
+    batch_size: int,
+    is_loop: bool = False,
+    is_iid: bool = False,
+    make_tx: Callable[..., optax.GradientTransformation] = descent,
+    augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None,
+    optimize: bool = True,
+  ):
+    """Prepares to train.
+
+    Args:
+      model: a module from inputs of shape ``[B, ...]`` to logits.
+      pool: the data set.
+      arms: by name.
+      epochs: passes over the training rows, positive.
+      batch_size: rows a step, at most the training rows.
+      is_loop: whether each run is trained by a loop in Python.
+      is_iid: whether each batch is drawn anew, with replacement.
+      make_tx: the base optimizer, from the learning rate, the weight decay and
+        the number of steps.
+      augment: from the seed of a run, the step and the rows of its batch to
+        those that it is trained on.
+      optimize: whether XLA is to optimize the steps; what trains for a few
+        steps alone is done sooner without.
+    """
+    self._model, self._arms, self._epochs = model, dict(arms), epochs
+    self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
+    self._steps, self._batch_size = pool.train_size // batch_size, batch_size
+    self._is_loop, self._is_iid, self._make_tx = is_loop, is_iid, make_tx
+    self._augment, self._optimize = augment, optimize
+    self._compiled: dict[Any, Any] = {}
+    self._compile_seconds = 0.0
+
+  def epochs_of(self, name: str) -> int:
+    """Passes over the training rows that an arm takes."""
+    return self._epochs * self._arms[name].epochs
+
+  def __call__(
+    self,
+    name: str,
+    splits: splits_lib.Splits,
+    learning_rate: np.ndarray,
+    rho: np.ndarray,
+    weight_decay: np.ndarray,
+    *,
+    with_curve: bool = False,
+    on_epoch: Callable[[], None] = lambda: None,
+  ) -> Outcome:
+    """Trains and tests.
+
+    Args:
+      name: of the arm.
+      splits: one split a run, leading axis ``R``.
+      learning_rate: at the first step, shape ``[R]``.
+      rho: radius, shape ``[R]``; SGD ignores it.
+      weight_decay: fraction of the weights that is added to the gradient, shape
+        ``[R]``.
+      with_curve: whether to measure the validation accuracy every epoch, which
+        a loop does not.
+      on_epoch: called after each epoch, for a progress bar.
+
+    Returns:
+      The outcome of every run. The test rows are looked at once, by the final
+      parameters.
+    """
+    start = time.perf_counter()
+    self._compile_seconds = 0.0
+    values = learning_rate, rho, weight_decay
+    rates = (np.asarray(x, np.float32) for x in values)
+    runs = jax.tree.map(jnp.asarray, (splits, *rates))
+    splits = runs[0]
+    curve: list[np.ndarray] = []
+    if self._is_loop:
+      state, is_finite = self._train_in_loops(name, runs, on_epoch)
+    else:
+      state, is_finite = self._train_in_scans(
+        name, runs, curve if with_curve else None, on_epoch
+      )
+    is_finite += _are_finite(state.params, len(splits.seed))
+    accuracy = functools.partial(self._accuracy, state, splits)
+    return Outcome(
+      test_accuracy=accuracy(splits.test_rows),
+      validation_accuracy=accuracy(splits.validation_rows),
+      train_accuracy=accuracy(splits.train_rows, splits.train_labels),
+      curve=np.array(curve),
+      diverged=~np.all(is_finite, axis=0),
+      params=state.params,
+      perturbation_state=state.perturbation_state,
+      seconds=time.perf_counter() - start,
+      compile_seconds=self._compile_seconds,
+    )
+
+  def loss(self, params: Any, batch: Any) -> jax.Array:
+    """Cross-entropy of a batch of ``"x"`` and ``"y"``, mean over its rows."""
+    return self._loss(params, {}, batch, None)[0]
+
+  def training_data(
+    self, splits: splits_lib.Splits, run: int
+  ) -> dict[str, Any]:
+    """The training rows of one run as one batch, its noisy labels included."""
+    x = np.asarray(self._pool[0])[splits.train_rows[run]]
+    return {
+      "x": (x - splits.mean[run]) / splits.standard_deviation[run],
+      "y": splits.train_labels[run],
+    }
+
+  # All runs at once.
+
+  def _train_in_scans(self, name, runs, curve, on_epoch):
+    state = self._first_state(name, runs, is_vmapped=True)
+    is_finite = []
+    for _ in range(self.epochs_of(name)):
+      state, losses_finite = self._call(
+        self._epoch, name, state, runs, donate=1
+      )
+      is_finite.append(losses_finite)
+      if curve is not None:
+        splits = runs[0]
+        curve.append(self._accuracy(state, splits, splits.validation_rows))
+      # So that the bar moves when an epoch is done, not when it is enqueued.
+      jax.block_until_ready(state)
+      on_epoch()
+    return state, is_finite
+
+  def _epoch(self, name, pool, state, run):
+    """The steps over one permutation of the training rows.
+
+    Its key is of the seed and the step alone: the batches of a seed are the
+    same for all arms.
+    """
+    _, key = jax.random.split(jax.random.key(run[0].seed))
+    key, rows = jax.random.fold_in(key, state.step), len(run[0].train_rows)
+    shape = (self._steps, self._batch_size)
+    if self._is_iid:
+      order = jax.random.randint(key, shape, 0, rows)
+    else:
+      order = jax.random.permutation(key, rows)
+      order = order[: self._steps * self._batch_size].reshape(shape)
+    state, is_finite = jax.lax.scan(
+      lambda state, rows: self._step(name, pool, state, run, rows),
+      state,
+      (order, jnp.roll(order, 1, axis=0)),
+    )
+    return state, jnp.all(is_finite)
+
+  # One run after the other.
+
+  def _train_in_loops(self, name, runs, on_epoch):
+    states, is_finite = [], []
+    rows, taken = runs[0].train_rows.shape[1], self._steps * self._batch_size
+    for i in range(len(runs[0].seed)):
+      run = jax.tree.map(lambda x, i=i: x[i], runs)
+      state = self._first_state(name, run, is_vmapped=False)
+      losses_finite = []
+      for epoch in range(self.epochs_of(name)):
+        stream = (int(run[0].seed), BATCH_STREAM, epoch)
+        order = np.random.default_rng(stream).permutation(rows)[:taken]
+        order = order.reshape(self._steps, self._batch_size)
+        for batches in zip(order, np.roll(order, 1, axis=0), strict=True):
+          state, found = self._call(
+            self._step, name, state, run, batches, is_vmapped=False, donate=1
+          )
+          losses_finite.append(found)
+        on_epoch()
+      states.append(state)
+      is_finite.append(bool(np.all(losses_finite)))
+    return jax.tree.map(lambda *x: jnp.stack(x), *states), [np.array(is_finite)]
+
+  # One run as a function of arrays.
+
+  def _first_state(self, name, run, *, is_vmapped):
+    call = functools.partial(self._call, is_vmapped=is_vmapped, is_hot=False)
+    return call(self._init, name, call(self._variables, None, run[0].seed), run)
+
+  def _variables(self, name, pool, seed):
+    """Of the seed alone, so that the arms share them."""
+    del name
+    key, _ = jax.random.split(jax.random.key(seed))
+    return dict(self._model.init(key, pool[0][:1].astype(jnp.float32)))
+
+  def _init(self, name, pool, variables, run):
+    del pool
+    state = fsam_optax.TrainState.create(
+      apply_fn=None,
+      params=variables.pop("params"),
+      model_state=variables,
+      **self._transforms(name, run),
+    )
+    return state.replace(tx=None, perturbation=None)
+
+  def _transforms(self, name, run) -> dict[str, Any]:
+    """Base optimizer and ascent.
+
+    They close over traced rates. As static fields of the state they come in
+    with each step, and do not leave the compiled call.
+    """
+    _, learning_rate, rho, weight_decay = run
+    ascent = self._arms[name].perturbation
+    return {
+      "tx": self._make_tx(learning_rate, weight_decay, self._steps_of(name)),
+      "perturbation": None if ascent is None else ascent(rho),
+    }
+
+  def _steps_of(self, name) -> int:
+    return self.epochs_of(name) * self._steps
+
+  def _step(self, name, pool, state, run, positions):
+    """A step on the rows at these positions, and whether its loss is finite."""
+    own, other = positions
+    arm, rows_at = self._arms[name], functools.partial(_rows, pool, run[0])
+    batch: dict[str, Any] = rows_at(own)
+    if self._augment is not None:
+      batch["x"] = self._augment(run[0].seed, state.step, batch["x"])
+    if arm.sees_more:
+      batch |= {
+        "whole": rows_at(jnp.arange(run[0].train_rows.shape[0])),
+        "other": rows_at(other),
+        "rate": optax.cosine_decay_schedule(run[1], self._steps_of(name))(
+          state.step
+        ),
+      }
+    step = arm.step(self._loss, self._steps_of(name))
+    state = state.replace(**self._transforms(name, run))
+    state, metrics = step(state, batch)
+    state = state.replace(tx=None, perturbation=None)
+    return state, jnp.isfinite(metrics["loss"])
+
+  def _loss(self, params, model_state, batch, rng):
+    """Cross-entropy, the mean over the rows, as a train step takes it."""
+    del rng
+    logits, model_state = self._model.apply(
+      {"params": params, **model_state},
+      batch["x"],
+      train=True,
+      mutable=list(model_state),
+    )
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits, batch["y"]
+    )
+    return jnp.mean(losses), (dict(model_state), {})
+
+  # Accuracy.
+
+  def _accuracy(self, state, splits, rows, labels=None) -> np.ndarray:
+    """Percent of the rows classified as labeled, shape `[R]`, float64."""
+    labels = self._pool[1][rows] if labels is None else labels
+    scale = (splits.mean, splits.standard_deviation)
+    arguments = (state.params, state.model_state), scale, rows, labels
+    if self._is_loop:
+      hits = [
+        self._hits_in_a_loop(*jax.tree.map(lambda x, i=i: x[i], arguments))
+        for i in range(len(rows))
+      ]
+    else:
+      hits = self._call(self._hits, None, *arguments, is_hot=False)
+    return 100 * np.asarray(hits, np.float64) / rows.shape[1]
+
+  def _hits(self, name, pool, variables, scale, rows, labels):
+    """How many rows are classified as labeled, a few at a time."""
+    padding = (0, -len(rows) % _ROWS_AT_ONCE)
+    rows = jnp.pad(rows, padding).reshape(-1, _ROWS_AT_ONCE)
+    # No prediction is -1, so the padding never counts.
+    labels = jnp.pad(labels, padding, constant_values=-1).reshape(rows.shape)
+    of_some = lambda some: self._some_hits(name, pool, variables, scale, *some)
+    return jnp.sum(jax.lax.map(of_some, (rows, labels)))
+
+  def _hits_in_a_loop(self, variables, scale, rows, labels):
+    at = range(0, len(rows), 4 * _ROWS_AT_ONCE)
+    parts = [(x[i : i + 4 * _ROWS_AT_ONCE] for x in (rows, labels)) for i in at]
+    call = functools.partial(self._call, self._some_hits, None, variables)
+    return sum(int(call(scale, *part, is_vmapped=False)) for part in parts)
+
+  def _some_hits(self, name, pool, variables, scale, rows, labels):
+    del name
+    params, model_state = variables
+    variables = {"params": params, **model_state}
+    logits: Any = self._model.apply(variables, _inputs(pool, scale, rows))
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+  def _call(
+    self, fn, name, *args, is_vmapped=True, is_hot=True, donate=()
+  ) -> Any:
+    """Calls `fn(name, pool, *args)`, compiled, `args` perhaps of many runs.
+
+    What runs once is not worth optimizing: random numbers take longer to
+    compile than a train step.
+    """
+    shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(args))
+    key = (fn.__name__, name, shapes)
+    if key not in self._compiled:
+      start = time.perf_counter()
+
+      def called(pool, *args):
+        one = functools.partial(fn, name, pool)
+        return jax.vmap(one)(*args) if is_vmapped else one(*args)
+
+      lowered = jax.jit(called, donate_argnums=donate).lower(self._pool, *args)
+      self._compiled[key] = lowered.compile(
+        None if is_hot and self._optimize else _UNOPTIMIZED
+      )
+      self._compile_seconds += time.perf_counter() - start
+    return self._compiled[key](self._pool, *args)
+
+
+def _rows(pool, splits, positions) -> dict[str, Any]:
+  scale = (splits.mean, splits.standard_deviation)
+  return {
+    "x": _inputs(pool, scale, splits.train_rows[positions]),
+    "y": splits.train_labels[positions],
+  }
+
+
+def _inputs(pool, scale, rows) -> jax.Array:
+  mean, standard_deviation = scale
+  return (pool[0][rows] - mean) / standard_deviation
+
+
+def _are_finite(params: Any, runs: int) -> list[np.ndarray]:
+  """For each leaf, which runs have nothing but finite numbers in it."""
+  return [
+    np.all(np.isfinite(np.asarray(leaf).reshape(runs, -1)), axis=1)
+    for leaf in jax.tree.leaves(params)
+  ]

@@ -1,0 +1,309 @@
+"""``compare``: SGD, SAM and F-SAM on the same data, over many seeds."""
+
+import dataclasses
+from typing import Annotated, Any, Optional
+
+import numpy as np
+
+from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import flags
+from fsam_optax.experiments.common import optimizers
+from fsam_optax.experiments.common import progress
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.common import values
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab import tuned_values
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Grid
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.trainer import Outcome
+
+_GRAY = "#7f7f7f"
+_HEADER = (
+  "",
+  "learning rate",
+  "rho",
+  "weight decay",
+  "test accuracy %",
+  "median",
+  "collapsed",
+  "diverged",
+  "seconds",
+  "compiling",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+  """The flags of ``compare``.
+
+  Attributes:
+    data: what is trained on what.
+    training: how every run is trained.
+    rho: radius of the perturbation, in units of the weights: one value for sam
+      and fsam, or one for each, as in sam=0.35,fsam=0.5.
+    learning_rate: learning rate at the first step, a cosine takes it to 0: one
+      value for all, or one for each, as in sgd=0.004,fsam=0.015.
+    weight_decay: fraction of the weights that is added to the gradient: one
+      value for all, or one for each.
+    seeds: number of seeds, each with its own split, noise, initialization and
+      batches, shared by the optimizers.
+    first_seed: the first seed. Choose by `tune` and report by `compare` on
+      seeds that differ.
+  """
+
+  data: settings.Data = dataclasses.field(default_factory=settings.Data)
+  training: settings.Training = dataclasses.field(
+    default_factory=settings.Training
+  )
+  rho: Annotated[
+    values.PerOptimizer,
+    settings.rho(is_grid=False),
+    values.default(tuned_values.describe("rho")),
+  ] = dataclasses.field(default_factory=dict)
+  learning_rate: Annotated[
+    values.PerOptimizer,
+    settings.learning_rate(is_grid=False),
+    values.default(tuned_values.describe("learning_rate")),
+  ] = dataclasses.field(default_factory=dict)
+  weight_decay: Annotated[
+    values.PerOptimizer,
+    settings.weight_decay(is_grid=False),
+    values.default(tuned_values.describe("weight_decay")),
+  ] = dataclasses.field(default_factory=dict)
+  seeds: Annotated[
+    Optional[int],
+    settings.SEEDS,
+    values.default("64 for the mlp on mnist or digits, 16 otherwise"),
+  ] = None
+  first_seed: Annotated[int, settings.FIRST_SEED] = tuned_values.FIRST_SEED
+
+
+def run(given: Compare) -> None:
+  """Runs the command.
+
+  Args:
+    given: its flags.
+
+  Raises:
+    FlagError: if they do not fit each other or the data.
+  """
+  extras.require("scipy.stats", "matplotlib.figure", "rich.progress")
+  recipe = settings.recipe_of(given.data)
+  names = given.training.optimizers
+  points = settings.grids(
+    names,
+    {what: getattr(given, what) for what in Grid._fields},
+    {name: Grid(*((x,) for x in recipe.point(name))) for name in names},
+  )
+  lab = settings.laboratory(
+    given.data, given.training, given.seeds, given.first_seed
+  )
+  outcomes = train(lab, {name: x.points()[0] for name, x in points.items()})
+  result = report(lab, points, outcomes)
+  pool, output = lab.pool, given.training.output
+  print(
+    f"{pool.name}, {lab.model}, label noise {lab.label_noise:g}, "
+    f"{len(lab.seeds)} seeds from {lab.seeds[0]}, {lab.epochs} epochs; "
+    f"{pool.train_size} training, {pool.validation_size} validation and "
+    f"{pool.test_size} test rows"
+  )
+  if not (given.learning_rate and given.rho and given.weight_decay):
+    print(f"default hyperparameters: {recipe.origin}")
+  *printed, _ = result["tables"]  # The last is short, for a page.
+  print("\n" + "\n\n".join(map(tables.text, printed)) + "\n", flush=True)
+  json_path, figure_path = output / "compare.json", output / "compare.png"
+  with files.saving(output):
+    files.write_json(result, json_path)
+    title = paired_report.title_of(result["config"])
+    paired_report.draw(title, _panels(result), figure_path)
+  print(f"wrote {json_path} and {figure_path}")
+
+
+COMMAND = flags.Command(
+  name="compare",
+  help="train SGD, SAM and F-SAM on noisy labels and compare their accuracy",
+  settings=Compare,
+  run=run,
+)
+
+
+def train(lab: Lab, points: dict[str, Point]) -> dict[str, Outcome]:
+  """Trains every optimizer at its point, on all seeds at once."""
+  splits, number, outcomes = lab.splits(lab.seeds), len(lab.seeds), {}
+  with progress.Bars() as bars:
+    for name, point in points.items():
+      outcomes[name] = lab.trainer(
+        name,
+        splits,
+        *(np.full(number, value) for value in point),
+        with_curve=True,
+        on_epoch=bars.start(optimizers.label(name), lab.epochs),
+      )
+  return outcomes
+
+
+def report(
+  lab: Lab, points: dict[str, Grid], outcomes: dict[str, Outcome]
+) -> dict[str, Any]:
+  """What the JSON holds: ``config``, ``results``, ``paired`` and ``tables``."""
+  results = {}
+  for name, found in outcomes.items():
+    (point,) = points[name].points()
+    results[name] = point._asdict() | _summary(lab.seeds, found)
+    if name not in optimizers.ASCENDING:
+      results[name]["rho"] = None
+  paired = {
+    f"{first}-{second}": _paired(outcomes[first], outcomes[second])
+    for first, second in _pairs(outcomes)
+  }
+  return {
+    "config": lab.config() | {"optimizers": list(outcomes)},
+    "results": results,
+    "paired": paired,
+    "tables": _tables(results, paired),
+  }
+
+
+def _pairs(names: Any) -> list[tuple[str, str]]:
+  """Each optimizer over those before it, its neighbor first."""
+  ordered = [name for name in optimizers.REGISTRY if name in names]
+  last = len(ordered) - 1
+  return [
+    (ordered[i], ordered[i - gap])
+    for gap in range(1, last + 1)
+    for i in range(last, gap - 1, -1)
+  ]
+
+
+def _paired(first: Outcome, second: Outcome) -> dict[str, Any]:
+  difference = first.curve - second.curve
+  return {
+    **statistics.paired(first.test_accuracy, second.test_accuracy),
+    "curve": difference.mean(axis=1).tolist(),
+    "curve_standard_error": [statistics.standard_error(x) for x in difference],
+  }
+
+
+def _summary(seeds: Any, outcome: Outcome) -> dict[str, Any]:
+  errors = [statistics.standard_error(row) for row in outcome.curve]
+  numbered = zip(seeds, outcome.diverged, strict=True)
+  return {
+    "test_accuracy": outcome.test_accuracy.tolist(),
+    "train_accuracy": outcome.train_accuracy.tolist(),
+    "validation_accuracy": outcome.validation_accuracy.tolist(),
+    "curve": outcome.curve.mean(axis=1).tolist(),
+    "curve_standard_error": errors,
+    "diverged_seeds": [seed for seed, diverged in numbered if diverged],
+    "seconds": outcome.seconds,
+    "compile_seconds": outcome.compile_seconds,
+  }
+
+
+def _tables(results, paired) -> list[dict[str, Any]]:
+  """The optimizers, their paired differences, and both in short."""
+  rows, short = [], []
+  below = {first: second for first, second in reversed(_pairs(results))}
+  for name, row in results.items():
+    accuracy = np.array(row["test_accuracy"])
+    runs = len(accuracy)
+    mean = paired_report.mean(accuracy)
+    rates = [optimizers.label(name), row["learning_rate"]]
+    rows.append(
+      [
+        *rates,
+        "-" if row["rho"] is None else row["rho"],
+        row["weight_decay"],
+        mean,
+        f"{np.median(accuracy):.2f}",
+        f"{statistics.collapsed(accuracy)} of {runs}",
+        f"{len(row['diverged_seeds'])} of {runs}",
+        f"{row['seconds']:.1f}",
+        f"{row['compile_seconds']:.1f}",
+      ]
+    )
+    cell: Any = ""
+    if name in below:
+      pair = paired[f"{name}-{below[name]}"]
+      cell = _difference(pair) | {"over": optimizers.label(below[name])}
+    rho = "" if row["rho"] is None else row["rho"]
+    short.append([*rates, rho, row["weight_decay"], mean, cell])
+  found = [{"header": _HEADER, "rows": rows}]
+  if paired:
+    differences = [
+      [
+        _over(*pair),
+        _difference(of),
+        f"{of['median']:+.2f}",
+        f"{of['above']} of {of['seeds']}",
+      ]
+      for pair in _pairs(results)
+      if (of := paired["-".join(pair)])
+    ]
+    header = ["paired over seeds", "difference", "median", "seeds above"]
+    found.append({"header": header, "rows": differences})
+  header = [*_HEADER[:4], "test accuracy (%)", "paired difference"]
+  return [*found, {"header": header, "rows": short}]
+
+
+def _difference(pair: dict[str, Any]) -> dict[str, Any]:
+  return {"difference": pair["mean"], "error": pair["standard_error"]}
+
+
+def _over(first: str, second: str) -> str:
+  return f"{optimizers.label(first)} over {optimizers.label(second)}"
+
+
+def _panels(result: dict[str, Any]) -> list[dict[str, Any]]:
+  """Validation accuracy over training, and its paired differences."""
+  results, paired = result["results"], result["paired"]
+  lines = [
+    _line(_label(name, row), row, optimizers.REGISTRY[name].color)
+    for name, row in results.items()
+  ]
+  ends = [row["curve"][-1] for row in results.values()]
+  # From below the lowest curve's end, so that a point between two is seen.
+  margin = max(3.0, max(ends) - min(ends))
+  panels = [
+    {
+      "xlabel": "epoch",
+      "ylabel": "validation accuracy (%)",
+      "series": lines,
+      "ylim": (min(ends) - margin, max(ends) + margin / 2),
+    }
+  ]
+  if not paired:
+    return panels
+  lines = []
+  for i, pair in enumerate(_pairs(results)):
+    is_next = i < len(results) - 1  # The pairs of neighbors come first.
+    color = optimizers.REGISTRY[pair[0]].color if is_next else _GRAY
+    lines.append(_line(_over(*pair), paired["-".join(pair)], color))
+  ends = [0.0, *(of["curve"][-1] for of in paired.values())]
+  margin = max(1.0, max(ends) - min(ends)) / 2
+  second = {
+    "xlabel": "epoch",
+    "ylabel": "paired difference (points)",
+    "series": lines,
+    "ylim": (min(ends) - margin, max(ends) + margin),
+  }
+  return [*panels, second]
+
+
+def _label(name: str, row: dict[str, Any]) -> str:
+  rho = "" if row["rho"] is None else f", rho {row['rho']:g}"
+  rate, decay = row["learning_rate"], row["weight_decay"]
+  return f"{optimizers.label(name)}: rate {rate:g}{rho}, decay {decay:g}"
+
+
+def _line(label: str, row: dict[str, Any], color: str) -> dict[str, Any]:
+  return {
+    "label": label,
+    "x": range(1, len(row["curve"]) + 1),
+    "mean": row["curve"],
+    "error": row["curve_standard_error"],
+    "color": color,
+  }
