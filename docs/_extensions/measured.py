@@ -2,7 +2,7 @@
 
 ``{measured} study decomposition 0`` is the first table of that study. The
 option ``:without:`` names columns to leave out, separated by semicolons. Above
-a table of accuracies for which weight decay was not tuned it says so.
+a table stands its note, such as that weight decay was not tuned.
 """
 
 from docutils import nodes
@@ -26,8 +26,8 @@ class Measured(SphinxDirective):
     without = self.options.get("without", "").split(";")
     titles = [title.strip() for title in without if title.strip()]
     text = measurements.markdown(self.arguments[0], titles)
-    if not measurements.is_decay_tuned(self.arguments[0]):
-      text = ["*Weight decay 5e-4, not tuned.*", "", *text]
+    if note := measurements.note(self.arguments[0]):
+      text = [f"*{note}*", "", *text]
     container = nodes.container(classes=["measured"])
     self.state.nested_parse(text, self.content_offset, container)
     return [container]

@@ -2,14 +2,10 @@
 
 The tables by name:
 
-- ``study NAME INDEX``: a table of ``docs/studies/NAME.json``;
-- ``ema``: the averages of the study ``ema``, a row a decay;
-- ``pareto``, ``pareto-cnn``, ``pareto-rule`` and ``pareto-exponents``:
-  ``docs/pareto.jsonl``;
-- ``compare``: ``docs/compare.json``;
-- ``replicas``, ``multiples``, ``costs``, ``gpu``, ``roofline``, ``tpu``,
-  ``cpu``, ``peers``, ``scaling``, ``pods``, ``pods-gpu`` and ``train``:
-  ``docs/measurements``.
+- ``study NAME INDEX``: a table of ``docs/studies/NAME.json``, or of
+  ``docs/compare.json``;
+- ``multiples``, ``costs``, ``gpu``, ``roofline``, ``tpu``, ``cpu``, ``peers``,
+  ``scaling``, ``pods``, ``pods-gpu`` and ``train``: ``docs/measurements``.
 """
 
 from collections.abc import Collection
@@ -17,9 +13,6 @@ import functools
 import json
 import pathlib
 
-import numpy as np
-
-from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
 
 DOCS = pathlib.Path(__file__).parents[1]
@@ -35,204 +28,15 @@ def _read(name: str):
 
 
 def study(name: str, index: str = "0"):
-  """A table of a study as the study wrote it."""
-  table = _read(f"studies/{name}.json")["tables"][int(index)]
-  rows = [[cell.replace(", p ", ", p = ") for cell in r] for r in table["rows"]]
+  """A table of a study, or of `compare`, as it wrote it."""
+  table = _studied(name, index)
+  rows = [[tables.shown(cell) for cell in row] for row in table["rows"]]
   return table["header"], rows
 
 
-def ema():
-  """The study `ema`, a row a decay."""
-  header, rows = study("ema")
-  found = {
-    (row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows
-  }
-  mean = lambda cell: cell.split(" ±")[0]
-  return (
-    ["lmbda", "i.i.d.: variance / batch's", "(1 - l) / (1 + l)", "epoch-wise"]
-    + [f"squared error at rate {rate}" for rate in ("0.003", "0.01", "0.03")]
-    + ["cosine at 0.01"],
-    [
-      [
-        lmbda,
-        mean(found["i.i.d., 0.01", lmbda]["variance / batch's"]),
-        found["i.i.d., 0.01", lmbda]["(1 - l) / (1 + l)"],
-        mean(found["epoch-wise, 0.01", lmbda]["variance / batch's"]),
-        *(
-          mean(found[f"epoch-wise, {rate}", lmbda]["squared error"])
-          for rate in ("0.003", "0.01", "0.03")
-        ),
-        mean(found["epoch-wise, 0.01", lmbda]["cosine"]),
-      ]
-      for lmbda in dict.fromkeys(row[1] for row in rows)
-    ],
-  )
-
-
-_FORMS = {  # By the name of the arm, in the order of the gradients they take.
-  "SGD": "SGD",
-  "SGD, twice the epochs": "SGD, twice the epochs",
-  "random direction": "random direction (control)",
-  "F-SAM, previous descent gradient": "F-SAM, direction of the step before",
-  "along the momentum": "along minus the momentum (MSAM)",
-  "F-SAM, 1/16": "F-SAM, `ascent_fraction=1/16`",
-  "F-SAM, 1/8, every 2nd step": "F-SAM, 1/8 and `every=2`",
-  "SAM, last 10 %": "SAM in the last 10 %",
-  "F-SAM, last 10 %": "F-SAM in the last 10 %, `start`",
-  "SAM, 1/8": "SAM, 1/8",
-  "F-SAM, 1/8": "F-SAM, 1/8",
-  "F-SAM, 1/8, descent average": '**F-SAM, 1/8, `ema_gradient="descent"`**',
-  "SAM, last 20 %": "SAM in the last 20 %",
-  "F-SAM, last 20 %": "F-SAM in the last 20 %",
-  "F-SAM, 1/4": "F-SAM, 1/4",
-  "SAM, last 30 %": "SAM in the last 30 %",
-  "F-SAM, last 30 %": "F-SAM in the last 30 %",
-  "SAM, at long gradients": "SAM at long gradients (AE-SAM)",
-  "F-SAM, at long gradients": "F-SAM at long gradients",
-  "F-SAM, 1/2": "F-SAM, 1/2",
-  "F-SAM, every 2nd step": "F-SAM, `every=2`",
-  "F-SAM, perturbation held for 2 steps": (
-    "F-SAM, perturbation held for 2 steps"
-  ),
-  "SAM, two gradients at once": "SAM, two gradients at once (SAMPa)",
-  "F-SAM, two gradients at once": "F-SAM, two gradients at once",
-  "SAM": "SAM",
-  "F-SAM": "F-SAM",
-}
-
-
-def _pareto(model: str, datasets: list[str], forms: dict[str, str], times):
-  """Accuracy of F-SAM, and of the other forms minus its own, by setting."""
-  found = {
-    (row["dataset"], row["label_noise"], row["arm"]): row
-    for row in _read("pareto.jsonl")
-    if row["model"] == model
-  }
-  settings = [(d, noise) for d in datasets for noise in (0.0, 0.2, 0.4, 0.6)]
-  rows = []
-  for arm, form in forms.items():
-    gradients = [found[(*setting, arm)]["gradients"] for setting in settings]
-    ends = dict.fromkeys(f"{f(gradients):.4g}" for f in (min, max))
-    row = [form, " to ".join(ends)]
-    if times:
-      row.append(", ".join(f"{x:.2f}" for x in times.get(arm, ())))
-    for setting in settings:
-      values = np.array(found[(*setting, arm)]["test_accuracy"])
-      if arm != "F-SAM":
-        values = values - found[(*setting, "F-SAM")]["test_accuracy"]
-      sign = "" if arm == "F-SAM" else "+"
-      error = values.std(ddof=1) / len(values) ** 0.5
-      row.append(f"{values.mean():{sign}.2f} ± {error:.2f}")
-    rows.append(row)
-  header = ["form", "gradients", *(["time, mlp, cnn"] if times else [])]
-  return header + [
-    f"{d} {noise:.0%}".replace("%", " %") for d, noise in settings
-  ], rows
-
-
-def pareto():
-  """All forms on the perceptron."""
-  times = _read("measurements/pareto_times.json")
-  return _pareto("mlp", ["mnist", "digits"], _FORMS, times)
-
-
-def pareto_cnn():
-  """The forms that matter, on the small convolutional network."""
-  arms = {row["arm"] for row in _read("pareto.jsonl") if row["model"] == "cnn"}
-  forms = {arm: form for arm, form in _FORMS.items() if arm in arms}
-  return _pareto("cnn", ["digits"], forms, None)
-
-
-def pareto_rule():
-  """Fractions at the radius that the rule gives."""
-  forms = {
-    f"F-SAM, {fraction}, descent average, rho by the rule": fraction
-    for fraction in ("1/2", "1/4", "1/8", "1/16")
-  }
-  return _pareto("mlp", ["mnist", "digits"], forms, None)
-
-
-def pareto_exponents():
-  """What an exponent of the rule for the eighth's radius costs at most.
-
-  On the validation rows of the search, at full F-SAM's radius times
-  ``8 ** exponent``, between two radii of the ladder in proportion to the
-  logarithm of the radius, below the best radius of the ladder.
-  """
-  eighth, full = {}, {}
-  for row in _read("pareto.jsonl"):
-    setting = row["dataset"], row["model"], row["label_noise"]
-    if row["arm"] == "F-SAM, 1/8, descent average":
-      eighth[setting] = row["coarse"]
-    elif row["arm"] == "F-SAM":
-      full[setting] = row["rho"]
-  noises = sorted({noise for _, _, noise in eighth})
-
-  def loss(setting, exponent):
-    radii, accuracies = eighth[setting]
-    at = np.log(full[setting] * 8**exponent)
-    return np.interp(at, np.log(radii), accuracies) - max(accuracies)
-
-  rows = [
-    [f"{exponent:g}"]
-    + [
-      f"{min(loss(x, exponent) for x in eighth if x[2] == noise):.2f}"
-      for noise in noises
-    ]
-    for exponent in (0, 0.1, 0.2, 0.3, 0.4)
-  ]
-  titles = [f"{noise:.0%} wrong".replace("%", " %") for noise in noises]
-  return ["exponent", *titles], rows
-
-
-def _accuracy(values) -> str:
-  return tables.with_error(np.mean(values), statistics.standard_error(values))
-
-
-def _difference(pair) -> str:
-  mean, error = pair["mean"], pair["standard_error"]
-  return tables.with_error(mean, error, signed=True)
-
-
-def _p_value(pair) -> str:
-  p = pair["p_value"]
-  return f"p = {p:.{1 if p < 0.01 else 2}g}".replace("e-0", "e-")
-
-
-def compare():
-  """What `compare` wrote, each optimizer against the one above it."""
-  report = _read("compare.json")
-  over_sgd, over_sam = (report["paired"][x] for x in ("sam-sgd", "fsam-sam"))
-  rows = []
-  for name, label, form, difference in (
-    ("sgd", "SGD", "{}", ""),
-    ("sam", "SAM", "{}", f"over SGD: {_difference(over_sgd)}"),
-    ("fsam", "F-SAM", "**{}**", f"over SAM: {_difference(over_sam)}"),
-  ):
-    result = report["results"][name]
-    row = [label, f"{result['learning_rate']:g}", str(result["rho"] or "")]
-    row.append(f"{result['weight_decay']:g}")
-    row.append(form.format(_accuracy(result["test_accuracy"])))
-    rows.append([*row, difference])
-  header = ["", "learning rate", "rho", "weight decay", "test accuracy (%)"]
-  return [*header, "paired difference"], rows
-
-
-def replicas():
-  """Modes of communication, each at its best, against the default."""
-  found = _read("measurements/replicas.json")
-  accuracy, default = found["accuracy"], "F-SAM, default"
-  rows = []
-  for name, (rate, rho) in found["chosen"].items():
-    row = [name, str(found["words"][name]), f"{rate:g}"]
-    row += [str(rho or ""), _accuracy(accuracy[name])]
-    difference = ""
-    if name != default:
-      pair = statistics.paired(accuracy[name], accuracy[default])
-      difference = f"{_difference(pair)}, {_p_value(pair)}"
-    rows.append([*row, difference])
-  header = ["", "words", "learning rate", "rho", "test accuracy (%)"]
-  return [*header, f"over {default}"], rows
+def _studied(name: str, index: str = "0"):
+  file = "compare.json" if name == "compare" else f"studies/{name}.json"
+  return _read(file)["tables"][int(index)]
 
 
 _STEPS = {  # By the name in the file.
@@ -560,13 +364,6 @@ def train():
 
 TABLES = {
   "study": study,
-  "ema": ema,
-  "pareto": pareto,
-  "pareto-cnn": pareto_cnn,
-  "pareto-rule": pareto_rule,
-  "pareto-exponents": pareto_exponents,
-  "compare": compare,
-  "replicas": replicas,
   "costs": costs,
   "multiples": multiples,
   "gpu": gpu,
@@ -581,19 +378,10 @@ TABLES = {
 }
 
 
-_UNTUNED = (  # Whose files say nothing of it.
-  *("ema", "pareto", "pareto-cnn", "pareto-rule", "pareto-exponents"),
-  "replicas",
-)
-
-
-def is_decay_tuned(table: str) -> bool:
-  """Whether a table's accuracies were found at a weight decay of their own."""
+def note(table: str) -> str:
+  """What a study says below the title of a table, or nothing."""
   name, *arguments = table.split()
-  if name != "study":
-    return name not in _UNTUNED
-  config = _read(f"studies/{arguments[0]}.json")["config"]
-  return config["weight_decay"] == "searched"
+  return _studied(*arguments).get("note", "") if name == "study" else ""
 
 
 def markdown(table: str, without: Collection[str] = ()) -> list[str]:

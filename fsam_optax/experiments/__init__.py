@@ -4,9 +4,9 @@ Rooms, of which each imports only those above it:
 
 - ``common``: flags, files, statistics, tables, figures and progress bars;
 - ``datasets`` and ``networks``: a registry each, and a file an entry;
-- ``seeds``: many small runs at once, ``compare`` and ``tune``;
-- ``studies``: the claims of the paper, ``study``, on ``seeds``;
-- ``train``: one real run, ``train``, which knows nothing of ``seeds``.
+- ``lab``: many small runs at once: their trainer, search, rows and report;
+- ``studies``: a file a question, on ``lab``: ``compare``, ``tune``, ``study``;
+- ``train``: one real run, ``train``, which knows nothing of ``lab``.
 
 Nothing of the core imports this, and this imports the core's public names. It
 needs the packages of ``pip install "fsam-optax[experiments]"``, each imported

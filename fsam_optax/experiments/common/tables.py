@@ -73,7 +73,7 @@ def shown(cell: Any) -> str:
 def text(found: dict[str, Any]) -> str:
   """A table as a terminal shows it."""
   rows = [[shown(cell) for cell in row] for row in found["rows"]]
-  above = [found[key] + "\n" for key in ("title", "note") if key in found]
+  above = [found[key] for key in ("title", "note") if key in found]
   return "\n".join([*above, table(found["header"], rows)])
 
 

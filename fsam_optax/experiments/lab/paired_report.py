@@ -79,7 +79,7 @@ def arms_table(
     others: arms that the rest is compared with.
     what: the arms are.
   """
-  of = lambda row, field: "-" if row[field] is None else _short(row[field])
+  of = lambda row, field: "" if row[field] is None else _short(row[field])
   columns = {
     what: lambda name, row: name,
     "gradients": lambda name, row: row["gradients"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fsam_optax.experiments import datasets
-from fsam_optax.experiments.seeds import splits
+from fsam_optax.experiments.lab import splits
 
 EXPECTED = {
   "digits": (1297, 500, 8, np.float32, 1.0),

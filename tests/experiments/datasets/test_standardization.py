@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.seeds import plan
-from fsam_optax.experiments.seeds import shared_flags
-from fsam_optax.experiments.seeds import splits
+from fsam_optax.experiments.lab import settings as lab_settings
+from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.train import data
 from fsam_optax.experiments.train import flags
 from fsam_optax.experiments.train.config import config_of
@@ -98,9 +97,8 @@ def test_differences_that_float32_does_not_hold_survive(tmp_path):
 def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
   rng = np.random.default_rng(0)
   path = save(tmp_path / "a.npz", rng.normal(size=(40, 3, 8, 8)))
-  flags_ = shared_flags.Data(dataset=path)
-  pool = plan.load(flags_)
-  assert plan.describe_data(pool, flags_)["standardized_by"] == "channel"
+  pool = lab_settings.load(lab_settings.Data(dataset=path))
+  assert pool.standardized_by == "channel"
   assert "note: the images of" in capsys.readouterr().err
 
 
