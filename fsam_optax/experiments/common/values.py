@@ -208,24 +208,20 @@ def per_optimizer(
   names: Sequence[str],
   *,
   metavar: str,
-  is_grid: bool = False,
   above_zero: str = "",
 ) -> Any:
-  """An annotation for one value, or one for each optimizer.
+  """An annotation for one value or a grid, or one for each optimizer.
 
   Args:
     names: the optimizers that have such a value.
     metavar: what stands for it in the help.
-    is_grid: whether several values with colons between may stand for one.
     above_zero: why 0 is refused; empty where it is not.
 
   Returns:
     The annotation of a :data:`PerOptimizer`: ``0.1`` is ``{"": (0.1,)}`` and
-    ``sam=0.1,fsam=0.2`` is ``{"sam": (0.1,), "fsam": (0.2,)}``.
+    ``sam=0.1,fsam=0.2:0.4`` is ``{"sam": (0.1,), "fsam": (0.2, 0.4)}``.
   """
-  example = f"0.1 or {names[0]}=0.1,fsam=0.2"
-  if is_grid:
-    example += f" or {names[0]}=0.1:0.2:0.4"
+  example = f"0.1, {names[0]}=0.1,fsam=0.2 or {names[0]}=0.1:0.2:0.4"
 
   def values(text: str) -> tuple[float, ...]:
     found = tuple(
@@ -237,11 +233,6 @@ def per_optimizer(
     if max(found) > LARGEST_FLOAT32:
       raise ValueError(
         f"must be finite in float32, got {text!r}; write {example}"
-      )
-    if len(found) > 1 and not is_grid:
-      raise ValueError(
-        f"must be one value for each optimizer, got {text!r}; `tune` takes "
-        "grids"
       )
     return tuple(sorted(set(found)))
 

@@ -48,8 +48,8 @@ class Lab:
     is_quick: whether to do the least that shows that it runs.
     store: of the rows.
     progress: opens a progress bar of a title and a number of steps.
-    split: draws the splits of some seeds; None for the usual ones.
     chosen: the arms that a study with many is to train.
+    described: what the arms have in common, for the rows.
     sources: of images that a study asks for, by the names of their data sets.
     trainer_options: of :class:`~fsam_optax.experiments.lab.trainer.Trainer`.
   """
@@ -68,8 +68,8 @@ class Lab:
   is_quick: bool = False
   store: Store = dataclasses.field(default_factory=Store)
   progress: Callable[[str, int], Advance] = lambda title, total: lambda: None
-  split: Optional[Callable[..., splits_lib.Splits]] = None
   chosen: Sequence[str] = ()
+  described: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sources: Mapping[str, Optional[str]] = dataclasses.field(default_factory=dict)
   trainer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -99,39 +99,36 @@ class Lab:
 
   def splits(self, seeds: Sequence[int]) -> splits_lib.Splits:
     """One split a seed."""
-    draw = self.split or splits_lib.split
-    return draw(self.pool, list(seeds), self.label_noise, self.label_noise_kind)
+    return splits_lib.split(
+      self.pool, seeds, self.label_noise, self.label_noise_kind
+    )
 
   def setting(self) -> Row:
     """What every row says of how it was trained, beside its arm."""
     return {
       "dataset": self.pool.name,
       "data": self.pool.fingerprint,
+      "input_shape": list(self.pool.x.shape[1:]),
       "model": self.model,
       "label_noise": self.label_noise,
       "label_noise_kind": self.label_noise_kind,
       "epochs": self.epochs,
       "batch_size": self.batch_size,
+      **self.described,
     }
 
   def config(self) -> dict[str, Any]:
     """What the JSON says about how its numbers came to be."""
     pool = self.pool
     return {
-      "dataset": pool.name,
-      "model": self.model,
+      **self.setting(),
       "train_size": pool.train_size,
       "validation_size": pool.validation_size,
       "test_size": pool.test_size,
-      "input_shape": list(pool.x.shape[1:]),
       "classes": pool.classes,
       "standardized_by": pool.standardized_by,
-      "label_noise": self.label_noise,
-      "label_noise_kind": self.label_noise_kind,
       "momentum": trainer_lib.MOMENTUM,
       "learning_rate_schedule": "cosine to 0",
-      "epochs": self.epochs,
-      "batch_size": self.batch_size,
       "search_seeds": [*self.search_seeds, *self.more_seeds],
       "seeds": list(self.seeds),
       "accuracy_unit": "percent",
@@ -180,7 +177,7 @@ class Lab:
     with_candidates: bool = False,
     measure: Optional[Measure] = None,
   ) -> Row:
-    """Trains an arm at its best point on the seeds to report.
+    """An arm trained at its best point on the seeds to report, now or before.
 
     Args:
       name: of the arm.
@@ -188,8 +185,7 @@ class Lab:
       found: by a search of before; None to search.
       with_candidates: whether to train it as well at the points that other
         seeds may have chosen, for an error that includes the search.
-      measure: from ``loss_fn, params, data`` of a few runs and the function
-        that moves their progress bar to what the row says of them besides.
+      measure: see :meth:`run`.
 
     Returns:
       The row.
@@ -199,14 +195,13 @@ class Lab:
     if row := self.store.find(key):
       return row
     found = found or self.choose(name, grid)
-    row = self._train(name, found.best, self.seeds, self.progress)
-    params = row.pop("params")
-    if measure is not None:
-      row |= self._measured(name, measure, params)
+    run = lambda point: self.run(
+      name, point, self.seeds, "candidate", measure=measure
+    )
     means = found.accuracy.mean(axis=1).tolist()
-    row |= {
+    row = {
+      **run(found.best),
       **key,
-      **found.best._asdict(),
       "rho": found.best.rho if self.arms[name].perturbation else None,
       "grid": [[*x, y] for x, y in zip(found.points, means, strict=True)],
       "on_edge": found.on_edge,
@@ -216,18 +211,20 @@ class Lab:
         {
           **found.points[i]._asdict(),
           "validation_accuracy": found.accuracy[i].tolist(),
-          "test_accuracy": row["test_accuracy"]
-          if found.points[i] == found.best
-          else self.run(name, found.points[i], self.seeds, "candidate")[
-            "test_accuracy"
-          ],
+          "test_accuracy": run(found.points[i])["test_accuracy"],
         }
         for i in found.candidates()
       ]
     return self.store.append(row)
 
   def run(
-    self, name: str, point: search.Point, seeds: Sequence[int], phase: str
+    self,
+    name: str,
+    point: search.Point,
+    seeds: Sequence[int],
+    phase: str,
+    *,
+    measure: Optional[Measure] = None,
   ) -> Row:
     """An arm trained on some seeds at a point, now or before.
 
@@ -236,6 +233,8 @@ class Lab:
       point: to train at.
       seeds: of the splits, initializations and batches.
       phase: what for; the row of a ``"search"`` says nothing of test rows.
+      measure: from ``loss_fn, params, data`` of the first eight runs, and a
+        function to call after each, to what the row says of them besides.
 
     Returns:
       The row. Of a run that diverged it has None for the test accuracy, and for
@@ -245,61 +244,59 @@ class Lab:
     key["seeds"] = list(seeds)
     if row := self.store.find(key):
       return row
-    is_search = phase == "search"
-    no_bar = lambda title, total: lambda: None
-    bar = no_bar if is_search else self.progress
-    row = key | self._train(name, point, seeds, bar)
-    del row["params"]
-    if is_search:
+    start, outcome = time.perf_counter(), self._train(name, point, seeds, phase)
+    runs = zip(outcome.test_accuracy, outcome.diverged, strict=True)
+    row = key | {
+      "validation_accuracy": outcome.validation_accuracy.tolist(),
+      "test_accuracy": [None if x else float(y) for y, x in runs],
+      "diverged": int(outcome.diverged.sum()),
+      "seconds": round(time.perf_counter() - start, 1),
+      **self.arms[name].watch(outcome.perturbation_state),
+    }
+    if phase == "search":
       del row["test_accuracy"]
+    if self.arms[name].gradients is not None:
+      row.setdefault("gradients", self.arms[name].gradients)
+    if measure is not None:
+      models = self._models(outcome.params, seeds[:MEASURED_SEEDS])
+      advance = self.progress(f"{name}, measures", len(models))
+      row |= measure(models, advance)
     return self.store.append(row)
 
-  def _train(self, name, point, seeds, start_bar) -> Row:
+  def _train(self, name, point, seeds, phase) -> trainer_lib.Outcome:
     """A few runs at a time, the last of which repeat the first."""
-    start, number = time.perf_counter(), len(seeds)
-    at_once = 2 if self.is_quick else _AT_ONCE
+    number, at_once = len(seeds), 2 if self.is_quick else _AT_ONCE
     if self.trainer_options.get("is_loop"):
       at_once = 1
     padded = np.arange(-(-number // at_once) * at_once) % number
-    parts = padded.reshape(-1, at_once)
-    splits, found = self.splits(seeds), []
-    advance = start_bar(name, len(parts) * self.trainer.epochs_of(name))
-    for rows in parts:
-      outcome = self.trainer(
+    parts, splits = padded.reshape(-1, at_once), self.splits(seeds)
+    advance = lambda: None
+    if phase != "search":  # Which has a bar of its points.
+      total = len(parts) * self.trainer.epochs_of(name)
+      advance = self.progress(name, total)
+    found = [
+      self.trainer(
         name,
         jax.tree.map(lambda x, rows=rows: x[rows], splits),
         *(np.full(at_once, value) for value in point),
         on_epoch=advance,
       )
-      found.append(outcome)
-    of = lambda field: np.concatenate([getattr(x, field) for x in found])
-    trees = lambda field: jax.tree.map(
-      lambda *x: jnp.concatenate(x)[:number],
-      *(getattr(x, field) for x in found),
-    )
-    tested = zip(of("test_accuracy"), of("diverged"), strict=True)
-    row = {
-      "validation_accuracy": of("validation_accuracy")[:number].tolist(),
-      "test_accuracy": [None if x else float(y) for y, x in tested][:number],
-      "diverged": int(of("diverged")[:number].sum()),
-      "seconds": round(time.perf_counter() - start, 1),
-      "params": trees("params"),
-    }
-    arm = self.arms[name]
-    if arm.gradients is not None:
-      row["gradients"] = arm.gradients
-    return row | arm.watch(trees("perturbation_state"))
+      for rows in parts
+    ]
+    join = lambda *x: (np if isinstance(x[0], np.ndarray) else jnp).concatenate(
+      x
+    )[:number]
+    of_a_part = {"curve": None, "seconds": None, "compile_seconds": None}
+    return jax.tree.map(join, *(x._replace(**of_a_part) for x in found))
 
-  def _measured(self, name, measure, params) -> Row:
-    """What is measured of the first runs."""
-    number = min(MEASURED_SEEDS, len(self.seeds))
-    splits = self.splits(self.seeds[:number])
-    models = [
+  def _models(self, params, seeds) -> list[Any]:
+    """Loss, parameters and training rows of each of the first runs."""
+    splits = self.splits(seeds)
+    return [
       (
         self.trainer.loss,
         jax.tree.map(lambda x, run=run: x[run], params),
         self.trainer.training_data(splits, run),
       )
-      for run in range(number)
+      for run in range(len(seeds))
     ]
-    return measure(models, self.progress(f"{name}, measures", number))

@@ -1,6 +1,5 @@
 """The flags of the commands that train many small runs, checked together."""
 
-from collections.abc import Mapping
 import dataclasses
 import pathlib
 import sys
@@ -73,9 +72,7 @@ Epochs = Annotated[
   values.default("60, on digits 100"),
 ]
 SEEDS = values.integer(1, 10_000, remedy="64 tell F-SAM from SAM, 8 do not")
-FIRST_SEED = values.integer(
-  0, LARGEST_SEED, remedy="seeds count up from it", metavar="SEED"
-)
+_TUNED = values.default(tuned_values.describe())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,28 +108,55 @@ class Training:
   output: pathlib.Path = pathlib.Path("compare")
 
 
-def learning_rate(*, is_grid: bool) -> object:
-  """The annotation of a learning rate, or of a grid of them."""
-  return values.per_optimizer(
-    optimizers_lib.NAMES,
-    metavar="LR",
-    is_grid=is_grid,
-    above_zero="at 0 nothing is learned",
-  )
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The flags of ``compare`` and of ``tune``.
 
+  Attributes:
+    data: what is trained on what.
+    training: how every run is trained.
+    rho: radius of the perturbation, in units of the weights: one value for sam
+      and fsam, or one for each, as in sam=0.35,fsam=0.5. For `tune` a value may
+      be a grid, as in 0.2:0.4:0.8.
+    learning_rate: learning rate at the first step, a cosine takes it to 0: one
+      value for all, or one for each, as in sgd=0.004,fsam=0.015.
+    weight_decay: fraction of the weights that is added to the gradient: one
+      value for all, or one for each.
+    seeds: number of seeds, each with its own split, noise, initialization and
+      batches, shared by the optimizers.
+    first_seed: the first seed. Choose by `tune` and report by `compare` on
+      seeds that differ.
+  """
 
-def rho(*, is_grid: bool) -> object:
-  """The annotation of a radius, or of a grid of them."""
-  return values.per_optimizer(
-    optimizers_lib.ASCENDING, metavar="R", is_grid=is_grid
-  )
-
-
-def weight_decay(*, is_grid: bool) -> object:
-  """The annotation of a weight decay, or of a grid of them."""
-  return values.per_optimizer(
-    optimizers_lib.NAMES, metavar="WD", is_grid=is_grid
-  )
+  data: Data = dataclasses.field(default_factory=Data)
+  training: Training = dataclasses.field(default_factory=Training)
+  rho: Annotated[
+    values.PerOptimizer,
+    values.per_optimizer(optimizers_lib.ASCENDING, metavar="R"),
+    _TUNED,
+  ] = dataclasses.field(default_factory=dict)
+  learning_rate: Annotated[
+    values.PerOptimizer,
+    values.per_optimizer(
+      optimizers_lib.NAMES, metavar="LR", above_zero="at 0 nothing is learned"
+    ),
+    _TUNED,
+  ] = dataclasses.field(default_factory=dict)
+  weight_decay: Annotated[
+    values.PerOptimizer,
+    values.per_optimizer(optimizers_lib.NAMES, metavar="WD"),
+    _TUNED,
+  ] = dataclasses.field(default_factory=dict)
+  seeds: Annotated[
+    Optional[int], SEEDS, values.default("those of the tuned values: 64 or 16")
+  ] = None
+  first_seed: Annotated[
+    Optional[int],
+    values.integer(
+      0, LARGEST_SEED, remedy="seeds count up from it", metavar="SEED"
+    ),
+    values.default("0 of tune, 200 of compare"),
+  ] = None
 
 
 def recipe_of(data: Data) -> tuned_values.Recipe:
@@ -140,16 +164,13 @@ def recipe_of(data: Data) -> tuned_values.Recipe:
   return tuned_values.recipe(data.dataset, data.model, data.image_size)
 
 
-def laboratory(
-  data: Data, training: Training, seeds: Optional[int], first_seed: int
-) -> Lab:
+def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
   """The laboratory of the optimizers, with the data loaded.
 
   Args:
-    data: of the flags.
-    training: of the flags; its output directory is made.
-    seeds: their number.
-    first_seed: of them.
+    given: the flags; the output directory is made.
+    default_seeds: number of seeds.
+    default_first: the first of them.
 
   Returns:
     The laboratory, whose seeds to report and to search by are the same.
@@ -157,6 +178,7 @@ def laboratory(
   Raises:
     FlagError: if the flags do not fit each other or the data.
   """
+  data, training = given.data, given.training
   recipe, pool = recipe_of(data), load(data)
   batch_size = training.batch_size or min(recipe.batch_size, pool.train_size)
   if batch_size > pool.train_size:
@@ -165,11 +187,12 @@ def laboratory(
       f"must be at most the {pool.train_size} training rows, got {batch_size}. "
       "Choose a smaller batch",
     )
-  numbers = range(first_seed, first_seed + (seeds or recipe.seeds))
-  if numbers[-1] > LARGEST_SEED:
+  first = default_first if given.first_seed is None else given.first_seed
+  seeds = range(first, first + (given.seeds or default_seeds))
+  if seeds[-1] > LARGEST_SEED:
     raise FlagError(
       "--first-seed",
-      f"must leave the last seed at {LARGEST_SEED} at most, got {numbers[-1]}. "
+      f"must leave the last seed at {LARGEST_SEED} at most, got {seeds[-1]}. "
       "Start lower",
     )
   if message := files.make_directory(training.output):
@@ -185,8 +208,9 @@ def laboratory(
     arms=arms_lib.of_optimizers(
       training.optimizers, training.sigma, training.lmbda
     ),
-    search_seeds=numbers,
-    seeds=numbers,
+    search_seeds=seeds,
+    seeds=seeds,
+    described={"sigma": training.sigma, "lmbda": training.lmbda},
   )
 
 
@@ -234,39 +258,34 @@ def load(data: Data) -> splits.Pool:
   return pool
 
 
-def grids(
-  names: tuple[str, ...],
-  given: Mapping[str, values.PerOptimizer],
-  defaults: Mapping[str, Grid],
-) -> dict[str, Grid]:
-  """The points of each optimizer that runs.
+def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
+  """The points of each optimizer that runs, by the flags or the tuned values.
 
   Args:
-    names: of the optimizers.
-    given: by the flags, for each hyperparameter.
-    defaults: for each optimizer.
-
-  Returns:
-    A grid for each.
+    given: the flags.
+    is_grid: whether there may be several points; else there is one.
 
   Raises:
-    FlagError: if a flag names an optimizer that does not run.
+    FlagError: if a flag names an optimizer that does not run, or several
+      values.
   """
-  for what, of in given.items():
+  names, recipe = given.training.optimizers, recipe_of(given.data)
+  default = recipe.grid if is_grid else recipe.alone
+  found = {name: default(name) for name in names}
+  for what in Grid._fields:
+    flag, of = f"--{what.replace('_', '-')}", getattr(given, what)
     if unused := [name for name in of if name and name not in names]:
       raise FlagError(
-        f"--{what.replace('_', '-')}",
+        flag,
         f"must name optimizers that run, got {unused[0]}, which --optimizers "
         "leaves out. Drop one or add the other",
       )
-  found = {}
-  for name in names:
-    default = defaults[name]
-    found[name] = default._replace(
-      **{
-        what: of.get(name, of.get("", getattr(default, what)))
-        for what, of in given.items()
-        if what != "rho" or name in optimizers_lib.ASCENDING
-      }
-    )
+    if not is_grid and any(len(numbers) > 1 for numbers in of.values()):
+      raise FlagError(
+        flag, "must be one value for each optimizer; `tune` takes grids"
+      )
+    for name in names:
+      if what != "rho" or name in optimizers_lib.ASCENDING:
+        own = of.get(name, of.get("", getattr(found[name], what)))
+        found[name] = found[name]._replace(**{what: own})
   return found

@@ -30,6 +30,9 @@ class Pool(NamedTuple):
     notes: see :class:`fsam_optax.experiments.datasets.Images`.
     fingerprint: of the rows of a file, by which trained rows know them again;
       empty where the name says which they are.
+    stream: of the random numbers of a seed; empty for the seed's own.
+    scale: published mean and standard deviation of each channel; None where
+      they are those of the training rows of each seed.
   """
 
   name: str
@@ -43,6 +46,8 @@ class Pool(NamedTuple):
   noise_targets: Optional[np.ndarray] = None
   notes: tuple[str, ...] = ()
   fingerprint: str = ""
+  stream: tuple[int, ...] = ()
+  scale: Optional[tuple[np.ndarray, np.ndarray]] = None
 
   @property
   def standardized_by(self) -> str:
@@ -181,7 +186,7 @@ def split(
 
 
 def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng((seed, *pool.stream))
   train, validation = pool.train_size, pool.validation_size
   drawn = train + validation + (0 if pool.fixed_test else pool.test_size)
   order = rng.permutation(len(pool.y) - pool.test_size * pool.fixed_test)
@@ -198,7 +203,7 @@ def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
     rng=rng,
     targets=pool.noise_targets,
   )
-  mean, deviation = _moments(pool, train_rows)
+  mean, deviation = pool.scale or _moments(pool, train_rows)
   return Splits(
     seed=np.asarray(seed, np.uint32),
     train_rows=train_rows,

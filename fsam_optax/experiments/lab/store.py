@@ -31,7 +31,7 @@ class Store:
     Raises:
       FlagError: if a line is no row.
     """
-    self._path, self.rows, self._is_told = path, [], False
+    self._path, self.rows = path, []
     if path is not None and path.exists():
       try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -42,21 +42,18 @@ class Store:
           f"must have rows of JSON in {path.name}, got another line ({error}). "
           "Delete that line, or choose another directory",
         ) from error
-
-  def select(self, **fields: Any) -> list[Row]:
-    """The rows that have these fields."""
-    return [row for row in self.rows if fields.items() <= row.items()]
+    self._number_before = len(self.rows)
 
   def find(self, key: Mapping[str, Any]) -> Optional[Row]:
     """The row of a key, or None.
 
     A field that the row lacks was added after it was written.
     """
-    for row in self.rows:
+    for i, row in enumerate(self.rows):
       if all(row.get(name, value) == value for name, value in key.items()):
-        if not self._is_told:
+        if i < self._number_before:
           print(f"note: rows of {self._path} are used again", file=sys.stderr)
-        self._is_told = True
+          self._number_before = 0  # It is said once.
         return row
     return None
 

@@ -50,6 +50,10 @@ class Recipe(NamedTuple):
     kin = "fsam" if optimizer in optimizers.ASCENDING else "sgd"
     return self.best.get(optimizer, self.best[kin])
 
+  def alone(self, optimizer: str) -> Grid:
+    """The grid of these alone."""
+    return Grid(*((value,) for value in self.point(optimizer)))
+
   def grid(self, optimizer: str) -> Grid:
     """What ``tune`` tries: 64 points for each optimizer, around its best.
 
@@ -156,25 +160,10 @@ def recipe(
   return found._replace(image_size=image_size, is_tuned=False)
 
 
-def describe(name: str) -> str:
-  """The defaults of all recipes, for a help text.
-
-  Args:
-    name: of a hyperparameter, a field of a point.
-
-  Returns:
-    One line.
-  """
-  parts = []
-  for (dataset, model), found in _RECIPES.items():
-    values = ",".join(
-      f"{optimizer}={getattr(point, name):g}"
-      for optimizer, point in found.best.items()
-      if name != "rho" or optimizer in optimizers.ASCENDING
-    )
-    parts.append(f"{dataset} {model} {values} ({found.tuning_seeds} seeds)")
+def describe() -> str:
+  """What is tuned, for a help text."""
+  of = ", ".join(" ".join(key) for key in _RECIPES)
   return (
-    f"{'; '.join(parts)}, tuned on validation rows at label noise "
-    f"{LABEL_NOISE:g} with sigma 1 and lmbda 0.9, but for the weight decay of "
-    "mnist cnn; of other images those of mnist, not tuned"
+    f"tuned at label noise {LABEL_NOISE:g} for {of}; of other images those of "
+    "mnist, not tuned; `tune` begins with a grid around them"
   )

@@ -18,7 +18,6 @@ import numpy as np
 
 from fsam_optax.experiments import datasets
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.datasets import label_noise as noise_lib
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import splits as splits_lib
 from fsam_optax.experiments.lab.laboratory import Lab
@@ -105,51 +104,12 @@ def _flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
   return jnp.where(is_flipped[:, None, None, None], x[:, :, ::-1], x)
 
 
-class CifarPool(NamedTuple):
-  """The images of CIFAR with the published scale of their channels."""
-
-  pool: splits_lib.Pool
-  mean: np.ndarray
-  standard_deviation: np.ndarray
-
-  def split(
-    self, pool: splits_lib.Pool, seeds: Sequence[int], noise: float, kind: str
-  ) -> splits_lib.Splits:
-    """As :func:`fsam_optax.experiments.lab.splits.split`, all test rows."""
-    drawn = []
-    for seed in seeds:
-      rng = np.random.default_rng((seed, _SPLIT_STREAM))
-      order = rng.permutation(len(pool.y) - pool.test_size)
-      train, validation = np.split(
-        order[: pool.train_size + pool.validation_size], [pool.train_size]
-      )
-      labels = noise_lib.corrupt(
-        pool.y[train], pool.classes, noise, kind, rng=rng
-      )
-      drawn.append((seed, train, labels, validation))
-    seed, train, labels, validation = map(np.array, zip(*drawn, strict=True))
-    test = np.arange(len(pool.y) - pool.test_size, len(pool.y))
-    return splits_lib.Splits(
-      seed.astype(np.uint32),
-      train.astype(np.int32),
-      labels,
-      validation.astype(np.int32),
-      *(
-        np.stack([x] * len(seed))
-        for x in (test.astype(np.int32), self.mean, self.standard_deviation)
-      ),
-    )
-
-
-def load(dataset: str, source: str) -> CifarPool:
-  """Reads the images.
+def load(dataset: str, source: str) -> splits_lib.Pool:
+  """The images of CIFAR as bytes, which no seed copies.
 
   Args:
     dataset: ``"cifar10"`` or ``"cifar100"``.
     source: path of its published files.
-
-  Returns:
-    Its rows as bytes, which no seed copies.
 
   Raises:
     FlagError: if they are not there.
@@ -158,11 +118,11 @@ def load(dataset: str, source: str) -> CifarPool:
     images = datasets.load(source, otherwise=dataset)
   except datasets.DataError as error:
     raise FlagError(f"--{dataset}", error) from error
-  if images.mean is None:
+  if images.mean is None or images.standard_deviation is None:
     raise FlagError(
       f"--{dataset}", f"must hold the published files of CIFAR, got {source!r}"
     )
-  pool = splits_lib.Pool(
+  return splits_lib.Pool(
     dataset,
     np.concatenate([images.x_train, images.x_test]),
     np.concatenate([images.y_train, images.y_test]),
@@ -171,9 +131,12 @@ def load(dataset: str, source: str) -> CifarPool:
     _VALIDATION,
     len(images.y_test),
     fixed_test=True,
+    stream=(_SPLIT_STREAM,),
+    scale=(
+      255 * np.asarray(images.mean, np.float32),
+      255 * np.asarray(images.standard_deviation, np.float32),
+    ),
   )
-  scale = (images.mean, images.standard_deviation)
-  return CifarPool(pool, *(255 * np.asarray(x, np.float32) for x in scale))
 
 
 def _run(lab: Lab) -> dict[str, Any]:
@@ -201,11 +164,10 @@ def _run(lab: Lab) -> dict[str, Any]:
   return report(lab.store.rows) | {"config": config}
 
 
-def _train(lab: Lab, setting: Setting, images: CifarPool) -> None:
+def _train(lab: Lab, setting: Setting, pool: splits_lib.Pool) -> None:
   """Searches and tests the forms of a setting, and trains its curve."""
   lab = lab.at(
-    pool=images.pool,
-    split=images.split,
+    pool=pool,
     model="three convolutions",
     network=Network,
     label_noise=setting.label_noise,

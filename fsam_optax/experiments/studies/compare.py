@@ -1,7 +1,6 @@
 """``compare``: SGD, SAM and F-SAM on the same data, over many seeds."""
 
-import dataclasses
-from typing import Annotated, Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +11,10 @@ from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
-from fsam_optax.experiments.common import values
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.laboratory import Lab
-from fsam_optax.experiments.lab.search import Grid
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.trainer import Outcome
 
@@ -36,53 +33,7 @@ _HEADER = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare:
-  """The flags of ``compare``.
-
-  Attributes:
-    data: what is trained on what.
-    training: how every run is trained.
-    rho: radius of the perturbation, in units of the weights: one value for sam
-      and fsam, or one for each, as in sam=0.35,fsam=0.5.
-    learning_rate: learning rate at the first step, a cosine takes it to 0: one
-      value for all, or one for each, as in sgd=0.004,fsam=0.015.
-    weight_decay: fraction of the weights that is added to the gradient: one
-      value for all, or one for each.
-    seeds: number of seeds, each with its own split, noise, initialization and
-      batches, shared by the optimizers.
-    first_seed: the first seed. Choose by `tune` and report by `compare` on
-      seeds that differ.
-  """
-
-  data: settings.Data = dataclasses.field(default_factory=settings.Data)
-  training: settings.Training = dataclasses.field(
-    default_factory=settings.Training
-  )
-  rho: Annotated[
-    values.PerOptimizer,
-    settings.rho(is_grid=False),
-    values.default(tuned_values.describe("rho")),
-  ] = dataclasses.field(default_factory=dict)
-  learning_rate: Annotated[
-    values.PerOptimizer,
-    settings.learning_rate(is_grid=False),
-    values.default(tuned_values.describe("learning_rate")),
-  ] = dataclasses.field(default_factory=dict)
-  weight_decay: Annotated[
-    values.PerOptimizer,
-    settings.weight_decay(is_grid=False),
-    values.default(tuned_values.describe("weight_decay")),
-  ] = dataclasses.field(default_factory=dict)
-  seeds: Annotated[
-    Optional[int],
-    settings.SEEDS,
-    values.default("64 for the mlp on mnist or digits, 16 otherwise"),
-  ] = None
-  first_seed: Annotated[int, settings.FIRST_SEED] = tuned_values.FIRST_SEED
-
-
-def run(given: Compare) -> None:
+def run(given: settings.Settings) -> None:
   """Runs the command.
 
   Args:
@@ -93,17 +44,10 @@ def run(given: Compare) -> None:
   """
   extras.require("scipy.stats", "matplotlib.figure", "rich.progress")
   recipe = settings.recipe_of(given.data)
-  names = given.training.optimizers
-  points = settings.grids(
-    names,
-    {what: getattr(given, what) for what in Grid._fields},
-    {name: Grid(*((x,) for x in recipe.point(name))) for name in names},
-  )
-  lab = settings.laboratory(
-    given.data, given.training, given.seeds, given.first_seed
-  )
-  outcomes = train(lab, {name: x.points()[0] for name, x in points.items()})
-  result = report(lab, points, outcomes)
+  grids = settings.grids(given, is_grid=False)
+  points = {name: grid.points()[0] for name, grid in grids.items()}
+  lab = settings.laboratory(given, recipe.seeds, tuned_values.FIRST_SEED)
+  result = report(lab, points, train(lab, points))
   pool, output = lab.pool, given.training.output
   print(
     f"{pool.name}, {lab.model}, label noise {lab.label_noise:g}, "
@@ -126,7 +70,7 @@ def run(given: Compare) -> None:
 COMMAND = flags.Command(
   name="compare",
   help="train SGD, SAM and F-SAM on noisy labels and compare their accuracy",
-  settings=Compare,
+  settings=settings.Settings,
   run=run,
 )
 
@@ -147,13 +91,12 @@ def train(lab: Lab, points: dict[str, Point]) -> dict[str, Outcome]:
 
 
 def report(
-  lab: Lab, points: dict[str, Grid], outcomes: dict[str, Outcome]
+  lab: Lab, points: dict[str, Point], outcomes: dict[str, Outcome]
 ) -> dict[str, Any]:
   """What the JSON holds: ``config``, ``results``, ``paired`` and ``tables``."""
   results = {}
   for name, found in outcomes.items():
-    (point,) = points[name].points()
-    results[name] = point._asdict() | _summary(lab.seeds, found)
+    results[name] = points[name]._asdict() | _summary(lab.seeds, found)
     if name not in optimizers.ASCENDING:
       results[name]["rho"] = None
   paired = {

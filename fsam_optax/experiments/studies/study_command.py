@@ -96,13 +96,18 @@ def run(given: Settings) -> None:
       f"must be some of {', '.join(map(repr, study.arms))}, got "
       f"{min(unknown)!r}",
     )
+  training = settings.Training(
+    epochs=2 if given.quick else given.epochs, output=given.output
+  )
   lab = settings.laboratory(
-    given.data,
-    settings.Training(
-      epochs=2 if given.quick else given.epochs, output=given.output
+    settings.Settings(
+      given.data,
+      training,
+      seeds=2 if given.quick else given.seeds,
+      first_seed=given.first_seed,
     ),
-    2 if given.quick else given.seeds or study.seeds,
-    given.first_seed or study.first_seed,
+    study.seeds,
+    study.first_seed,
   )
   start = time.perf_counter()
   with progress.Bars() as bars:
@@ -110,6 +115,7 @@ def run(given: Settings) -> None:
       arms=study.arms,
       chosen=given.arms or tuple(study.arms),
       search_seeds=range(1 if given.quick else _SEARCH_SEEDS),
+      described={},
       is_quick=given.quick,
       store=Store(given.output / f"{study.name}.jsonl"),
       progress=bars.start,

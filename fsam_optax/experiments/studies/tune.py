@@ -1,7 +1,6 @@
 """``tune``: hyperparameters of each optimizer, chosen on validation rows."""
 
-import dataclasses
-from typing import Annotated, Any, Optional
+from typing import Any
 
 from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
@@ -9,61 +8,14 @@ from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import tables
-from fsam_optax.experiments.common import values
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.store import Store
 
-_AROUND = values.default("a grid around the tuned values")
 
-
-@dataclasses.dataclass(frozen=True)
-class Tune:
-  """The flags of ``tune``.
-
-  Attributes:
-    data: what is trained on what.
-    training: how every run is trained.
-    rho: radius of the perturbation, in units of the weights: one value or a
-      grid of them, as in 0.2:0.4:0.8, for sam and fsam, or one for each, as in
-      sam=0.35,fsam=0.5.
-    learning_rate: learning rate at the first step, a cosine takes it to 0: one
-      value or a grid of them, as in 0.002:0.004, for all, or one for each, as
-      in sgd=0.004,fsam=0.015.
-    weight_decay: fraction of the weights that is added to the gradient, in the
-      same form.
-    seeds: number of seeds, each with its own split, noise, initialization and
-      batches, shared by the optimizers.
-    first_seed: the first seed. Choose by `tune` and report by `compare` on
-      seeds that differ.
-  """
-
-  data: settings.Data = dataclasses.field(default_factory=settings.Data)
-  training: settings.Training = dataclasses.field(
-    default_factory=settings.Training
-  )
-  rho: Annotated[values.PerOptimizer, settings.rho(is_grid=True), _AROUND] = (
-    dataclasses.field(default_factory=dict)
-  )
-  learning_rate: Annotated[
-    values.PerOptimizer, settings.learning_rate(is_grid=True), _AROUND
-  ] = dataclasses.field(default_factory=dict)
-  weight_decay: Annotated[
-    values.PerOptimizer, settings.weight_decay(is_grid=True), _AROUND
-  ] = dataclasses.field(default_factory=dict)
-  seeds: Annotated[
-    Optional[int],
-    settings.SEEDS,
-    values.default("16, 4 for the cnn on mnist"),
-  ] = None
-  first_seed: Annotated[int, settings.FIRST_SEED] = (
-    tuned_values.TUNING_FIRST_SEED
-  )
-
-
-def run(given: Tune) -> None:
+def run(given: settings.Settings) -> None:
   """Runs the command.
 
   Args:
@@ -73,18 +25,11 @@ def run(given: Tune) -> None:
     FlagError: if they do not fit each other or the data.
   """
   extras.require("rich.progress")
+  output = given.training.output
+  grids = settings.grids(given, is_grid=True)
   recipe = settings.recipe_of(given.data)
-  names, output = given.training.optimizers, given.training.output
-  grids = settings.grids(
-    names,
-    {what: getattr(given, what) for what in search.Grid._fields},
-    {name: recipe.grid(name) for name in names},
-  )
   lab = settings.laboratory(
-    given.data,
-    given.training,
-    given.seeds or recipe.tuning_seeds,
-    given.first_seed,
+    given, recipe.tuning_seeds, tuned_values.TUNING_FIRST_SEED
   ).at(store=Store(output / "tune.jsonl"))
   print(
     f"{lab.pool.name}, {lab.model}, label noise {lab.label_noise:g}: "
@@ -93,7 +38,7 @@ def run(given: Tune) -> None:
   )
   with progress.Bars() as bars:
     lab = lab.at(progress=bars.start)
-    found = {name: lab.choose(name, grids[name]) for name in names}
+    found = {name: lab.choose(name, grid) for name, grid in grids.items()}
   for name, of in found.items():
     print("\n\n".join(map(tables.text, _tables(name, of))) + "\n")
   for what in search.Point._fields:
@@ -113,7 +58,7 @@ def run(given: Tune) -> None:
         f"--{what.replace('_', '-')}"
       )
   result = {
-    "config": lab.config() | {"optimizers": list(names)},
+    "config": lab.config() | {"optimizers": list(found)},
     "results": {name: _result(of) for name, of in found.items()},
   }
   path = output / "tune.json"
@@ -125,7 +70,7 @@ def run(given: Tune) -> None:
 COMMAND = flags.Command(
   name="tune",
   help="choose learning rate, radius and weight decay on validation rows",
-  settings=Tune,
+  settings=settings.Settings,
   run=run,
 )
 
