@@ -143,17 +143,9 @@ class Lab:
     """Every arm, or those of some names, searched and tested."""
     return {name: self.test(name, **options) for name in names or self.arms}
 
-  def choose(self, name: str, grid: Optional[search.Grid] = None):
-    """Chooses an arm's hyperparameters on validation rows.
-
-    Args:
-      name: of the arm.
-      grid: to begin with; None for the arm's own.
-
-    Returns:
-      A :class:`fsam_optax.experiments.lab.search.Found`.
-    """
-    grid, extensions = grid or self.arms[name].grid, search.MOST_EXTENSIONS
+  def choose(self, name: str, grid: search.Grid) -> search.Found:
+    """Chooses an arm's hyperparameters on validation rows, from a grid on."""
+    extensions = search.MOST_EXTENSIONS
     if self.is_quick:
       grid = search.Grid(grid[0][:1], grid[1][:2], grid[2][:1])
       extensions = 0
@@ -172,8 +164,7 @@ class Lab:
     self,
     name: str,
     *,
-    grid: Optional[search.Grid] = None,
-    found: Optional[search.Found] = None,
+    grids: Sequence[search.Grid] = (),
     with_candidates: bool = False,
     measure: Optional[Measure] = None,
   ) -> Row:
@@ -181,8 +172,8 @@ class Lab:
 
     Args:
       name: of the arm.
-      grid: where its search begins; None for the arm's own.
-      found: by a search of before; None to search.
+      grids: where searches begin, of which the best counts; none for the arm's
+        own.
       with_candidates: whether to train it as well at the points that other
         seeds may have chosen, for an error that includes the search.
       measure: see :meth:`run`.
@@ -194,7 +185,10 @@ class Lab:
     key["seeds"] = list(self.seeds)
     if row := self.store.find(key):
       return row
-    found = found or self.choose(name, grid)
+    searches = (self.choose(name, x) for x in grids or [self.arms[name].grid])
+    found = max(
+      searches, key=lambda x: x.accuracy[x.points.index(x.best)].mean()
+    )
     run = lambda point: self.run(
       name, point, self.seeds, "candidate", measure=measure
     )

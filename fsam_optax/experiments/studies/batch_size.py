@@ -21,7 +21,7 @@ def _run(lab: Lab) -> dict[str, Any]:
     rates = tuple(rate * (size / 100) ** 0.5 for rate in arms.RATES)
     at_size = lab.at(batch_size=size)
     results[size] = {
-      name: at_size.test(name, grid=arm.grid._replace(learning_rate=rates))
+      name: at_size.test(name, grids=[arm.grid._replace(learning_rate=rates)])
       for name, arm in _ARMS.items()
     }
   found = paired_report.by_setting("rows a batch", results)

@@ -170,27 +170,22 @@ def _run(lab: Lab) -> dict[str, Any]:
   for name in lab.chosen:
     _test(lab, name, rate)
   if "F-SAM" in lab.chosen:
-    full = lab.test("F-SAM")
+    full = _test(lab, "F-SAM", rate)
     for name, n in _BY_RULE.items():
-      point = Point(rate, full["rho"] * n ** (1 / 5), arms.UNTUNED_DECAY)
+      point = Point(rate, full["rho"] * (1 / n) ** (-1 / 5), arms.UNTUNED_DECAY)
       lab.run(name, point, lab.seeds, "test")
   return report(lab.store.rows)
 
 
 def _test(lab: Lab, name: str, rate: float) -> Row:
   """A form searched and tested, a late one at SGD's learning rate, too."""
-  arm = ARMS[name]
+  arm, rates = ARMS[name], [rate]
   if arm.perturbation is None:
     return lab.test(name)
-  rates = [rate]
   if arm.last < 1:
     rates.append(_test(lab, "SGD", rate)["learning_rate"])
   grids = [arm.grid._replace(learning_rate=(rate,)) for rate in rates]
-  if len(grids) == 1:
-    return lab.test(name, grid=grids[0])
-  found = [lab.choose(name, grid) for grid in grids]
-  best = lambda x: x.accuracy[x.points.index(x.best)].mean()
-  return lab.test(name, found=max(found, key=best))
+  return lab.test(name, grids=grids)
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:
