@@ -136,7 +136,7 @@ ARMS = {  # In the order of the tables.
 _BY_RULE = {
   f"F-SAM, 1/{n}, descent average, rho by the rule": n for n in (2, 4, 8, 16)
 }
-_RULES = {name: _rows(1 / n, **_DESCENT) for name, n in _BY_RULE.items()}
+RULES = {name: _rows(1 / n, **_DESCENT) for name, n in _BY_RULE.items()}
 # As the tables have it, where that is not the name.
 _SHOWN = {
   "random direction": "random direction (control)",
@@ -164,7 +164,7 @@ def _run(lab: Lab) -> dict[str, Any]:
     batch_size=min(_BATCH_SIZE, lab.pool.train_size),
     search_seeds=range(4),
     more_seeds=range(4, 16),
-    arms={**ARMS, **_RULES},
+    arms={**ARMS, **RULES},
   )
   rate = _LEARNING_RATE.get((lab.pool.name, lab.model), 0.02)
   for name in lab.chosen:
@@ -213,7 +213,7 @@ def report(rows: Sequence[Row]) -> dict[str, Any]:
     of = {x: settings[x] for x in sorted(settings, key=key) if x[1] == model}
     tables += [
       {"title": f"{model}"} | _forms(of, ARMS, times if model == "mlp" else {}),
-      {"title": f"{model}, rho by the rule"} | _forms(of, _RULES, {}),
+      {"title": f"{model}, rho by the rule"} | _forms(of, RULES, {}),
     ]
   tables.append({"title": "exponents of the rule"} | _exponents(settings))
   for (dataset, model, noise), found in sorted(settings.items()):

@@ -51,7 +51,7 @@ _ARMS = {
 def _run(lab: Lab) -> dict[str, Any]:
   results = lab.results(
     measure=functools.partial(
-      _measure, rows=lab.batch_size, samples=2 if lab.is_quick else 30
+      measure, rows=lab.batch_size, samples=2 if lab.is_quick else 30
     )
   )
   measures = {name: row["measures"] for name, row in results.items()}
@@ -84,13 +84,14 @@ def _run(lab: Lab) -> dict[str, Any]:
   }
 
 
-def _measure(models, advance, *, rows: int, samples: int) -> dict[str, Any]:
+def measure(models, advance, *, rows: int, samples: int) -> dict[str, Any]:
   """Sharpness on all training rows; None of a run that diverged."""
   found: dict[str, list[Any]] = {}
   for run, model in enumerate(models):
     for what, measured in _measures(model, run, rows, samples).items():
       try:
         value = float(measured())
+        value = value if np.isfinite(value) else None
       except ValueError:  # Its parameters are not finite.
         value = None
       found.setdefault(what, []).append(value)

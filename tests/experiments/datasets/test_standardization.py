@@ -1,7 +1,5 @@
 """Means and standard deviations: whose, and in which precision."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -174,4 +172,4 @@ def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
   path = save(tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3)))
   monkeypatch.setattr(splits.bounds, "available_memory", lambda: 1200)
   with pytest.raises(FlagError, match="--dataset: must fit into memory"):
-    plan.load(dataclasses.replace(shared_flags.Data(), dataset=path))
+    lab_settings.load(lab_settings.Data(dataset=path))

@@ -2,20 +2,10 @@
 
 import math
 
-import jax
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import networks
-from fsam_optax.experiments.seeds import search
-from fsam_optax.experiments.seeds import splits
-from fsam_optax.experiments.seeds import trainer
-
-
-def runs_of(score, points, seeds=2):
-  """Runs at some points, of which every seed sees the same accuracy."""
-  accuracy = np.repeat([score(point) for point in points], seeds)
-  return search.Runs(accuracy, accuracy, np.zeros(len(accuracy), bool), None)
+from fsam_optax.experiments.lab import search
 
 
 def peak(best):
@@ -29,36 +19,64 @@ def peak(best):
   return score
 
 
-def test_search_goes_beyond_its_values_until_the_best_lies_inside():
-  asked = []
+def rows_of(score):
+  """A search's `run`, in which every seed sees the same accuracy."""
+  return lambda point, seeds: {
+    "validation_accuracy": [score(point)] * len(seeds),
+    "diverged": 0,
+  }
 
-  def run(points):
-    asked.extend(points)
-    return runs_of(peak((0.06, 0.05, 0.02)), points)
+
+def test_search_goes_beyond_its_values_until_the_best_lies_inside():
+  asked, run_at = [], rows_of(peak((0.06, 0.05, 0.02)))
+
+  def run(point, seeds):
+    asked.append(point)
+    return run_at(point, seeds)
 
   grid = search.Grid((0.0075, 0.015, 0.03), (0.2, 0.4), (0.01, 0.02, 0.04))
-  found = search.search(run, grid)
+  found = search.search(run, grid, [0, 1])
   np.testing.assert_allclose(found.best, (0.06, 0.05, 0.02))
   assert found.on_edge == []
   assert len(set(asked)) == len(asked) == len(found.points)
-  assert len(found.accuracy) == len(found.points)
+  assert found.accuracy.shape == (len(asked), 2)
   # All its neighbors were tried.
   assert {(0.03, 0.05, 0.02), (0.12, 0.05, 0.02)} < set(asked)
   assert {(0.06, 0.025, 0.02), (0.06, 0.1, 0.02)} < set(asked)
-  found = search.search(run, grid, extensions=1)
+  found = search.search(run, grid, [0, 1], extensions=1)
   assert found.on_edge == ["learning_rate", "rho"]
 
 
 def test_no_decay_is_no_end_and_one_value_is_no_search():
-  run = lambda points: runs_of(lambda point: -point.weight_decay, points)
-  found = search.search(run, search.Grid((0.1,), (0.0,), (0.0, 0.1)))
+  grid = search.Grid((0.1,), (0.0,), (0.0, 0.1))
+  found = search.search(rows_of(lambda point: -point.weight_decay), grid, [0])
   assert found.best == (0.1, 0.0, 0.0)
   assert found.on_edge == []
   assert len(found.points) == 2
-  run = lambda points: runs_of(lambda point: point.weight_decay, points)
-  found = search.search(run, search.Grid((0.1,), (0.0,), (0.0, 0.1)), 2)
+  rising = rows_of(lambda point: point.weight_decay)
+  found = search.search(rising, grid, [0], extensions=2)
   assert found.points == [(0.1, 0.0, x) for x in (0.0, 0.1, 0.2, 0.4)]
   assert found.on_edge == ["weight_decay"]
+
+
+def test_more_seeds_decide_between_the_best_and_the_search_goes_on_by_them():
+  """One seed says 0.1, the mean with two others 0.025, below the smallest."""
+  asked = {}
+
+  def run(point, seeds):
+    asked.setdefault(tuple(seeds), []).append(point.rho)
+    of = lambda seed: -abs(math.log2(point.rho / (0.025 if seed else 0.1)))
+    return {"validation_accuracy": [of(x) for x in seeds], "diverged": 0}
+
+  grid = search.Grid((0.1,), (0.05, 0.1, 0.2), (0.0,))
+  found = search.search(run, grid, [0], [1, 2])
+  values = sorted(asked[0,])
+  assert found.best.rho == 0.05
+  assert found.on_edge == []
+  assert min(values) < 0.05 < max(values)
+  assert set(asked) == {(0,), (1, 2)}
+  assert len(asked[0,]) == len(found.points)
+  assert max(asked[1, 2].count(x) for x in values) <= 2
 
 
 def test_candidates_are_what_other_seeds_would_have_chosen():
@@ -66,8 +84,8 @@ def test_candidates_are_what_other_seeds_would_have_chosen():
   noise = rng.normal(size=(3, 16))
   # The first two differ by chance alone, and nobody chooses the third.
   accuracy = 80 + noise + np.array([[0.0], [0.01], [-20.0]])
-  found = search.Found([None] * 3, accuracy, np.zeros(3), [])
   best = int(np.argmax(accuracy.mean(axis=1)))
+  found = search.Found(best, [0, 1, 2], accuracy, np.zeros(3), [])
   assert found.candidates() == [best, 1 - best]
 
 
@@ -93,55 +111,3 @@ def test_error_grows_by_the_lottery_between_two_points():
   assert search.error_with_search(lottery, sure) == pytest.approx(0.5, abs=0.02)
   # Where both take part in the same draws, a shared toss cancels.
   assert search.error_with_search(lottery, lottery) == 0
-
-
-@pytest.fixture(name="small", scope="module")
-def fixture_small():
-  pool = splits.load("digits")
-  return pool, trainer.Trainer(
-    networks.REGISTRY["mlp"].create(pool.classes),
-    pool,
-    sigma=1.0,
-    lmbda=0.9,
-    epochs=2,
-    batch_size=100,
-    optimize=False,
-  )
-
-
-def trained(small, points, seeds):
-  pool, train = small
-  return search.train(
-    train,
-    "fsam",
-    splits.split(pool, seeds, 0.2),
-    points,
-    at_once=2,
-    start_bar=lambda total: lambda: None,
-  )
-
-
-def test_runs_come_back_in_order_whatever_runs_at_once(small):
-  # Two at a time, and three: the last is alone with a copy.
-  points = [search.Point(0.01, 0.1, 0.0), search.Point(0.02, 0.4, 0.1)]
-  runs = trained(small, points, [10, 11, 12])
-  assert runs.test_accuracy.shape == (6,)
-  again = trained(small, points[1:], [12, 10])
-  np.testing.assert_array_equal(again.test_accuracy, runs.test_accuracy[[5, 3]])
-  leaf = jax.tree.leaves(runs.params)[0]
-  assert leaf.shape[0] == 6
-  assert not np.array_equal(leaf[3], leaf[4])
-
-
-def test_weight_decay_is_that_of_the_run(small):
-  """With next to no gradient the weights follow the decay's own recurrence."""
-  points = [search.Point(0.01, 0.1, decay) for decay in (0.0, 3.0)]
-  runs = trained(small, points, [10])
-  free, decayed = jax.tree.leaves(runs.params)[1]
-  scale, trace, steps = 1.0, 0.0, 16
-  for t in range(steps):
-    trace = 0.9 * trace + 3.0 * scale
-    scale -= 0.01 * (1 + math.cos(math.pi * t / steps)) / 2 * trace
-  found = np.vdot(decayed, free) / np.vdot(free, free)
-  assert found == pytest.approx(scale, abs=0.1)
-  assert abs(scale - 1) > 0.5

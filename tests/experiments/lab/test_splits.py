@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from fsam_optax.experiments import datasets
-from fsam_optax.experiments.seeds import splits as splits_lib
+from fsam_optax.experiments.lab import splits as splits_lib
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""The cheap forms of the benchmark, against NumPy on a quadratic."""
+"""The cheap forms, against NumPy on a quadratic, and their tables."""
 
+import json
 import pathlib
-import sys
 
 from jax import numpy as jnp
 import numpy as np
@@ -9,10 +9,7 @@ import optax
 import pytest
 
 import fsam_optax
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-
-import pareto
+from fsam_optax.experiments.studies import cheap_forms
 
 RATE, RHO = 0.1, 0.05
 SCALES = np.array([1.0, 3.0, 0.5])
@@ -21,7 +18,8 @@ TARGETS = np.random.default_rng(0).normal(size=(12, 3))
 
 def loss_fn(params, model_state, batch, rng):
   del rng
-  loss = 0.5 * jnp.sum(jnp.asarray(SCALES) * (params["w"] - batch) ** 2)
+  target = batch["x"] if isinstance(batch, dict) else batch
+  loss = 0.5 * jnp.sum(jnp.asarray(SCALES) * (params["w"] - target) ** 2)
   return loss, (model_state, {})
 
 
@@ -29,19 +27,22 @@ def gradient(w, target):
   return SCALES * (w - target)
 
 
-def trained(name, **options):
+def trained(name):
   """The weights of each step, and the last state."""
-  arm = pareto.ARMS[name]
+  arm = cheap_forms.ARMS[name]
   state = fsam_optax.TrainState.create(
     apply_fn=None,
     params={"w": jnp.ones(3)},
     tx=optax.sgd(RATE),
     perturbation=arm.perturbation(RHO),
   )
-  step = arm.make_step(loss_fn, jit=False, **arm.options, **options)
+  step = arm.step(loss_fn, steps=100)
   weights = []
   for target in TARGETS:
-    state, _ = step(state, jnp.asarray(target))
+    batch = jnp.asarray(target)
+    state, _ = step(
+      state, {"x": batch, "rate": RATE} if arm.sees_more else batch
+    )
     weights.append(np.asarray(state.params["w"]))
   return np.array(weights), state
 
@@ -86,75 +87,92 @@ def test_the_gate_opens_where_the_gradient_is_longer_than_before(name, x64):
   assert state.perturbation_state.steps == len(TARGETS)
 
 
-@pytest.mark.parametrize("share", [10, 20, 30])
-def test_late_forms_ascend_at_the_end_alone(share):
-  pool = pareto.load("digits")
-  arm = pareto.ARMS[f"F-SAM, last {share} %"]
-  assert arm.gradients == 1 + arm.last == pytest.approx(1 + share / 100)
+def test_two_gradients_at_once_wait_for_none_of_each_other(x64):
+  """SAMPa: both points follow from the last auxiliary gradient."""
+  del x64
+  w, last, expected = np.ones(3), np.zeros(3), []
+  for target in TARGETS:
+    norm = np.linalg.norm(last)
+    perturbed = w + (RHO * last / norm if norm else 0)
+    auxiliary = gradient(w - RATE * last, target)
+    w = w - RATE * (0.2 * auxiliary + 0.8 * gradient(perturbed, target))
+    last = auxiliary
+    expected.append(w)
+  found, _ = trained("SAM, two gradients at once")
+  np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("percent", [10, 20, 30])
+def test_late_forms_ascend_at_the_end_alone(percent):
+  arm = cheap_forms.ARMS[f"F-SAM, last {percent} %"]
+  assert arm.gradients == 1 + arm.last == pytest.approx(1 + percent / 100)
   seen = {}
 
   def make_step(loss_fn, **options):
+    del loss_fn
     seen.update(options)
-    return fsam_optax.make_train_step(loss_fn, **options)
 
-  pareto.trainer_of(arm._replace(make_step=make_step), pool, "mlp", epochs=20)
-  steps = 20 * (pool.train_size // pareto.BATCH_SIZE)
-  assert seen["start"] == pytest.approx((1 - share / 100) * steps, abs=0.5)
-
-
-@pytest.mark.parametrize("peak", [0.02, 5.0])
-def test_a_ladder_is_widened_beyond_the_end_at_which_its_best_is(peak):
-  evaluated = []
-
-  def evaluate(values):
-    evaluated.append(len(values))
-    return -np.abs(np.log(values / peak))
-
-  ladder = np.array(pareto.RADII)
-  found = evaluate(ladder)
-  best = ladder[np.argmax(found)]
-  assert best in (ladder[0], ladder[-1])
-  ladder, found = pareto.widen(ladder, found, best, evaluate)
-  np.testing.assert_allclose(ladder[1:] / ladder[:-1], 1.25)
-  np.testing.assert_array_equal(found, evaluate(ladder))
-  assert evaluated == [12, 12, 24]
-  assert 0 < np.argmax(found) < 23
-  assert ladder[np.argmax(found)] == pytest.approx(peak, rel=0.13)
-
-
-@pytest.mark.parametrize("peak", [0.15, 0.3, 0.7, 5.0])
-def test_the_window_moves_on_until_its_best_lies_inside(peak):
-  """More seeds may put the best elsewhere than few: here two steps above."""
-  ladder = np.array(pareto.RADII)
-  coarse = lambda values: -np.abs(np.log(values / (peak / 1.25**2)))
-  fine_values = []
-
-  def fine(values):
-    assert len(values) == 4
-    fine_values.extend(values)
-    return -np.abs(np.log(values / peak))
-
-  found = pareto.choose(ladder, coarse(ladder), coarse, fine, widenings=3)
-  assert found.best == pytest.approx(peak, rel=0.13)
-  assert not found.is_at_the_end
-  values, worth = found.fine
-  assert values[0] < found.best < values[-1]
-  assert worth[values.index(found.best)] == max(worth)
-  assert set(values) == set(fine_values)
-
-
-def test_a_best_beyond_all_widenings_is_said_to_be_at_the_end():
-  ladder = np.array(pareto.RADII)
-  found = pareto.choose(ladder, ladder, lambda x: x, lambda x: x, widenings=0)
-  assert found.best == ladder[-1]
-  assert found.is_at_the_end
+  arm._replace(make_step=make_step).step(loss_fn, steps=160)
+  assert seen["start"] == pytest.approx((1 - percent / 100) * 160, abs=0.5)
 
 
 def test_every_form_has_its_gradients_counted():
   """At most those of F-SAM, at least one; a late form the fraction more."""
-  for name, arm in pareto.ARMS.items():
+  for name, arm in cheap_forms.ARMS.items():
     assert 1 <= arm.gradients <= 2, name
     fraction = arm.options.get("ascent_fraction", 1)
     every = arm.options.get("every", 1)
     if arm.options.keys() & {"ascent_fraction", "every"}:
       assert arm.gradients == 1 + fraction / every, name
+
+
+DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
+
+
+def test_the_published_rows_give_the_published_tables():
+  """And have what `study cheap-forms` looks for, so that none is trained."""
+  lines = (DOCS / "cheap-forms.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  published = json.loads((DOCS / "cheap-forms.json").read_text())
+  found = json.loads(json.dumps(cheap_forms.report(rows)))
+  for table, expected in zip(found["tables"], published["tables"], strict=True):
+    assert table.items() <= expected.items(), expected["title"]
+  tested = {row["arm"] for row in rows if row["phase"] == "test"}
+  assert tested == cheap_forms.ARMS.keys() | cheap_forms.RULES.keys()
+
+
+def test_an_exponent_costs_what_the_search_lost_by_it():
+  """Between two radii of a search by eights, whose middle is the best."""
+
+  def row(arm, noise, **rest):
+    setting = {"dataset": "digits", "model": "mlp", "label_noise": noise}
+    return {"arm": arm, "phase": "test", **setting, **rest} | {
+      "learning_rate": 0.1,
+      "weight_decay": 0.0,
+      "test_accuracy": [1.0, 2.0],
+      "gradients": 1,
+    }
+
+  def grid(*accuracies):
+    return [
+      [0.1, radius, 0.0, accuracy]
+      for radius, accuracy in zip((0.1, 0.8, 6.4), accuracies, strict=True)
+    ]
+
+  rows = [
+    row(cheap_forms.EIGHTH, 0.0, rho=0.8, grid=grid(80.0, 90.0, 70.0)),
+    row("F-SAM", 0.0, rho=0.1),
+    row(cheap_forms.EIGHTH, 0.6, rho=0.1, grid=grid(30.0, 20.0, 10.0)),
+    row("F-SAM", 0.6, rho=0.1),
+  ]
+  (found,) = (
+    table
+    for table in cheap_forms.report(rows)["tables"]
+    if table["title"] == "exponents of the rule"
+  )
+  assert found["header"] == ["exponent", "0 % wrong", "60 % wrong"]
+  # At 0.1 * 8**e the first has climbed a part e of ten points, the second lost.
+  assert found["rows"] == [
+    [e, f"{10 * e - 10:.2f}", f"{0 - 10 * e:.2f}"]
+    for e in (0, 0.1, 0.2, 0.3, 0.4)
+  ]

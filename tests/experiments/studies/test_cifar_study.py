@@ -1,22 +1,23 @@
 """The study on CIFAR: its rows, its search and its tables, on other images."""
 
+import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 
+from fsam_optax import __main__
 from fsam_optax.experiments import datasets
+from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.lab import splits
+from fsam_optax.experiments.studies import cifar
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-
-import cifar
-import pareto
+DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
 
 
-@pytest.fixture(scope="module", name="images")
-def fixture_images():
-  """Two classes that a glance tells apart: dark and bright."""
+@pytest.fixture(name="small")
+def fixture_small(monkeypatch):
+  """Two classes that a glance tells apart, dark and bright, and few of them."""
   rng = np.random.default_rng(0)
 
   def draw(number):
@@ -24,7 +25,7 @@ def fixture_images():
     x = rng.integers(0, 50, (number, 32, 32, 3)) + 150 * y[:, None, None, None]
     return x.astype(np.uint8), y
 
-  return datasets.Images(
+  images = datasets.Images(
     "toy",
     *draw(700),
     *draw(200),
@@ -32,138 +33,98 @@ def fixture_images():
     mean=(0.4, 0.4, 0.4),
     standard_deviation=(0.2, 0.2, 0.2),
   )
-
-
-@pytest.fixture(name="small")
-def fixture_small(monkeypatch, images):
   for name, value in {
-    "TRAIN": 384,
-    "VALIDATION": 200,
-    "EPOCHS": 8,
-    "BATCH_SIZE": 64,
-    "FIRST_SEED": [0],
-    "MORE_SEEDS": [1],
-    "TEST_SEEDS": [1000, 1001],
-    "CURVE_SEEDS": [1000],
-    "CURVE": (0.025, 0.4),
-    "RATES": (0.025,),
-    "RADII": (0.05, 0.1),
+    "_TRAIN": 384,
+    "_VALIDATION": 200,
+    "_BATCH_SIZE": 64,
+    "_SETTINGS": (cifar.Setting("cifar10", 0.4, ("F-SAM",), has_curve=True),),
   }.items():
     monkeypatch.setattr(cifar, name, value)
   monkeypatch.setattr(cifar.datasets, "load", lambda *_, **__: images)
+  return images
 
 
-def test_rows_of_a_seed_are_apart_and_as_noisy_as_asked(images, small):
-  del small
-  one, again, other = (cifar.rows_of(images, 0.25, s) for s in (3, 3, 4))
-  np.testing.assert_array_equal(one.x, again.x)
-  assert (one.x != other.x).any()
-  as_set = lambda x: {row.tobytes() for row in x}
-  assert not as_set(one.x) & as_set(one.x_validation)
-  label_of = {
-    x.tobytes(): y for x, y in zip(images.x_train, images.y_train, strict=True)
-  }
-  wrong = [
-    label_of[x.tobytes()] != y for x, y in zip(one.x, one.y, strict=True)
-  ]
-  assert np.sum(wrong) == 0.25 * 384
-  validation = [label_of[x.tobytes()] for x in one.x_validation]
-  np.testing.assert_array_equal(one.y_validation, validation)
+def test_rows_of_a_seed_are_those_of_the_published_rows(small):
+  """Their stream and their order, so that a new form pairs with the old."""
+  pool = cifar.load("cifar10", "toy")
+  drawn = splits.split(pool, [3], 0.25)
+  rng = np.random.default_rng((3, 19))
+  order = rng.permutation(700)
+  np.testing.assert_array_equal(drawn.train_rows[0], order[:384])
+  np.testing.assert_array_equal(drawn.validation_rows[0], order[384:584])
+  np.testing.assert_array_equal(drawn.test_rows[0], np.arange(700, 900))
+  assert (drawn.train_labels[0] != small.y_train[order[:384]]).sum() == 96
+  assert pool.x.dtype == np.uint8
+  np.testing.assert_allclose(drawn.mean, [[102.0] * 3])
+  np.testing.assert_allclose(drawn.standard_deviation, [[51.0] * 3])
+
+
+def test_half_of_the_images_are_mirrored_by_seed_and_step():
+  x = np.arange(64 * 2.0).reshape(64, 1, 2, 1)
+  flips = []
+  for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+    found = np.asarray(cifar._flip(np.uint32(seed), np.int32(step), x))
+    flips.append((found != x).any(axis=(1, 2, 3)))
+    np.testing.assert_array_equal(found[flips[-1]], x[flips[-1]][:, :, ::-1])
+    assert 16 < flips[-1].sum() < 48
+  assert (flips[0] == flips[3]).all()
+  assert (flips[0] != flips[1]).any()
+  assert (flips[0] != flips[2]).any()
 
 
 @pytest.mark.slow
-def test_a_job_searches_tests_and_is_not_done_twice(small, tmp_path, capsys):
-  del small
-  output = tmp_path / "rows.jsonl"
-  job = cifar.Job("cifar10-0", "F-SAM", "toy", str(output), is_quick=False)
-  job.search_and_test()
-  job.curve()
-  rows = pareto.read(output)
-  found = {
-    phase: [row for row in rows if row["phase"] == phase]
-    for phase in ("search", "test", "curve")
-  }
-  (test,) = found["test"]
-  first = {
-    (row["learning_rate"], row["rho"]): row["accuracy"][0]
-    for row in found["search"]
-    if row["seeds"] == [0]
-  }
-  # The best is at no end of the radii that were tried.
-  radii = sorted({rho for _, rho in first})
-  assert radii[0] < max(first, key=lambda point: first[point])[1] < radii[-1]
-  means = {
-    (row["learning_rate"], row["rho"]): np.mean(
-      [first[row["learning_rate"], row["rho"]], *row["accuracy"]]
-    )
-    for row in found["search"]
-    if row["seeds"] == [1]
-  }
-  assert len(means) == 3
-  assert means[test["learning_rate"], test["rho"]] == max(means.values())
-  assert len(test["accuracy"]) == 2
-  assert [row["rho"] for row in found["curve"]] == [0.025, 0.4]
-  assert {row["learning_rate"] for row in found["curve"]} == {
-    test["learning_rate"]
-  }
-  # It learns what a glance tells apart.
-  assert min(test["accuracy"]) > 90
-  capsys.readouterr()
-  job.search_and_test()
-  job.curve()
-  assert pareto.read(output) == rows
-  assert not capsys.readouterr().out
-
-
-def test_the_search_goes_on_where_more_seeds_put_the_best_at_an_end(
-  small, monkeypatch
+def test_a_form_is_searched_tested_and_not_trained_twice(
+  small, tmp_path, capsys
 ):
-  """One seed says 0.1, the mean with another 0.05, which was the smallest."""
   del small
-  monkeypatch.setattr(cifar, "RADII", (0.05, 0.1, 0.2))
-  job = cifar.Job("cifar10-0", "F-SAM", "toy", "unused", is_quick=False)
-  tried = []
-
-  def run(phase, point, seeds):
-    tried.append((phase, point.rho))
-    if phase == "search" and seeds == [0]:
-      return [-abs(np.log2(point.rho / 0.1)) / 2]
-    return [-abs(np.log2(point.rho / 0.025))]
-
-  monkeypatch.setattr(job, "_run", run)
-  job.search_and_test()
-  (tested,) = [rho for phase, rho in tried if phase == "test"]
-  radii = {rho for phase, rho in tried if phase == "search"}
-  assert tested == 0.05
-  assert min(radii) < tested < max(radii)
+  words = ["study", "cifar", "--quick", "--cifar10", "toy"]
+  words += ["--arms", "F-SAM", "--output", str(tmp_path)]
+  __main__.main(words)
+  text = (tmp_path / "cifar.jsonl").read_text()
+  rows = [json.loads(line) for line in text.splitlines()]
+  assert [row["phase"] for row in rows].count("radius") == 1
+  (test,) = (row for row in rows if row["phase"] == "test")
+  assert len(test["test_accuracy"]) == 2
+  assert test["gradients"] == 2
+  __main__.main(words)
+  assert (tmp_path / "cifar.jsonl").read_text() == text
+  assert "cifar10, 40% wrong labels" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_gated_form_is_given_what_its_gate_let_through(small, tmp_path):
-  del small
-  output, name = tmp_path / "rows.jsonl", "F-SAM, at long gradients"
-  job = cifar.Job("cifar10-40", name, "toy", str(output), is_quick=True)
-  job.search_and_test()
-  rows = pareto.read(output)
-  assert {row["phase"] for row in rows} == {"search", "test"}
-  # Six steps an epoch; the first is never longer than those before.
-  for row in rows:
-    through = 6 * len(row["seeds"]) * (row["gradients"] - 1)
-    assert 0 < through < 5 * len(row["seeds"]) + 1e-2
-    assert through == pytest.approx(round(through), abs=0.02)
-  found = cifar.report_on(rows)["tables"][0]["rows"]
-  assert found[0][1] == f"{rows[-1]['gradients']:g}"
+def numbers(table):
+  """A table without what is said beside its numbers."""
+  beside = ("median", "collapsed")
+  return [
+    {k: v for k, v in cell.items() if k not in beside}
+    if isinstance(cell, dict)
+    else cell
+    for row in table["rows"]
+    for cell in row
+  ]
+
+
+def test_the_published_rows_give_the_published_tables():
+  lines = (DOCS / "cifar.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  published = json.loads((DOCS / "cifar.json").read_text())["tables"]
+  found = json.loads(json.dumps(cifar.report(rows)["tables"]))
+  for table, expected in zip(found, published, strict=True):
+    assert table["header"] == expected["header"]
+    assert numbers(table) == numbers(expected), expected["title"]
 
 
 def row(arm, phase, rho, accuracy):
   return {
-    "setting": "cifar10-40",
+    "dataset": "cifar10",
+    "label_noise": 0.4,
+    "weight_decay": 5e-4,
+    "gradients": cifar.cheap_forms.ARMS[arm].gradients,
     "arm": arm,
     "phase": phase,
     "learning_rate": 0.05,
     "rho": rho,
     "seeds": [0, 1],
-    "accuracy": accuracy,
+    "test_accuracy": accuracy,
     "diverged": 0,
     "seconds": 1,
   }
@@ -171,14 +132,16 @@ def row(arm, phase, rho, accuracy):
 
 def test_tables_hold_the_means_and_paired_differences():
   rows = [
-    row("SGD", "test", 0.0, [40.0, 42.0]),
+    row("SGD", "test", None, [40.0, 42.0]),
     row("SAM", "test", 0.2, [43.0, 44.0]),
     row("F-SAM", "test", 0.4, [44.0, 46.0]),
-    row("SAM", "curve", 0.05, [41.0, 43.0]),
-    row("F-SAM", "curve", 0.05, [41.0, 42.0]),
-    row("SAM", "curve", 0.1, [42.0, 43.0]),
+    row("SAM", "radius", 0.05, [41.0, 43.0]),
+    row("F-SAM", "radius", 0.05, [41.0, 42.0]),
+    row("SAM", "radius", 0.1, [42.0, 43.0]),
   ]
-  found = cifar.report_on(rows)
+  found = cifar.report(rows)
+  for table in found["tables"]:
+    table["rows"] = [[tables.shown(x) for x in row] for row in table["rows"]]
   best, curve, settings = found["tables"]
   (panel,) = found["panels"]
   assert best["header"][-3:] == ["over SGD", "over SAM", "over F-SAM"]

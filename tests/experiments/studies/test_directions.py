@@ -92,7 +92,6 @@ def test_random_directions_differ_by_run_and_step():
 @pytest.mark.parametrize(
   "perturbation",
   [
-    None,
     fsam_optax.sam_perturbation(0.3),
     fsam_optax.friendly_perturbation(0.3),
   ],

@@ -4,23 +4,24 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from fsam_optax import __main__
-from fsam_optax.experiments.seeds import search
+from fsam_optax.experiments.lab import search
+from fsam_optax.experiments.lab import trainer
 
 
 def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setattr(search.search, "__defaults__", (1,))
-  __main__.main(
-    [
-      *("tune", "--dataset", "digits", "--seeds", "2", "--epochs", "2"),
-      *("--learning-rate", "sam=0.001:0.004", "--rho", "sam=0.05:0.1"),
-      *("--weight-decay", "0:0.01", "--optimizers", "sam"),
-      *("--output", str(tmp_path)),
-    ]
-  )
+  monkeypatch.setattr(search, "MOST_EXTENSIONS", 1)
+  words = [
+    *("tune", "--dataset", "digits", "--seeds", "2", "--epochs", "2"),
+    *("--learning-rate", "sam=0.001:0.004", "--rho", "sam=0.05:0.1"),
+    *("--weight-decay", "0:0.01", "--optimizers", "sam"),
+    *("--output", str(tmp_path)),
+  ]
+  __main__.main(words)
   written = json.loads((tmp_path / "tune.json").read_text())
   assert written["config"]["seeds"] == [0, 1]
   found = written["results"]["sam"]
@@ -36,3 +37,14 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   assert re.search(
     r"warning: the best learning_rate of SAM, \S+, lies", printed
   )
+  # Again: nothing is trained, and with another sigma everything.
+  rows = (tmp_path / "tune.jsonl").read_text()
+  monkeypatch.setattr(
+    trainer.Trainer, "__call__", lambda *_, **__: pytest.fail("it trained")
+  )
+  __main__.main(words)
+  assert json.loads((tmp_path / "tune.json").read_text()) == written
+  assert (tmp_path / "tune.jsonl").read_text() == rows
+  assert "are used again" in capsys.readouterr().err
+  with pytest.raises(pytest.fail.Exception, match="it trained"):
+    __main__.main([*words, "--sigma", "0.5"])

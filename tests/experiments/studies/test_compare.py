@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fsam_optax import __main__ as command_line
-from fsam_optax.experiments.seeds import compare
-from fsam_optax.experiments.seeds import trainer
+from fsam_optax.experiments.lab import trainer
+from fsam_optax.experiments.studies import compare
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_json_has_the_promised_schema(two_seeds):
   written = json.loads(
     (output / "compare.json").read_text(), parse_constant=pytest.fail
   )
-  assert list(written) == ["config", "results", "paired"]
+  assert list(written) == ["config", "results", "paired", "tables"]
   config = written["config"]
   assert config["accuracy_unit"] == "percent"
   assert config["seeds"] == [200, 201]
@@ -220,14 +220,14 @@ def test_a_folder_that_is_gone_at_the_end_costs_no_result(
 ):
   path, output = tmp_path / "mine.npz", tmp_path / "output"
   np.savez(path, **arrays)
-  trained = compare.compare
+  trained = compare.train
 
-  def train_and_lose(plan):
-    result = trained(plan)
+  def train_and_lose(lab, points):
+    outcomes = trained(lab, points)
     shutil.rmtree(output)
-    return result
+    return outcomes
 
-  monkeypatch.setattr(compare, "compare", train_and_lose)
+  monkeypatch.setattr(compare, "train", train_and_lose)
   with pytest.raises(SystemExit) as ended:
     run(
       *("compare", "--dataset", path, "--seeds", 1, "--epochs", 1),
@@ -276,3 +276,32 @@ def test_convolutional_network_needs_images(tmp_path, arrays, capsys):
   with pytest.raises(SystemExit):
     run("compare", "--dataset", path, "--model", "cnn", "--output", tmp_path)
   assert "--model: cnn must have images" in capsys.readouterr().err
+
+
+ADDED = """
+import fsam_optax
+from fsam_optax import __main__ as command_line
+from fsam_optax.experiments.common import optimizers
+
+optimizers.REGISTRY["mine"] = optimizers.Optimizer(
+  "mine", "#000000", lambda *, rho, **_: fsam_optax.sam_perturbation(rho)
+)
+optimizers.NAMES = tuple(optimizers.REGISTRY)
+optimizers.ASCENDING = optimizers.NAMES[1:]
+command_line.main(["compare", "--dataset", "digits", "--seeds", "2",
+                   "--epochs", "1", "--optimizers", "mine,fsam",
+                   "--output", OUTPUT])
+"""
+
+
+def test_a_perturbation_by_name_is_a_line(tmp_path):
+  """That of the registry: `compare` then trains it and pairs it with all."""
+  code = ADDED.replace("OUTPUT", repr(str(tmp_path)))
+  printed = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  ).stdout
+  written = json.loads((tmp_path / "compare.json").read_text())
+  assert list(written["paired"]) == ["mine-fsam"]
+  results = written["results"]
+  assert results["mine"]["rho"] == results["fsam"]["rho"]
+  assert "mine over F-SAM" in printed

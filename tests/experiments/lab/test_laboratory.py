@@ -1,0 +1,199 @@
+"""The laboratory: what comes of runs, whoever trains beside them."""
+
+import math
+
+from flax import linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fsam_optax
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import laboratory
+from fsam_optax.experiments.lab import search
+from fsam_optax.experiments.lab import splits
+from fsam_optax.experiments.lab import trainer as trainer_lib
+from fsam_optax.experiments.lab.search import Point
+
+POINT = Point(0.05, 0.1, 0.0)
+
+
+def laboratory_of(pool, **changes):
+  return laboratory.Lab(
+    **{
+      "pool": pool,
+      "model": "mlp",
+      "network": networks.REGISTRY["mlp"].create,
+      "label_noise": 0.2,
+      "label_noise_kind": "symmetric",
+      "epochs": 2,
+      "batch_size": 100,
+      "arms": {"SGD": arms.SGD, "F-SAM": arms.FSAM},
+      "search_seeds": [0],
+      "seeds": [10, 11, 12],
+      "is_quick": True,
+      **changes,
+    }
+  )
+
+
+@pytest.fixture(name="pool", scope="module")
+def fixture_pool():
+  return splits.load("digits")
+
+
+@pytest.fixture(name="lab", scope="module")
+def fixture_lab(pool):
+  return laboratory_of(pool)
+
+
+def test_a_row_has_its_setting_and_is_the_same_whatever_runs_beside(lab):
+  # Two at a time: the third seed is alone with a copy of the first.
+  row = lab.run("F-SAM", POINT, [10, 11, 12], "a")
+  assert row["input_shape"] == [8, 8, 1]
+  assert row.items() >= {**lab.setting(), **POINT._asdict()}.items()
+  assert len(set(row["test_accuracy"])) == 3
+  again = lab.run("F-SAM", POINT, [12, 10], "b")
+  for what in ("test_accuracy", "validation_accuracy"):
+    assert again[what] == [row[what][2], row[what][0]]
+  elsewhere = lab.at(label_noise=0.4)
+  assert elsewhere.trainer is lab.trainer
+  noisy = elsewhere.run("F-SAM", POINT, [12, 10], "b")
+  assert noisy["test_accuracy"] != again["test_accuracy"]
+
+
+def test_the_best_point_is_tested_and_nothing_is_trained_twice(
+  lab, monkeypatch
+):
+  row = lab.test("F-SAM", with_candidates=True)
+  means = [mean for *_, mean in row["grid"]]
+  best = row["grid"][int(np.argmax(means))]
+  assert [row[x] for x in search.Point._fields] == best[:3]
+  assert "rho" in row["on_edge"]  # Of two values, each is at an end.
+  first = row["candidates"][0]
+  assert first["test_accuracy"] == row["test_accuracy"]
+  assert first["validation_accuracy"] == [max(means)]
+  searched = [x for x in lab.store.rows if x["phase"] == "search"]
+  assert len(searched) == len(means)
+  assert not any("test_accuracy" in x for x in searched)
+  monkeypatch.setattr(
+    trainer_lib.Trainer, "__call__", lambda *_, **__: pytest.fail("it trained")
+  )
+  assert lab.test("F-SAM") is row
+
+
+def test_weight_decay_is_that_of_the_run(pool):
+  """With next to no gradient the weights follow the decay's own recurrence."""
+  train = laboratory_of(pool).trainer
+  free, decayed = (
+    jax.tree.leaves(
+      train(
+        "F-SAM",
+        splits.split(pool, [10], 0.2),
+        *np.array([[0.01], [0.1], [decay]]),
+      ).params
+    )[1][0]
+    for decay in (0.0, 3.0)
+  )
+  scale, trace, steps = 1.0, 0.0, 16
+  for t in range(steps):
+    trace = 0.9 * trace + 3.0 * scale
+    scale -= 0.01 * (1 + math.cos(math.pi * t / steps)) / 2 * trace
+  found = np.vdot(decayed, free) / np.vdot(free, free)
+  assert found == pytest.approx(scale, abs=0.1)
+  assert abs(scale - 1) > 0.5
+
+
+def test_a_diverged_run_leaves_a_gap(lab):
+  row = lab.run("SGD", Point(1e30, 0.0, 0.0), lab.seeds, "a")
+  assert row["diverged"] == 3
+  assert row["test_accuracy"] == [None] * 3
+  assert np.all(np.isfinite(row["validation_accuracy"]))
+
+
+def test_a_measure_sees_the_rows_that_trained(lab):
+  def measure(models, advance):
+    del advance
+    loss, params, rows = models[1]
+    drawn = lab.splits([11])
+    np.testing.assert_array_equal(rows["y"], drawn.train_labels[0])
+    np.testing.assert_allclose(rows["x"].mean(), 0, atol=1e-4)
+    return {"loss": float(loss(params, rows))}
+
+  row = lab.run("SGD", POINT, lab.seeds, "measured", measure=measure)
+  assert row["loss"] < math.log(10)
+
+
+class Normalized(nn.Module):
+  """A network with statistics of its batches."""
+
+  classes: int
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.Dense(8)(x.reshape(len(x), -1))
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return nn.Dense(self.classes)(nn.relu(x))
+
+
+def test_a_loop_is_the_plain_loop(pool):
+  """By `value_and_grad` by hand, statistics and mirrored rows included."""
+  augment = lambda seed, step, x: x[:, :, ::-1] + 0 * (seed + step)
+  lab = laboratory_of(
+    pool,
+    network=Normalized,
+    epochs=1,
+    trainer_options={"is_loop": True, "augment": augment},
+  )
+  outcome = lab.trainer(
+    "F-SAM", lab.splits([10]), *np.array([[0.05], [0.1], [0.01]])
+  )
+  drawn = jax.tree.map(lambda x: x[0], lab.splits([10]))
+  model = Normalized(10)
+  key, _ = jax.random.split(jax.random.key(10))
+  variables = model.init(key, pool.x[:1])
+  params, statistics = variables["params"], variables["batch_stats"]
+  tx = optax.chain(
+    optax.add_decayed_weights(0.01),
+    optax.sgd(optax.cosine_decay_schedule(0.05, 8), momentum=0.9),
+  )
+  opt_state = tx.init(params)
+  ascent = fsam_optax.friendly_perturbation(0.1)
+  ascent_state = ascent.init(params)
+  x = (pool.x - drawn.mean) / drawn.standard_deviation
+  order = np.random.default_rng((10, 20, 0)).permutation(800)
+
+  @jax.jit
+  def grads_of(params, statistics, x, y):
+    def loss_fn(params):
+      logits, new = model.apply(
+        {"params": params, "batch_stats": statistics},
+        x,
+        train=True,
+        mutable=["batch_stats"],
+      )
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+      return losses.mean(), new["batch_stats"]
+
+    return jax.grad(loss_fn, has_aux=True)(params)
+
+  for at in order.reshape(8, 100):
+    rows = x[drawn.train_rows[at]][:, :, ::-1], drawn.train_labels[at]
+    grads, new = grads_of(params, statistics, *rows)
+    epsilon, ascent_state = ascent.update(grads, ascent_state, params)
+    grads, _ = grads_of(optax.apply_updates(params, epsilon), statistics, *rows)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params, statistics = optax.apply_updates(params, updates), new
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4),
+    outcome.params,
+    params,
+  )
+  logits = model.apply(
+    {"params": params, "batch_stats": statistics}, x[drawn.test_rows]
+  )
+  hits = np.argmax(logits, -1) == pool.y[drawn.test_rows]
+  expected = 100 * float(hits.mean())
+  assert outcome.test_accuracy[0] == pytest.approx(expected, abs=0.3)
