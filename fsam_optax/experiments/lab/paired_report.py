@@ -38,11 +38,7 @@ def accuracy(values: Any) -> dict[str, Any]:
 
 
 def mean(values: Any) -> dict[str, Any]:
-  """Mean and standard error in percent of all values, whatever became of them.
-
-  Args:
-    values: finite.
-  """
+  """Mean and standard error in percent of all values, which are finite."""
   error = statistics.standard_error(values)
   return {"accuracy": float(np.mean(values)), "error": error}
 
@@ -55,12 +51,7 @@ def number(values: Any) -> dict[str, Any]:
 
 
 def over(first: Any, second: Any) -> dict[str, Any]:
-  """A paired difference with its p-value.
-
-  Args:
-    first: one value a seed, not finite where its run diverged.
-    second: as many, of what it is compared with.
-  """
+  """A paired difference with its p-value."""
   found = statistics.paired(_floats(first), _floats(second))
   cell = {"difference": found["mean"], "error": found["standard_error"]}
   p_value = found["p_value"]
@@ -118,15 +109,7 @@ def arms_table(
 def by_setting(
   what: str, results: Mapping[float, Mapping[str, Row]]
 ) -> dict[str, Any]:
-  """Tables and panels of the arms over a setting, F-SAM paired with the others.
-
-  Args:
-    what: is set.
-    results: by its value and by arm, F-SAM among them.
-
-  Returns:
-    What the JSON holds.
-  """
+  """What the JSON holds of arms over a setting, F-SAM paired with the others."""
   settings, arms = list(results), list(next(iter(results.values())))
   others = [name for name in reversed(arms) if name != "F-SAM"]
   points = []
@@ -206,16 +189,7 @@ def _short(value: float) -> float:
 
 
 def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
-  """A line of a figure, with a gap where a value is not finite.
-
-  Args:
-    label: its name.
-    x: where its points stand.
-    columns: the values at each.
-
-  Returns:
-    What a panel holds.
-  """
+  """A line of a figure, with a gap where a value is not finite."""
   pairs = [
     statistics.mean_and_error(values)
     if np.all(np.isfinite(_floats(values)))
@@ -255,13 +229,7 @@ def title_of(config: Mapping[str, Any]) -> str:
 def draw(
   title: str, panels: Sequence[Mapping[str, Any]], path: pathlib.Path
 ) -> None:
-  """Draws panels, four in a row, a gap where a value is missing.
-
-  Args:
-    title: over them.
-    panels: each with its labels and series of lines.
-    path: the PNG to write.
-  """
+  """Draws panels, four in a row, a gap where a value is missing."""
   columns, lines = min(4, len(panels)), -(-len(panels) // 4)
   drawing = figures.new(max(5.4, 3.6 * columns), 3.6 * max(1, lines))
   for i, shown in enumerate(panels):

@@ -191,13 +191,6 @@ def error_with_search(first: Tested, second: Tested) -> float:
 
   In each draw of a bootstrap the seeds that choose are drawn again, both arms
   take their best point by these, and the seeds to report are drawn again, too.
-
-  Args:
-    first: of one arm.
-    second: of the other, over the same seeds in the same order.
-
-  Returns:
-    Standard deviation over the draws of the difference of the means.
   """
   choosing = resamples(first.validation_accuracy.shape[1])
   testing = resamples(first.test_accuracy.shape[1])

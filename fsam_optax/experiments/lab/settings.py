@@ -165,18 +165,10 @@ def recipe_of(data: Data) -> tuned_values.Recipe:
 
 
 def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
-  """The laboratory of the optimizers, with the data loaded.
+  """The laboratory of the optimizers, or a FlagError where flags do not fit.
 
-  Args:
-    given: the flags; the output directory is made.
-    default_seeds: number of seeds.
-    default_first: the first of them.
-
-  Returns:
-    The laboratory, whose seeds to report and to search by are the same.
-
-  Raises:
-    FlagError: if the flags do not fit each other or the data.
+  The data are loaded and the output directory is made. The seeds to report and
+  to search by are the same.
   """
   data, training = given.data, given.training
   recipe, pool = recipe_of(data), load(data)
@@ -215,17 +207,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
 
 
 def load(data: Data) -> splits.Pool:
-  """Loads the data set of the flags, which the network of the flags can take.
-
-  Args:
-    data: of the flags.
-
-  Returns:
-    The data set.
-
-  Raises:
-    FlagError: if it cannot be read, or does not fit the network.
-  """
+  """The data set of the flags, or a FlagError where the network takes it not."""
   network = networks.REGISTRY[data.model]
   if network.has_statistics:
     others = [
@@ -261,13 +243,7 @@ def load(data: Data) -> splits.Pool:
 def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
   """The points of each optimizer that runs, by the flags or the tuned values.
 
-  Args:
-    given: the flags.
-    is_grid: whether there may be several points; else there is one.
-
-  Raises:
-    FlagError: if a flag names an optimizer that does not run, or several
-      values.
+  One each where there is no grid.
   """
   names, recipe = given.training.optimizers, recipe_of(given.data)
   default = recipe.grid if is_grid else recipe.alone

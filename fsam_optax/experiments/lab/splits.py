@@ -91,16 +91,6 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
 
   Where a source has no test rows of its own, each seed draws them: its result
   then varies with the test rows, too, as it does between experiments.
-
-  Args:
-    source: see :func:`fsam_optax.experiments.datasets.load`.
-    image_size: side in pixels to scale the images to; None to leave them.
-
-  Returns:
-    The pool.
-
-  Raises:
-    DataError: if the source is not what it must be.
   """
   images = datasets.load(source, image_size=image_size)
   x = _in_float32(images.x_train, images.x_test)
@@ -167,17 +157,6 @@ def split(
     >>> moved = splits.train_labels != pool.y[splits.train_rows]
     >>> print(moved.sum(axis=1))
     [2 2 2]
-
-  Args:
-    pool: what :func:`load` returns.
-    seeds: non-negative integers below 2**32.
-    noise: fraction of the training labels that are replaced, in ``[0, 1)``.
-    kind: of the noise; see
-      :func:`fsam_optax.experiments.datasets.label_noise.corrupt`.
-
-  Returns:
-    The splits, in the order of the seeds. Validation and test labels stay
-    clean. A seed's split does not depend on the other seeds.
   """
   columns = zip(
     *(_split_once(pool, seed, noise, kind) for seed in seeds), strict=True

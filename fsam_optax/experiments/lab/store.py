@@ -23,14 +23,7 @@ class Store:
   """
 
   def __init__(self, path: Optional[pathlib.Path] = None) -> None:
-    """Reads what is there.
-
-    Args:
-      path: of a JSON Lines file that may not be there yet.
-
-    Raises:
-      FlagError: if a line is no row.
-    """
+    """Reads what is there."""
     self._path, self.rows = path, []
     if path is not None and path.exists():
       try:

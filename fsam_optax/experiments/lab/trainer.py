@@ -30,18 +30,17 @@ _UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
 
 
 class Outcome(NamedTuple):
-  """What came of ``R`` runs. Accuracies are in percent, float64.
+  """What came of ``R`` runs after the last epoch.
 
   Attributes:
-    test_accuracy: after the last epoch, shape ``[R]``.
-    validation_accuracy: after the last epoch, shape ``[R]``.
-    train_accuracy: after the last epoch and against the labels it was trained
-      on, the noisy ones included, shape ``[R]``.
+    test_accuracy: percent, shape ``[R]``, float64, as the next two.
+    validation_accuracy: of the validation rows.
+    train_accuracy: against the labels it was trained on, noise included.
     curve: validation accuracy after each epoch, shape ``[epochs, R]``; empty
       where it was not asked for.
     diverged: whether a loss or a parameter was not finite, shape ``[R]``, bool.
-    params: after the last epoch, leaves of shape ``[R, ...]``.
-    perturbation_state: after the last epoch, leaves of shape ``[R, ...]``.
+    params: leaves of shape ``[R, ...]``.
+    perturbation_state: leaves of shape ``[R, ...]``.
     seconds: wall-clock time, compilation included.
     compile_seconds: the part of it that tracing and compiling took.
   """

@@ -139,17 +139,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
 def recipe(
   dataset: str, model: str, image_size: Optional[int] = None
 ) -> Recipe:
-  """The recipe of a data set and a network.
-
-  Args:
-    dataset: a name, or the path of a user's own images, for which nothing is
-      tuned and the values are those of the MNIST digits with fewer seeds.
-    model: name of the network.
-    image_size: side in pixels that the user asks for; None for the recipe's.
-
-  Returns:
-    The recipe.
-  """
+  """The recipe of a data set and a network."""
   found = _RECIPES.get((dataset, model))
   if found is None:
     return _RECIPES["mnist", "mlp" if model == "mlp" else "cnn"]._replace(

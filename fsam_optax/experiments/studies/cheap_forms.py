@@ -189,15 +189,7 @@ def _test(lab: Lab, name: str, rate: float) -> Row:
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:
-  """What the JSON holds of rows.
-
-  Args:
-    rows: of the store.
-
-  Returns:
-    Tables of all forms and of the rule by network, of the rule's exponents, and
-    one a setting; a panel a setting.
-  """
+  """What the JSON holds of rows."""
   settings: dict[tuple[str, str, float], dict[str, Row]] = {}
   times: dict[str, list[float]] = {}
   for row in rows:
@@ -221,7 +213,12 @@ def report(rows: Sequence[Row]) -> dict[str, Any]:
     tables.append(
       title | paired_report.arms_table(found, ("F-SAM", "SAM"), "form")
     )
+  dataset, model, _ = (
+    ", ".join(map(str, dict.fromkeys(x))) for x in zip(*settings, strict=True)
+  )
+  noises = sorted({noise for _, _, noise in settings})
   return {
+    "config": {"dataset": dataset, "model": model, "label_noise": noises},
     "tables": [table for table in tables if table["rows"]],
     "panels": [
       _panel(tables[i - len(settings)]["title"], found)
@@ -306,14 +303,7 @@ def _exponents(settings: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
-  """The names that none as cheap or cheaper beats, from the cheapest on.
-
-  Args:
-    points: gradients a step and accuracy, by name.
-
-  Returns:
-    Names in the order of their gradients.
-  """
+  """The names that none as cheap or cheaper beats, from the cheapest on."""
   found: list[str] = []
   for name in sorted(points, key=lambda x: (points[x][0], -points[x][1])):
     if not found or points[name][1] > points[found[-1]][1]:

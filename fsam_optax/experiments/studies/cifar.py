@@ -105,15 +105,7 @@ def _flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def load(dataset: str, source: str) -> splits_lib.Pool:
-  """The images of CIFAR as bytes, which no seed copies.
-
-  Args:
-    dataset: ``"cifar10"`` or ``"cifar100"``.
-    source: path of its published files.
-
-  Raises:
-    FlagError: if they are not there.
-  """
+  """The images of CIFAR as bytes, which no seed copies."""
   try:
     images = datasets.load(source, otherwise=dataset)
   except datasets.DataError as error:
@@ -199,15 +191,7 @@ _PAIRS = (  # Of forms whose differences are shown for all settings at once.
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:
-  """Tables and panels of what was trained.
-
-  Args:
-    rows: of the store.
-
-  Returns:
-    What the JSON holds: a table a setting and one of its curve with a panel,
-    then one of all settings.
-  """
+  """Tables and panels of what was trained."""
   tables, panels, summary = [], [], []
   for setting in _SETTINGS:
     of = [

@@ -34,14 +34,7 @@ _HEADER = (
 
 
 def run(given: settings.Settings) -> None:
-  """Runs the command.
-
-  Args:
-    given: its flags.
-
-  Raises:
-    FlagError: if they do not fit each other or the data.
-  """
+  """Runs the command."""
   extras.require("scipy.stats", "matplotlib.figure", "rich.progress")
   recipe = settings.recipe_of(given.data)
   grids = settings.grids(given, is_grid=False)
@@ -207,33 +200,29 @@ def _panels(result: dict[str, Any]) -> list[dict[str, Any]]:
     _line(_label(name, row), row, optimizers.REGISTRY[name].color)
     for name, row in results.items()
   ]
-  ends = [row["curve"][-1] for row in results.values()]
   # From below the lowest curve's end, so that a point between two is seen.
-  margin = max(3.0, max(ends) - min(ends))
-  panels = [
-    {
-      "xlabel": "epoch",
-      "ylabel": "validation accuracy (%)",
-      "series": lines,
-      "ylim": (min(ends) - margin, max(ends) + margin / 2),
-    }
-  ]
-  if not paired:
-    return panels
+  panels = [_panel("validation accuracy (%)", lines, least=3.0, below=1.0)]
   lines = []
   for i, pair in enumerate(_pairs(results)):
     is_next = i < len(results) - 1  # The pairs of neighbors come first.
     color = optimizers.REGISTRY[pair[0]].color if is_next else _GRAY
     lines.append(_line(_over(*pair), paired["-".join(pair)], color))
-  ends = [0.0, *(of["curve"][-1] for of in paired.values())]
-  margin = max(1.0, max(ends) - min(ends)) / 2
-  second = {
+  if lines:
+    name = "paired difference (points)"
+    panels.append(_panel(name, lines, 0.0, least=1.0, below=0.5))
+  return panels
+
+
+def _panel(ylabel, lines, *shown: float, least: float, below: float):
+  ends = [*shown, *(line["mean"][-1] for line in lines)]
+  low, high = min(ends), max(ends)
+  margin = max(least, high - low)
+  return {
     "xlabel": "epoch",
-    "ylabel": "paired difference (points)",
+    "ylabel": ylabel,
     "series": lines,
-    "ylim": (min(ends) - margin, max(ends) + margin),
+    "ylim": (low - below * margin, high + margin / 2),
   }
-  return [*panels, second]
 
 
 def _label(name: str, row: dict[str, Any]) -> str:

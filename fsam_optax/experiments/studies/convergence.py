@@ -99,15 +99,7 @@ def _descent(learning_rate, weight_decay, steps) -> Any:
 
 
 def _slopes(points: np.ndarray, means: np.ndarray) -> list[float]:
-  """Of each run, the power of the steps with which its mean falls at the end.
-
-  Args:
-    points: numbers of steps.
-    means: squared norm of each run up to each of them.
-
-  Returns:
-    One a run, NaN where it has diverged.
-  """
+  """Of each run, the power of the steps with which its mean falls, late."""
   late = points >= points[-1] // 16
   return [
     float(np.polyfit(np.log(points[late]), np.log(row[late]), 1)[0])

@@ -67,14 +67,7 @@ def _of_gradients(direction: Callable[[Any, Any], Any]):
 
 
 def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
-  """The moving average that F-SAM subtracts, alone.
-
-  Args:
-    lmbda: decay. At the first step the average is the batch's gradient.
-
-  Returns:
-    The transformation.
-  """
+  """The moving average that F-SAM subtracts, alone."""
 
   def init_fn(params):
     return EmaState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params))
@@ -103,9 +96,6 @@ def random_direction() -> optax.GradientTransformation:
   """Standard normal numbers in the place of the gradient.
 
   The key is taken from the initial parameters, so that each run draws its own.
-
-  Returns:
-    The transformation.
   """
 
   def init_fn(params):
@@ -134,17 +124,7 @@ def along(
 def make_step(
   loss_fn: Callable[..., Any], **options: Any
 ) -> Callable[[Any, Any], Any]:
-  """The two-pass step, for perturbations that want gradients on other rows.
-
-  Args:
-    loss_fn: as for :func:`fsam_optax.make_train_step`, of a model without a
-      state.
-    **options: of the same, ignored.
-
-  Returns:
-    A step ``step(state, batch)`` that returns the state and the loss. Beside
-    its own rows, the batch holds others under ``"whole"`` and ``"other"``.
-  """
+  """The two-pass step, for perturbations that want gradients on other rows."""
   del options
 
   def step(state, batch):

@@ -26,12 +26,6 @@ _SAMPLINGS = {"epoch-wise": False, "i.i.d.": True}
 _RHO = 0.4  # Of the F-SAM run whose average is watched.
 _RATIO = "variance / batch's"
 _EXPECTED = "(1 - l) / (1 + l)"
-_COLUMNS = {
-  "squared error": "error",
-  "bias": "bias",
-  "variance": "variance",
-  _RATIO: "variance_ratio",
-}
 _LABELS = {
   "error": "squared error / full gradient's square",
   "bias": "squared bias / full gradient's square",
@@ -51,13 +45,13 @@ def _run(lab: Lab) -> dict[str, Any]:
   lab, results = lab.at(arms={"F-SAM": arm}), {}
   for sampling, is_iid in _SAMPLINGS.items():
     at_sampling = lab.at(trainer_options={"is_iid": is_iid})
-    for rate in _RATES[1:] if lab.is_quick else _RATES:
+    for rate in _RATES:
       results[f"{sampling}, {rate:g}"] = at_sampling.run(
         "F-SAM", Point(rate, _RHO, arms.UNTUNED_DECAY), lab.seeds, sampling
       )
   return {
     "results": results,
-    "tables": [_table(results), *([] if lab.is_quick else [_short(results)])],
+    "tables": [_table(results)],
     "panels": [
       {
         "xlabel": "lmbda",
@@ -135,23 +129,6 @@ def _expected(lmbda: float) -> float:
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any]:
-  cell = lambda row, what, i: paired_report.number([x[i] for x in row[what]])
-  rows = [
-    [
-      setting,
-      lmbda,
-      *(cell(row, what, i) for what in _COLUMNS.values()),
-      _expected(lmbda),
-      cell(row, "cosine", i),
-    ]
-    for setting, row in results.items()
-    for i, lmbda in enumerate(_LMBDAS)
-  ]
-  header = ["sampling, learning rate", "lmbda", *_COLUMNS, _EXPECTED, "cosine"]
-  return {"header": header, "rows": rows}
-
-
-def _short(results: dict[str, Any]) -> dict[str, Any]:
   """A row a decay, of means alone."""
   cell = lambda setting, what, i: {
     "value": float(np.mean([x[i] for x in results[setting][what]]))
@@ -170,7 +147,7 @@ def _short(results: dict[str, Any]) -> dict[str, Any]:
   errors = [f"squared error at rate {rate:g}" for rate in _RATES]
   header = ["lmbda", f"i.i.d.: {_RATIO}", _EXPECTED, "epoch-wise"]
   header += [*errors, "cosine at 0.01"]
-  return {"header": header, "rows": rows, "note": paired_report.UNTUNED}
+  return {"header": header, "rows": rows}
 
 
 STUDY = Study("ema", "does the average track the full gradient?", _run, seeds=8)

@@ -25,11 +25,7 @@ def _run(lab: Lab) -> dict[str, Any]:
 def over_the_radius(
   accuracy: Mapping[str, Mapping[float, Any]],
 ) -> dict[str, Any]:
-  """What the JSON holds of SAM and F-SAM over the radius.
-
-  Args:
-    accuracy: by arm and radius, one value a seed.
-  """
+  """What the JSON holds of SAM and F-SAM over the radius."""
   sam, fsam = accuracy["SAM"], accuracy["F-SAM"]
   rows = [
     [

@@ -80,14 +80,7 @@ class Settings:
 
 
 def run(given: Settings) -> None:
-  """Runs the command.
-
-  Args:
-    given: its flags.
-
-  Raises:
-    FlagError: if they do not fit each other or the data.
-  """
+  """Runs the command."""
   extras.require("scipy.stats", "matplotlib.figure", "rich.progress", "matfree")
   study = studies.REGISTRY[given.study]
   if unknown := set(given.arms) - set(study.arms):
@@ -137,7 +130,10 @@ def run(given: Settings) -> None:
     }
   )
   title = paired_report.title_of(config)
-  print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
+  print(
+    f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}, "
+    f"{config['epochs']} epochs"
+  )
   for table in result["tables"]:
     print(f"\n{tables.text(table)}", flush=True)
   json_path = given.output / f"{study.name}.json"

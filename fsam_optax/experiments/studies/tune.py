@@ -16,14 +16,7 @@ from fsam_optax.experiments.lab.store import Store
 
 
 def run(given: settings.Settings) -> None:
-  """Runs the command.
-
-  Args:
-    given: its flags.
-
-  Raises:
-    FlagError: if they do not fit each other or the data.
-  """
+  """Runs the command."""
   extras.require("rich.progress")
   output = given.training.output
   grids = settings.grids(given, is_grid=True)
