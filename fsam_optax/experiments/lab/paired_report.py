@@ -109,7 +109,7 @@ def arms_table(
 def by_setting(
   what: str, results: Mapping[float, Mapping[str, Row]]
 ) -> dict[str, Any]:
-  """What the JSON holds of arms over a setting, F-SAM paired with the others."""
+  """What the JSON holds of arms over a setting, F-SAM paired with the rest."""
   settings, arms = list(results), list(next(iter(results.values())))
   others = [name for name in reversed(arms) if name != "F-SAM"]
   points = []

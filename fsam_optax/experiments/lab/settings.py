@@ -207,7 +207,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
 
 
 def load(data: Data) -> splits.Pool:
-  """The data set of the flags, or a FlagError where the network takes it not."""
+  """The data set of the flags; a FlagError where the network cannot take it."""
   network = networks.REGISTRY[data.model]
   if network.has_statistics:
     others = [

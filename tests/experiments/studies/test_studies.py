@@ -17,6 +17,10 @@ from fsam_optax.experiments.studies import decomposition
 
 NAMES = sorted(studies.REGISTRY.keys() - {"cifar"})  # Needs its images.
 SEVERAL = ("rho",)  # Of which the everyday run sees that they run.
+FEW = {
+  "cheap-forms": ("--arms", "SGD", "F-SAM", "F-SAM, last 10 %"),
+  "replicas": ("--arms", "SAM, local", "F-SAM, default"),
+}
 
 
 def test_cells_show_what_a_mean_alone_would_hide():
@@ -117,7 +121,7 @@ def run_study(name, directory, capsys, *flags):
 
 
 def check_study(name, tmp_path, capsys):
-  found, text, output = run_study(name, tmp_path, capsys)
+  found, text, output = run_study(name, tmp_path, capsys, *FEW.get(name, ()))
   config = found["config"]
   assert found["study"] == name
   assert config["quick"]
