@@ -138,7 +138,7 @@ def test_the_published_rows_give_the_published_tables():
   for table, expected in zip(found["tables"], published["tables"], strict=True):
     assert table.items() <= expected.items(), expected["title"]
   tested = {row["arm"] for row in rows if row["phase"] == "test"}
-  assert tested == cheap_forms.ARMS.keys() | cheap_forms.RULES.keys()
+  assert tested <= cheap_forms.ARMS.keys() | cheap_forms.RULES.keys()
 
 
 def test_an_exponent_costs_what_the_search_lost_by_it():
