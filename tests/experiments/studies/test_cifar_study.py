@@ -8,7 +8,6 @@ import pytest
 
 from fsam_optax import __main__
 from fsam_optax.experiments import datasets
-from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.studies import cifar
 
@@ -111,55 +110,3 @@ def test_the_published_rows_give_the_published_tables():
   for table, expected in zip(found, published, strict=True):
     assert table["header"] == expected["header"]
     assert numbers(table) == numbers(expected), expected["title"]
-
-
-def row(arm, phase, rho, accuracy):
-  return {
-    "dataset": "cifar10",
-    "label_noise": 0.4,
-    "weight_decay": 5e-4,
-    "gradients": cifar.cheap_forms.ARMS[arm].gradients,
-    "arm": arm,
-    "phase": phase,
-    "learning_rate": 0.05,
-    "rho": rho,
-    "seeds": [0, 1],
-    "test_accuracy": accuracy,
-    "diverged": 0,
-    "seconds": 1,
-  }
-
-
-def test_tables_hold_the_means_and_paired_differences():
-  rows = [
-    row("SGD", "test", None, [40.0, 42.0]),
-    row("SAM", "test", 0.2, [43.0, 44.0]),
-    row("F-SAM", "test", 0.4, [44.0, 46.0]),
-    row("SAM", "radius", 0.05, [41.0, 43.0]),
-    row("F-SAM", "radius", 0.05, [41.0, 42.0]),
-    row("SAM", "radius", 0.1, [42.0, 43.0]),
-  ]
-  found = cifar.report(rows)
-  for table in found["tables"]:
-    table["rows"] = [[tables.shown(x) for x in row] for row in table["rows"]]
-  best, curve, settings = found["tables"]
-  (panel,) = found["panels"]
-  assert best["header"][-3:] == ["over SGD", "over SAM", "over F-SAM"]
-  by_form = {cells[0]: cells for cells in best["rows"]}
-  # Of 40 and 42 the mean is 41 and its error 1; by hand.
-  assert by_form["SGD"][:6] == ["SGD", "1", "0.05", "", "41.00 ± 1.00", ""]
-  assert by_form["SGD"][7].startswith("-4.00 ± 0.00")
-  assert by_form["SGD"][6].startswith("-2.50 ± 0.50")
-  assert by_form["SAM"][4] == "43.50 ± 0.50"
-  assert by_form["SAM"][5].startswith("+2.50 ± 0.50")
-  assert by_form["F-SAM"][6].startswith("+1.50 ± 0.50")
-  (summary,) = settings["rows"]
-  assert summary[0] == "cifar10, 40% wrong labels"
-  for title, mean in (("SAM over SGD", "+2.50"), ("F-SAM over SAM", "+1.50")):
-    cell = summary[settings["header"].index(title)]
-    assert cell.startswith(f"{mean} ± 0.50")
-  assert summary[settings["header"].index("F-SAM over random direction")] == ""
-  # A radius that one of the two lacks is in the figure alone.
-  assert [cells[0] for cells in curve["rows"]] == ["0.05"]
-  assert curve["rows"][0][3].startswith("-0.50 ± 0.50")
-  assert [line["x"] for line in panel["series"]] == [[0.05, 0.1], [0.05]]
