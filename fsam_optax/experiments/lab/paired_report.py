@@ -107,7 +107,7 @@ def arms_table(
 
 
 def by_setting(
-  what: str, results: Mapping[float, Mapping[str, Row]]
+  what: str, results: Mapping[Any, Mapping[str, Row]]
 ) -> dict[str, Any]:
   """What the JSON holds of arms over a setting, F-SAM paired with the rest."""
   settings, arms = list(results), list(next(iter(results.values())))
@@ -132,7 +132,9 @@ def by_setting(
   ]
   header = ["learning rate", "rho", "weight decay", "points tried"]
   return {
-    "results": {f"{setting:g}": rows for setting, rows in results.items()},
+    "results": {
+      x if isinstance(x, str) else f"{x:g}": rows for x, rows in results.items()
+    },
     "tables": [
       {
         "header": [what, *arms, *(f"F-SAM over {name}" for name in others)],

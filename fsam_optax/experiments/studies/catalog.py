@@ -11,6 +11,7 @@ from fsam_optax.experiments.studies import ema
 from fsam_optax.experiments.studies import hyperparameters
 from fsam_optax.experiments.studies import label_noise
 from fsam_optax.experiments.studies import metric
+from fsam_optax.experiments.studies import momentum
 from fsam_optax.experiments.studies import replicas
 from fsam_optax.experiments.studies import rho
 
@@ -27,6 +28,7 @@ REGISTRY: dict[str, Study] = {
     hyperparameters.STUDY,
     label_noise.STUDY,
     metric.STUDY,
+    momentum.STUDY,
     replicas.STUDY,
     rho.STUDY,
   )
