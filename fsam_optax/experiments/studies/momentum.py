@@ -1,4 +1,4 @@
-"""The study of the momentum: the optimizer's average in place of F-SAM's own."""
+"""The study of the momentum: the optimizer's average in place of F-SAM's."""
 
 from typing import Any
 
