@@ -34,14 +34,14 @@ import optax
 import pareto
 
 import fsam_optax
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import tables
-from fsam_optax.experiments.datasets import label_noise
+from fsam_optax.experiments.data import augmentation
+from fsam_optax.experiments.data import label_noise
 from fsam_optax.experiments.networks import layers
 from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.train import augmentation
 from fsam_optax.experiments.train import loss as loss_lib
 
 TRAIN, VALIDATION, EPOCHS, BATCH_SIZE = 5000, 5000, 20, 128
@@ -125,7 +125,7 @@ class Rows(NamedTuple):
   y_validation: np.ndarray
 
 
-def rows_of(images: datasets.Images, noise: float, seed: int) -> Rows:
+def rows_of(images: data.Images, noise: float, seed: int) -> Rows:
   """Draws the rows of a seed out of the training rows."""
   rng = np.random.default_rng((seed, 19))
   order = rng.permutation(len(images.y_train))
@@ -144,7 +144,7 @@ def rows_of(images: datasets.Images, noise: float, seed: int) -> Rows:
 class Trainer:
   """Trains one form at any learning rate and radius; compiled once."""
 
-  def __init__(self, arm: pareto.Arm, images: datasets.Images, epochs: int):
+  def __init__(self, arm: pareto.Arm, images: data.Images, epochs: int):
     """Compiles nothing yet.
 
     Args:
@@ -252,7 +252,7 @@ class Job:
     self._setting, self._name = setting, name
     self._output, self._is_quick = pathlib.Path(output), is_quick
     self._noise = SETTINGS[setting].label_noise
-    self._images = datasets.load(source, otherwise=SETTINGS[setting].dataset)
+    self._images = data.load(source, otherwise=SETTINGS[setting].dataset)
     if self._images.mean is None:
       raise SystemExit(f"{source} must hold the published files of CIFAR")
     self._trainer = Trainer(

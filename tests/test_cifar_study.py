@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
@@ -24,7 +24,7 @@ def fixture_images():
     x = rng.integers(0, 50, (number, 32, 32, 3)) + 150 * y[:, None, None, None]
     return x.astype(np.uint8), y
 
-  return datasets.Images(
+  return data.Images(
     "toy",
     *draw(700),
     *draw(200),
@@ -50,7 +50,7 @@ def fixture_small(monkeypatch, images):
     "RADII": (0.05, 0.1),
   }.items():
     monkeypatch.setattr(cifar, name, value)
-  monkeypatch.setattr(cifar.datasets, "load", lambda *_, **__: images)
+  monkeypatch.setattr(cifar.data, "load", lambda *_, **__: images)
 
 
 def test_rows_of_a_seed_are_apart_and_as_noisy_as_asked(images, small):

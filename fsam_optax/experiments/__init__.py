@@ -3,7 +3,7 @@
 Rooms, of which each imports only those above it:
 
 - ``common``: flags, files, statistics, tables, figures and progress bars;
-- ``datasets`` and ``networks``: a registry each, and a file an entry;
+- ``data`` and ``networks``: a registry each, and a file an entry;
 - ``seeds``: many small runs at once, ``compare`` and ``tune``;
 - ``studies``: the claims of the paper, ``study``, on ``seeds``;
 - ``train``: one real run, ``train``, which knows nothing of ``seeds``.

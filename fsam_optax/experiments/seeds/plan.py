@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 import jax
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data as data_lib
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import optimizers
@@ -181,7 +181,7 @@ def load(data: shared_flags.Data) -> splits.Pool:
     )
   try:
     pool = splits.load(data.dataset, recipe_of(data).image_size)
-  except datasets.DataError as error:
+  except data_lib.DataError as error:
     raise FlagError("--dataset", error) from error
   for note in pool.notes:
     print(f"note: {note}", file=sys.stderr)

@@ -6,11 +6,11 @@ from typing import Annotated, Optional
 
 import tyro
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import values
-from fsam_optax.experiments.datasets.label_noise import KINDS
+from fsam_optax.experiments.data.label_noise import KINDS
 from fsam_optax.experiments.seeds import recipes
 
 LARGEST_SEED = 2**32 - 1
@@ -36,7 +36,7 @@ class Data:
   dataset: Annotated[
     str,
     values.value("NAME", str),
-    tyro.conf.arg(help=datasets.describe()),
+    tyro.conf.arg(help=data.describe()),
   ] = "mnist"
   image_size: Annotated[
     Optional[int],

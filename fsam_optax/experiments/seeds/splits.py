@@ -5,9 +5,9 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import label_noise
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import label_noise
 
 
 class Pool(NamedTuple):
@@ -25,8 +25,8 @@ class Pool(NamedTuple):
     test_size: rows that the final model is tested on.
     fixed_test: whether the test split is always the last ``test_size`` rows;
       otherwise every seed draws its own.
-    noise_targets: see :class:`fsam_optax.experiments.datasets.Images`.
-    notes: see :class:`fsam_optax.experiments.datasets.Images`.
+    noise_targets: see :class:`fsam_optax.experiments.data.Images`.
+    notes: see :class:`fsam_optax.experiments.data.Images`.
   """
 
   name: str
@@ -84,7 +84,7 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
   then varies with the test rows, too, as it does between experiments.
 
   Args:
-    source: see :func:`fsam_optax.experiments.datasets.load`.
+    source: see :func:`fsam_optax.experiments.data.load`.
     image_size: side in pixels to scale the images to; None to leave them.
 
   Returns:
@@ -93,15 +93,15 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
   Raises:
     DataError: if the source is not what it must be.
   """
-  images = datasets.load(source, image_size=image_size)
+  images = data.load(source, image_size=image_size)
   x = _in_float32(images.x_train, images.x_test)
   y = np.concatenate([images.y_train, images.y_test])
-  rows = datasets.REGISTRY[datasets.name_of(source)].seed_rows
+  rows = data.REGISTRY[data.name_of(source)].seed_rows
   if rows is None:
     train, test = len(images.y_train), len(images.y_test)
     validation = train // 5
     if not validation:
-      raise datasets.DataError(
+      raise data.DataError(
         "must hold 5 training rows at least, a fifth of which validate, got "
         f"{train}"
       )
@@ -163,7 +163,7 @@ def split(
     seeds: non-negative integers below 2**32.
     noise: fraction of the training labels that are replaced, in ``[0, 1)``.
     kind: of the noise; see
-      :func:`fsam_optax.experiments.datasets.label_noise.corrupt`.
+      :func:`fsam_optax.experiments.data.label_noise.corrupt`.
 
   Returns:
     The splits, in the order of the seeds. Validation and test labels stay

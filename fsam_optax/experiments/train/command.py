@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import terminal
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train import data
 from fsam_optax.experiments.train import launch
 from fsam_optax.experiments.train import plan
 from fsam_optax.experiments.train import processes
+from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.config import config_of
 from fsam_optax.experiments.train.flags import Settings
@@ -52,7 +52,7 @@ def run(settings: Settings) -> None:
   if settings.dry_run:
     _print_plan(settings, config)
     return
-  images, config = data.load(settings.data, RECIPES[settings.recipe], config)
+  images, config = rows.load(settings.data, RECIPES[settings.recipe], config)
   with terminal.outliving_streams():
     _run_or_end(settings, config, images)
 
@@ -79,14 +79,14 @@ def _arguments() -> list[str]:
 def _print_plan(settings: Settings, config: Config) -> None:
   images = None
   if settings.data is not None:
-    images, config = data.load(settings.data, RECIPES[settings.recipe], config)
+    images, config = rows.load(settings.data, RECIPES[settings.recipe], config)
   sizes = plan.sizes_of(settings.recipe, config, images)
   mesh = processes.mesh_of(settings.processes)
   print(plan.text(settings, plan.program_of(config, sizes, mesh), sizes))
 
 
 def _run_or_end(
-  settings: Settings, config: Config, images: datasets.Images
+  settings: Settings, config: Config, images: data.Images
 ) -> None:
   """Joins the job, trains, and ends with the status that fits."""
   from fsam_optax.experiments.train import folder
@@ -121,7 +121,7 @@ def _run_or_end(
     processes.end("", 1)
 
 
-def _train(settings: Settings, config: Config, images: datasets.Images) -> None:
+def _train(settings: Settings, config: Config, images: data.Images) -> None:
   """Trains every seed, or what is left of it, and reports."""
   from fsam_optax.experiments.train import folder
   from fsam_optax.experiments.train import interruption
@@ -146,7 +146,7 @@ def _train(settings: Settings, config: Config, images: datasets.Images) -> None:
     runner = loop.Runner(program, interrupted, settings.run)
     for seed in seeds:
       results[seed] = runner(
-        data.dataset_of(images, config, seed),
+        rows.dataset_of(images, config, seed),
         seed,
         settings.folder / f"seed-{seed}",
       )

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import fsam_optax
-from fsam_optax.experiments.train import augmentation
+from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import batches as batches_lib
 from fsam_optax.experiments.train.program import Program
 

@@ -12,7 +12,7 @@ import fsam_optax
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import values
-from fsam_optax.experiments.datasets.label_noise import KINDS
+from fsam_optax.experiments.data.label_noise import KINDS
 from fsam_optax.experiments.train import gate
 from fsam_optax.experiments.train.recipes import RECIPES
 

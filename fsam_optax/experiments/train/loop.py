@@ -13,12 +13,12 @@ import numpy as np
 from fsam_optax.experiments.train import batches as batches_lib
 from fsam_optax.experiments.train import metrics as metrics_lib
 from fsam_optax.experiments.train.checkpoints import Checkpoints
-from fsam_optax.experiments.train.data import Dataset
 from fsam_optax.experiments.train.evaluation import evaluator
 from fsam_optax.experiments.train.flags import Run
 from fsam_optax.experiments.train.interruption import Interrupted
 from fsam_optax.experiments.train.interruption import Interruption
 from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.rows import Dataset
 from fsam_optax.experiments.train.state import State
 
 _MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import recipes
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(
-  recipe: str, config: Config, images: Optional[datasets.Images]
+  recipe: str, config: Config, images: Optional[data.Images]
 ) -> Sizes:
   """The sizes of images, or, where they were not read, of the recipe's.
 
@@ -53,7 +53,7 @@ def sizes_of(
   held = config.images.validation
   if images is None:
     name = recipes.RECIPES[recipe].dataset
-    known = datasets.REGISTRY[name].sizes
+    known = data.REGISTRY[name].sizes
     assert known is not None
     origin, image, dtype = f"{name}, not read", known.image, np.dtype(np.uint8)
     train, test, classes = known.train, known.test, known.classes

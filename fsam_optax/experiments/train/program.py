@@ -13,7 +13,7 @@ import numpy as np
 
 import fsam_optax
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.train import augmentation
+from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import gate
 from fsam_optax.experiments.train import loss
 from fsam_optax.experiments.train import means

@@ -9,7 +9,7 @@ class Recipe(NamedTuple):
   The defaults of the other flags are the same for all recipes.
 
   Attributes:
-    dataset: name in :mod:`fsam_optax.experiments.datasets`.
+    dataset: name in :mod:`fsam_optax.experiments.data`.
     model: name in :mod:`fsam_optax.experiments.networks`, of which depth and
       width are the usual ones.
     label_noise_kind: how the labels of its data set are made wrong. Those of

@@ -9,9 +9,9 @@ from fsam_optax.experiments.train import means
 from fsam_optax.experiments.train import metrics as metrics_lib
 from fsam_optax.experiments.train import optimizer
 from fsam_optax.experiments.train.checkpoints import Checkpoints
-from fsam_optax.experiments.train.data import Dataset
 from fsam_optax.experiments.train.evaluation import Evaluate
 from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.rows import Dataset
 
 
 class State:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 
 SECONDS = 120
 TIMES = ("seconds", "images_per_second", "waiting_fraction", "crc32")
@@ -31,7 +31,7 @@ def environment(tmp_path_factory):
 
 def write_digits(path):
   """The digits of scikit-learn, which takes long to import, as arrays."""
-  digits = datasets.load("digits")
+  digits = data.load("digits")
   names = ("x_train", "y_train", "x_test", "y_test")
   np.savez(path, **{name: getattr(digits, name) for name in names})
 

@@ -11,7 +11,7 @@ from numpy_augmentation import STANDARD_DEVIATION
 import pytest
 from small_program import mesh_of
 
-from fsam_optax.experiments.train import augmentation
+from fsam_optax.experiments.data import augmentation
 
 
 @pytest.mark.parametrize(

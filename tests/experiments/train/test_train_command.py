@@ -9,8 +9,8 @@ from small_program import config_of
 from small_program import network_of
 
 from fsam_optax.__main__ import main
-from fsam_optax.experiments.train import data
 from fsam_optax.experiments.train import recipes
+from fsam_optax.experiments.train import rows
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
@@ -63,11 +63,11 @@ def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
 def test_label_noise_is_exact_but_for_the_authors_own_data():
   recipe = recipes.RECIPES["cifar10-resnet18"]
   config = config_of(model="mlp", label_noise=0.4, validation=97)
-  images, filled = data.load("digits", recipe, config)
+  images, filled = rows.load("digits", recipe, config)
   assert filled.images.label_noise_kind == "symmetric"
-  noisy = data.dataset_of(images, filled, seed=1)
+  noisy = rows.dataset_of(images, filled, seed=1)
   config = config_of(model="mlp", validation=97)
-  clean = data.dataset_of(images, data.load("digits", recipe, config)[1], 1)
+  clean = rows.dataset_of(images, rows.load("digits", recipe, config)[1], 1)
   assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
   np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
   assert {x.label_noise_kind for x in recipes.RECIPES.values()} == {"uniform"}

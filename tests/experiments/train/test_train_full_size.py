@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fsam_optax.experiments.datasets import cifar
+from fsam_optax.experiments.data import cifar
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from small_program import mesh_of
 from small_program import network_of
 from small_program import program_of
 
-from fsam_optax.experiments.train import augmentation
+from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import means
 from fsam_optax.experiments.train.evaluation import evaluator

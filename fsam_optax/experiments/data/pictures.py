@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets.images import DataError
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data.images import DataError
 
 # Pillow would choose among all that it has by the first bytes, not the name: an
 # EPS runs Ghostscript.

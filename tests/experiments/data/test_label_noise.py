@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fsam_optax.experiments.datasets import label_noise
+from fsam_optax.experiments.data import label_noise
 
 LABELS = np.random.default_rng(0).integers(0, 10, 20_000).astype(np.int32)
 

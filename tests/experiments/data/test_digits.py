@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.seeds import splits
 
 EXPECTED = {
@@ -15,21 +15,21 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_rows_and_scale_are_the_documented_ones(name):
   train, test, size, dtype, white = EXPECTED[name]
-  images = datasets.load(name)
+  images = data.load(name)
   assert images.x_train.shape == (train, size, size, 1)
   assert images.x_test.shape == (test, size, size, 1)
   assert images.x_train.dtype == dtype
   assert images.x_train.min() == 0
   assert images.x_train.max() == white
   assert set(images.y_test) == set(range(10))
-  sizes = datasets.REGISTRY[name].sizes
+  sizes = data.REGISTRY[name].sizes
   assert sizes == (train, test, (size, size, 1), 10)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_fingerprint_is_of_all_pixels_and_labels(name):
-  images = datasets.load(name)
-  assert images.fingerprint() == datasets.load(name).fingerprint()
+  images = data.load(name)
+  assert images.fingerprint() == data.load(name).fingerprint()
   changed = images.y_test.copy()
   changed[0] += 1
   other = images._replace(y_test=changed)
@@ -40,7 +40,7 @@ def test_fingerprint_is_of_all_pixels_and_labels(name):
 def test_pool_of_the_seeds_holds_the_same_images_in_the_order_of_the_source(
   name,
 ):
-  images, pool = datasets.load(name), splits.load(name)
+  images, pool = data.load(name), splits.load(name)
   count = len(images.y_train)
   np.testing.assert_array_equal(
     pool.x[images.source_rows[:count]], images.x_train
@@ -52,12 +52,12 @@ def test_pool_of_the_seeds_holds_the_same_images_in_the_order_of_the_source(
 
 
 def test_a_smaller_image_is_of_the_means_of_blocks():
-  whole, half = datasets.load("mnist"), datasets.load("mnist", image_size=14)
+  whole, half = data.load("mnist"), data.load("mnist", image_size=14)
   assert half.x_train.shape == (4000, 14, 14, 1)
   assert half.x_train.dtype == np.float32
   np.testing.assert_allclose(
     half.x_train[7, 5, 6, 0], whole.x_train[7, 10:12, 12:14, 0].mean()
   )
-  assert datasets.load("mnist", image_size=28).x_train.dtype == np.uint8
-  with pytest.raises(datasets.DataError, match="--image-size 5 divides, got 8"):
-    datasets.load("digits", image_size=5)
+  assert data.load("mnist", image_size=28).x_train.dtype == np.uint8
+  with pytest.raises(data.DataError, match="--image-size 5 divides, got 8"):
+    data.load("digits", image_size=5)

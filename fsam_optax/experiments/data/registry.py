@@ -3,15 +3,15 @@
 import os
 from typing import Optional
 
-from fsam_optax.experiments.datasets import cifar
-from fsam_optax.experiments.datasets import digits
-from fsam_optax.experiments.datasets import folder
-from fsam_optax.experiments.datasets import mnist
-from fsam_optax.experiments.datasets import npz
-from fsam_optax.experiments.datasets import unrecognized
-from fsam_optax.experiments.datasets.entry import DataSet
-from fsam_optax.experiments.datasets.images import DataError
-from fsam_optax.experiments.datasets.images import Images
+from fsam_optax.experiments.data import cifar
+from fsam_optax.experiments.data import digits
+from fsam_optax.experiments.data import folder
+from fsam_optax.experiments.data import mnist
+from fsam_optax.experiments.data import npz
+from fsam_optax.experiments.data import unrecognized
+from fsam_optax.experiments.data.entry import DataSet
+from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import Images
 
 REGISTRY: dict[str, DataSet] = {
   entry.name: entry

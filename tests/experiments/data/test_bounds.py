@@ -2,9 +2,9 @@
 
 import pytest
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.datasets import bounds
+from fsam_optax.experiments.data import bounds
 
 
 def test_the_size_of_a_file_is_known(tmp_path):
@@ -20,7 +20,7 @@ def test_memory_is_compared_with_what_is_needed():
   assert left is None or 2**24 < left < 2**50
   bounds.check_memory(2**10, "little", "None")
   with pytest.raises(
-    datasets.DataError, match=r"must fit into memory, .* GiB, got much, .*Less"
+    data.DataError, match=r"must fit into memory, .* GiB, got much, .*Less"
   ):
     bounds.check_memory(2**70, "much", "Less")
 
@@ -35,6 +35,6 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
 
 
 def test_every_message_is_one_printable_line():
-  error = datasets.DataError("must be\n\x1b[2J \u202e \udcff é 猫")
+  error = data.DataError("must be\n\x1b[2J \u202e \udcff é 猫")
   assert str(error) == "must be\\n\\x1b[2J \\u202e \\udcff é 猫"
   assert printable("plain 'text'") == "plain 'text'"

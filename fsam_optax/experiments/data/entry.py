@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Optional
 
-from fsam_optax.experiments.datasets.images import Images
+from fsam_optax.experiments.data.images import Images
 
 
 class Sizes(NamedTuple):

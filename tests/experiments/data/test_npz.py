@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import npz
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import npz
 
 
 @pytest.fixture
@@ -69,26 +69,26 @@ def test_npz_that_is_not_what_it_must_be_is_refused(
 ):
   path = tmp_path / "bad.npz"
   np.savez(path, allow_pickle=True, **change(arrays))
-  with pytest.raises(datasets.DataError, match=message):
-    datasets.load(str(path))
+  with pytest.raises(data.DataError, match=message):
+    data.load(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04xx"])
 def test_file_that_is_no_archive_is_refused(tmp_path, content):
   path = tmp_path / "bad.npz"
   path.write_bytes(content)
-  with pytest.raises(datasets.DataError, match="must be an archive of arrays"):
-    datasets.load(str(path))
+  with pytest.raises(data.DataError, match="must be an archive of arrays"):
+    data.load(str(path))
 
 
 def test_bare_array_and_missing_file_are_refused(tmp_path):
   path = tmp_path / "bare.npz"
   with path.open("wb") as file:
     np.save(file, np.zeros(3))
-  with pytest.raises(datasets.DataError, match="must be an archive of arrays"):
-    datasets.load(str(path))
-  with pytest.raises(datasets.DataError, match="must be a file that exists"):
-    datasets.load(str(tmp_path / "none.npz"))
+  with pytest.raises(data.DataError, match="must be an archive of arrays"):
+    data.load(str(path))
+  with pytest.raises(data.DataError, match="must be a file that exists"):
+    data.load(str(tmp_path / "none.npz"))
 
 
 def save(path, **changes):
@@ -125,7 +125,7 @@ def test_vectors_have_no_image_shape(tmp_path, arrays):
   path = tmp_path / "vectors.npz"
   np.savez(path, **arrays)
   assert npz.load(str(path)).image_shape is None
-  with pytest.raises(datasets.DataError, match="rows of 6 features"):
+  with pytest.raises(data.DataError, match="rows of 6 features"):
     npz.load(str(path), image_size=2)
 
 
@@ -148,7 +148,7 @@ def test_whole_numbers_of_other_dtypes_keep_their_scale(tmp_path):
 def test_images_that_do_not_fit_are_named(tmp_path, changes, message):
   path = tmp_path / "images.npz"
   save(path, **changes)
-  with pytest.raises(datasets.DataError, match=message):
+  with pytest.raises(data.DataError, match=message):
     npz.load(str(path))
 
 
@@ -186,7 +186,7 @@ def test_channels_that_may_be_first_or_last_are_refused(tmp_path, shape):
   save(path, x_train=rng.normal(size=(10, *shape)),
        x_test=rng.normal(size=(4, *shape)))  # fmt: skip
   with pytest.raises(
-    datasets.DataError, match=r"first or last.*x\.transpose\(0, 2, 3, 1\)"
+    data.DataError, match=r"first or last.*x\.transpose\(0, 2, 3, 1\)"
   ):
     npz.load(str(path))
 
@@ -199,9 +199,9 @@ def test_an_image_size_is_never_passed_over(tmp_path):
   np.testing.assert_allclose(
     half.x_train[3, 1, 2, 0], arrays["x_train"][3, 2:4, 4:6].mean(), rtol=1e-6
   )
-  with pytest.raises(datasets.DataError, match="--image-size 3 divides"):
+  with pytest.raises(data.DataError, match="--image-size 3 divides"):
     npz.load(str(path), image_size=3)
-  with pytest.raises(datasets.DataError, match="--image-size 16 divides"):
+  with pytest.raises(data.DataError, match="--image-size 16 divides"):
     npz.load(str(path), image_size=16)
 
 
@@ -281,7 +281,7 @@ def test_a_header_that_lies_is_refused(tmp_path, content, message):
 
 
 def refuse(path, message):
-  with pytest.raises(datasets.DataError, match=message) as error:
+  with pytest.raises(data.DataError, match=message) as error:
     npz.load(str(path))
   assert "\n" not in str(error.value)
 
@@ -411,7 +411,7 @@ def test_a_sparse_file_is_not_read(tmp_path):
 def test_names_with_escape_sequences_do_not_reach_the_terminal(tmp_path):
   path = tmp_path / "a\x1b[2Jb\n.npz"
   path.write_bytes(b"text")
-  with pytest.raises(datasets.DataError, match=r"a\\x1b\[2Jb\\n") as error:
+  with pytest.raises(data.DataError, match=r"a\\x1b\[2Jb\\n") as error:
     npz.load(str(path))
   assert str(error.value).isprintable()
   save(path)

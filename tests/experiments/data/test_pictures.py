@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import pictures
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import pictures
 
 RNG = np.random.default_rng(0)
 WIDE = RNG.integers(0, 2**16, (5, 7), np.uint16)
@@ -36,7 +36,7 @@ def png(header, rows):
 
 
 def refuse(path, message):
-  with pytest.raises(datasets.DataError, match=message) as error:
+  with pytest.raises(data.DataError, match=message) as error:
     pictures.read(path)
   assert str(error.value).isprintable()
 

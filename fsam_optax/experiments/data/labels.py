@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.datasets.images import DataError
+from fsam_optax.experiments.data.images import DataError
 
 _SHOWN = 5
 

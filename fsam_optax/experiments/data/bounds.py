@@ -5,7 +5,7 @@ import pathlib
 import stat
 from typing import Optional
 
-from fsam_optax.experiments.datasets.images import DataError
+from fsam_optax.experiments.data.images import DataError
 
 _KINDS = {
   stat.S_IFDIR: "a folder",

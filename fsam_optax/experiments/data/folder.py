@@ -14,11 +14,11 @@ import numpy as np
 from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import entry
-from fsam_optax.experiments.datasets import pictures
-from fsam_optax.experiments.datasets.images import DataError
-from fsam_optax.experiments.datasets.images import Images
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import entry
+from fsam_optax.experiments.data import pictures
+from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import Images
 
 TEST_FOLDERS = ("test", "val", "validation")
 _SHOWN = 5
@@ -47,7 +47,7 @@ def load(path: str, size: Optional[int] = None) -> Images:
   Returns:
     The images, in RGB, with the classes in the order of their names. For
     images of more than 8 bits a channel see
-    :func:`fsam_optax.experiments.datasets.pictures.read`.
+    :func:`fsam_optax.experiments.data.pictures.read`.
 
   Raises:
     DataError: if a folder is missing or empty, or a file cannot be read or has

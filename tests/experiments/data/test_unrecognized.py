@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 
 
 def write(path):
@@ -15,11 +15,11 @@ def write(path):
 
 
 def expect(message, path):
-  with pytest.raises(datasets.DataError, match=message) as error:
-    datasets.load(str(path), otherwise="cifar100")
+  with pytest.raises(data.DataError, match=message) as error:
+    data.load(str(path), otherwise="cifar100")
   assert str(error.value).isprintable()
-  with pytest.raises(datasets.DataError):
-    datasets.load(str(path))
+  with pytest.raises(data.DataError):
+    data.load(str(path))
 
 
 def test_a_wrong_path_is_said_not_to_exist(tmp_path):
@@ -64,8 +64,8 @@ def test_a_broken_version_of_cifar_is_left_to_its_reader(tmp_path):
 def test_a_pickled_version_of_cifar_is_left_to_its_reader(tmp_path):
   for name in ("train", "test", "meta"):
     (tmp_path / name).write_bytes(b"")
-  with pytest.raises(datasets.DataError, match="which is pickled"):
-    datasets.load(str(tmp_path), otherwise="cifar100")
+  with pytest.raises(data.DataError, match="which is pickled"):
+    data.load(str(tmp_path), otherwise="cifar100")
 
 
 def test_an_archive_is_left_to_its_reader(tmp_path):
@@ -77,10 +77,10 @@ def test_an_archive_is_left_to_its_reader(tmp_path):
 def test_without_a_recipe_the_name_goes_in_front(tmp_path):
   path = tmp_path / "x.tar.gz"
   path.write_bytes(b"text")
-  with pytest.raises(datasets.DataError, match="Hand over cifar10:PATH, cifar"):
-    datasets.load(str(path))
+  with pytest.raises(data.DataError, match="Hand over cifar10:PATH, cifar"):
+    data.load(str(path))
 
 
 def test_a_folder_by_its_name_must_exist(tmp_path):
-  with pytest.raises(datasets.DataError, match="must be a folder that can be"):
-    datasets.load(f"folder:{tmp_path / 'nothing'}")
+  with pytest.raises(data.DataError, match="must be a folder that can be"):
+    data.load(f"folder:{tmp_path / 'nothing'}")

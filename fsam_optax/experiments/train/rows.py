@@ -6,11 +6,11 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.datasets import cifar
-from fsam_optax.experiments.datasets import label_noise
+from fsam_optax.experiments.data import cifar
+from fsam_optax.experiments.data import label_noise
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.recipes import Recipe
 
@@ -39,7 +39,7 @@ class Dataset(NamedTuple):
 
 def load(
   source: Optional[str], recipe: Recipe, config: Config
-) -> tuple[datasets.Images, Config]:
+) -> tuple[data.Images, Config]:
   """Loads the images, and fills in what the configuration takes from them.
 
   Args:
@@ -62,11 +62,11 @@ def load(
       "www.cs.toronto.edu/~kriz, or of the folder that it unpacks to",
     )
   try:
-    name = datasets.name_of(source, otherwise=recipe.dataset)
-    images = datasets.load(
+    name = data.name_of(source, otherwise=recipe.dataset)
+    images = data.load(
       source, image_size=config.images.image_size, otherwise=recipe.dataset
     )
-  except datasets.DataError as error:
+  except data.DataError as error:
     raise FlagError("--data", error) from error
   _check(images, config)
   for note in images.notes:
@@ -92,8 +92,8 @@ def load(
 
 
 def _in_float32(
-  images: datasets.Images, standard_deviation: tuple[float, ...]
-) -> datasets.Images:
+  images: data.Images, standard_deviation: tuple[float, ...]
+) -> data.Images:
   """The images in float32, where that tells them apart.
 
   Their mean is subtracted in the compiled step, on the scale that they have.
@@ -119,7 +119,7 @@ def _in_float32(
 
 
 def _moments(
-  images: datasets.Images,
+  images: data.Images,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Mean and standard deviation of each channel: published, or measured."""
   x = images.x_train
@@ -150,7 +150,7 @@ def _measured(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return mean, np.sqrt(squares / number)
 
 
-def _check(images: datasets.Images, config: Config) -> None:
+def _check(images: data.Images, config: Config) -> None:
   """Raises unless the images fit the flags."""
   shape = images.image_shape
   if shape is None:
@@ -185,7 +185,7 @@ def _check(images: datasets.Images, config: Config) -> None:
     )
 
 
-def dataset_of(images: datasets.Images, config: Config, seed: int) -> Dataset:
+def dataset_of(images: data.Images, config: Config, seed: int) -> Dataset:
   """The rows and labels of a seed."""
   labels, held_out = images.y_train, config.images.validation
   x, order = images.x_train, np.arange(len(labels))

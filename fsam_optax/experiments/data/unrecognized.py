@@ -4,11 +4,11 @@ import os
 import pathlib
 from typing import Optional
 
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import cifar
-from fsam_optax.experiments.datasets import folder
-from fsam_optax.experiments.datasets import pictures
-from fsam_optax.experiments.datasets.images import DataError
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import cifar
+from fsam_optax.experiments.data import folder
+from fsam_optax.experiments.data import pictures
+from fsam_optax.experiments.data.images import DataError
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 

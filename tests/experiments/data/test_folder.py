@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common import progress
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import folder as folder_lib
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import folder as folder_lib
 
 
 def write(path, seed=0, size=(12, 10), mode="RGB"):
@@ -34,14 +34,14 @@ def fixture_folder(tmp_path):
 
 
 def expect(message, folder, size=None):
-  with pytest.raises(datasets.DataError, match=message):
+  with pytest.raises(data.DataError, match=message):
     folder_lib.load(str(folder), size)
 
 
 def test_folder_holds_its_pixels_in_the_order_of_names(folder):
-  images = datasets.load(str(folder))
+  images = data.load(str(folder))
   assert images.classes == 3
-  again = datasets.load(f"folder:{folder}")
+  again = data.load(f"folder:{folder}")
   assert again.fingerprint() == images.fingerprint()
   assert images.x_train.shape == (9, 12, 10, 3)
   assert images.x_train.dtype == np.uint8

@@ -15,10 +15,10 @@ from PIL import Image
 from PIL import ImageOps
 import pytest
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import cifar
-from fsam_optax.experiments.datasets import folder as folder_lib
-from fsam_optax.experiments.datasets import npz
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import cifar
+from fsam_optax.experiments.data import folder as folder_lib
+from fsam_optax.experiments.data import npz
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def outcome(load):
   start = time.perf_counter()
   try:
     return load()
-  except datasets.DataError as error:
+  except data.DataError as error:
     message = str(error)
   finally:
     assert time.perf_counter() - start < SECONDS

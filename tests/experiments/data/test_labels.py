@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import npz
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import npz
 
 WORDS = ["owl", "cat", "dog", "cat"]
 
@@ -80,7 +80,7 @@ SOFT = np.array([[0.2, 0.8], [1, 0]])
   ],
 )  # fmt: skip
 def test_labels_of_another_kind_are_refused(tmp_path, y_train, y_test, message):
-  with pytest.raises(datasets.DataError, match=message) as error:
+  with pytest.raises(data.DataError, match=message) as error:
     npz.load(save(tmp_path / "a.npz", y_train, y_test))
   assert "\n" not in str(error.value)
 
@@ -88,5 +88,5 @@ def test_labels_of_another_kind_are_refused(tmp_path, y_train, y_test, message):
 def test_letters_that_are_none_are_refused(tmp_path):
   path = tmp_path / "a.npz"
   words = np.array([0x110000, 0x61], np.uint32).view("<U1")
-  with pytest.raises(datasets.DataError, match="words in UTF-8"):
+  with pytest.raises(data.DataError, match="words in UTF-8"):
     npz.load(save(path, words, words))

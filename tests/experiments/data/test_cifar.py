@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import cifar
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import cifar
 
 
 def record_bytes(name):
@@ -56,7 +56,7 @@ def check(images, name, tables):
   assert images.x_test.shape == (10_000, 32, 32, 3)
   assert images.x_train.dtype == np.uint8
   assert images.y_train.dtype == np.int32
-  rows, tests, image, classes = datasets.REGISTRY[name].sizes
+  rows, tests, image, classes = data.REGISTRY[name].sizes
   assert (rows, *image) == images.x_train.shape
   assert (tests, *image) == images.x_test.shape
   assert classes == images.classes
@@ -82,9 +82,9 @@ def test_folder_and_archive_hold_the_same_images(files):
   check(images, name, tables)
   above = cifar.load(name, str(folder.parent))
   packed = cifar.load(name, str(archive), check_sum=False)
-  named = datasets.load(f"{name}:{folder}")
+  named = data.load(f"{name}:{folder}")
   assert named.fingerprint() == images.fingerprint()
-  assert datasets.load(str(folder), otherwise=name).name == name
+  assert data.load(str(folder), otherwise=name).name == name
   for one, two, three in zip(images, above, packed, strict=True):
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, three)
@@ -102,7 +102,7 @@ def test_asymmetric_noise_stays_within_a_superclass(files):
 
 def test_archive_must_have_the_published_checksum(files):
   name, _, archive, _ = files
-  with pytest.raises(datasets.DataError, match=cifar.FORMATS[name].md5):
+  with pytest.raises(data.DataError, match=cifar.FORMATS[name].md5):
     cifar.load(name, str(archive))
 
 
@@ -111,11 +111,11 @@ def test_truncated_archive_is_named(files, tmp_path):
   cut = tmp_path / archive.name
   content = archive.read_bytes()
   cut.write_bytes(content[: len(content) // 2])
-  with pytest.raises(datasets.DataError, match="truncated or damaged") as error:
+  with pytest.raises(data.DataError, match="truncated or damaged") as error:
     cifar.load(name, str(cut), check_sum=False)
   assert str(cut) in str(error.value)
   cut.write_bytes(b"no archive")
-  with pytest.raises(datasets.DataError, match="truncated or damaged"):
+  with pytest.raises(data.DataError, match="truncated or damaged"):
     cifar.load(name, str(cut), check_sum=False)
 
 
@@ -138,9 +138,7 @@ def test_file_cut_short_is_named_with_its_size(files, tmp_path):
   file = next(iter(cifar.FORMATS[name].test))
   replace(copy, file, tables[file].tobytes()[:-1])
   size = 10_000 * record_bytes(name)
-  with pytest.raises(
-    datasets.DataError, match=f"{file} .*{size:,}.*{size - 1:,}"
-  ):
+  with pytest.raises(data.DataError, match=f"{file} .*{size:,}.*{size - 1:,}"):
     cifar.load(name, str(copy))
 
 
@@ -151,7 +149,7 @@ def test_label_out_of_range_is_named_with_its_record(files, tmp_path):
   table = tables[file].copy()
   table[17, cifar.FORMATS[name].label_bytes - 1] = 255
   replace(copy, file, table.tobytes())
-  with pytest.raises(datasets.DataError, match=f"{file}, got 255 at record 17"):
+  with pytest.raises(data.DataError, match=f"{file}, got 255 at record 17"):
     cifar.load(name, str(copy))
 
 
@@ -160,7 +158,7 @@ def test_missing_file_is_named(files, tmp_path):
   copy = linked(folder, tmp_path / "copy")
   file = next(iter(cifar.FORMATS[name].train))
   (copy / file).unlink()
-  with pytest.raises(datasets.DataError, match=f"got no {file} in"):
+  with pytest.raises(data.DataError, match=f"got no {file} in"):
     cifar.load(name, str(copy))
 
 
@@ -169,7 +167,7 @@ def test_archive_without_a_file_names_it(tmp_path):
   with tarfile.open(path, "w:gz") as archive:
     member = tarfile.TarInfo("cifar-10-batches-bin/readme.html")
     archive.addfile(member, io.BytesIO(b""))
-  with pytest.raises(datasets.DataError, match=r"got no data_batch_1\.bin"):
+  with pytest.raises(data.DataError, match=r"got no data_batch_1\.bin"):
     cifar.load("cifar10", str(path), check_sum=False)
 
 
@@ -184,9 +182,7 @@ def pickled(root):
 
 @pytest.mark.parametrize("at", range(3))
 def test_pickled_version_is_refused_with_the_reason(tmp_path, at):
-  with pytest.raises(
-    datasets.DataError, match="pickled: to unpickle a file is to"
-  ):
+  with pytest.raises(data.DataError, match="pickled: to unpickle a file is to"):
     cifar.load("cifar10", str(pickled(tmp_path)[at]))
 
 
@@ -199,7 +195,7 @@ def test_a_name_does_not_make_a_version(files, tmp_path):
 def test_the_other_version_is_named(files):
   name, folder, _, _ = files
   other = "cifar100" if name == "cifar10" else "cifar10"
-  with pytest.raises(datasets.DataError, match=f"which has those of {name}"):
+  with pytest.raises(data.DataError, match=f"which has those of {name}"):
     cifar.load(other, str(folder))
 
 
@@ -210,7 +206,7 @@ def test_a_file_of_another_size_is_not_read(files, tmp_path, size):
   file = next(iter(cifar.FORMATS[name].test))
   replace(copy, file, b"")
   os.truncate(copy / file, size)
-  with pytest.raises(datasets.DataError, match=f"{file} .*got {size:,} bytes"):
+  with pytest.raises(data.DataError, match=f"{file} .*got {size:,} bytes"):
     cifar.load(name, str(copy))
 
 
@@ -226,7 +222,7 @@ def test_what_is_no_regular_file_is_not_read(files, tmp_path):
   ):
     (copy / file).unlink()
     make(copy / file)
-    with pytest.raises(datasets.DataError, match=message):
+    with pytest.raises(data.DataError, match=message):
       cifar.load(name, str(copy))
     if (copy / file).is_dir() and not (copy / file).is_symlink():
       (copy / file).rmdir()
@@ -238,11 +234,11 @@ def test_an_archive_that_never_ends_is_not_read(tmp_path, check_sum):
   path = tmp_path / "cifar-10-binary.tar.gz"
   with path.open("wb") as file:
     file.truncate(40 * 2**30)
-  with pytest.raises(datasets.DataError, match=r"got .* of 42,949,672,960"):
+  with pytest.raises(data.DataError, match=r"got .* of 42,949,672,960"):
     cifar.load("cifar10", str(path), check_sum=check_sum)
   path.unlink()
   os.mkfifo(path)
-  with pytest.raises(datasets.DataError, match="which is a pipe"):
+  with pytest.raises(data.DataError, match="which is a pipe"):
     cifar.load("cifar10", str(path), check_sum=check_sum)
 
 
@@ -274,7 +270,7 @@ def test_members_that_are_not_the_records_are_not_unpacked(
 ):
   path = tar_of(tmp_path / "bomb.tar.gz", *members)
   tracemalloc.start()
-  with pytest.raises(datasets.DataError, match=message):
+  with pytest.raises(data.DataError, match=message):
     cifar.load("cifar10", path, check_sum=False)
   most = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
@@ -289,12 +285,12 @@ def test_a_header_of_a_gibibyte_is_not_unpacked(tmp_path):
     file.write(member.tobuf(tarfile.GNU_FORMAT))
     for _ in range(256):
       file.write(bytes(2**20))
-  with pytest.raises(datasets.DataError, match="unpacks to more than"):
+  with pytest.raises(data.DataError, match="unpacks to more than"):
     cifar.load("cifar10", str(path), check_sum=False)
 
 
 def test_bad_arguments_are_named(tmp_path):
   with pytest.raises(ValueError, match="`name` must be one of cifar10"):
     cifar.load("cifar1000", str(tmp_path))
-  with pytest.raises(datasets.DataError, match="that exists, got"):
+  with pytest.raises(data.DataError, match="that exists, got"):
     cifar.load("cifar10", str(tmp_path / "nothing"))

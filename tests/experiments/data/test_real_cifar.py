@@ -15,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 
 FOLDERS = {
   "cifar10": "cifar-10-batches-bin",
@@ -46,7 +46,7 @@ def fixture_read():
 
   def read(name):
     if name not in found:
-      found[name] = datasets.load(source_of(name))
+      found[name] = data.load(source_of(name))
     return found[name]
 
   return read

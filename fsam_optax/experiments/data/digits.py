@@ -5,8 +5,8 @@ from typing import Optional
 import numpy as np
 
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.datasets import entry
-from fsam_optax.experiments.datasets import images
+from fsam_optax.experiments.data import entry
+from fsam_optax.experiments.data import images
 
 
 def load(image_size: Optional[int] = None) -> images.Images:

@@ -9,11 +9,11 @@ import zipfile
 import numpy as np
 
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import entry
-from fsam_optax.experiments.datasets import labels as labels_lib
-from fsam_optax.experiments.datasets.images import DataError
-from fsam_optax.experiments.datasets.images import Images
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import entry
+from fsam_optax.experiments.data import labels as labels_lib
+from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import Images
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _REMEDY = "Write it with np.savez(path, x_train=..., y_train=..., ...)"
@@ -30,7 +30,7 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
       ``[n, features]``, ``[n, height, width]`` or ``[n, height, width,
       channels]``. Images of shape ``[n, 1 or 3, height, width]`` are turned so
       that their channels come last, unless the width, too, is 1 or 3. For the
-      labels see :func:`fsam_optax.experiments.datasets.labels.read`. Nothing is
+      labels see :func:`fsam_optax.experiments.data.labels.read`. Nothing is
       unpickled, and nothing is read before its size is known to fit.
     image_size: side in pixels to scale images to; None to leave them.
 

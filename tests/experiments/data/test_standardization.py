@@ -9,8 +9,8 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.seeds import plan
 from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.seeds import splits
-from fsam_optax.experiments.train import data
 from fsam_optax.experiments.train import flags
+from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train.config import config_of
 from fsam_optax.experiments.train.recipes import RECIPES
 
@@ -110,7 +110,7 @@ def load(path, dtype="float32", image_size=None):
     network=flags.Network(dtype=dtype),
     images=flags.Images(image_size=image_size),
   )
-  return data.load(path, RECIPES[settings.recipe], config_of(settings))
+  return rows.load(path, RECIPES[settings.recipe], config_of(settings))
 
 
 def test_train_measures_in_float64_and_says_what_it_read(tmp_path, capsys):
@@ -150,14 +150,14 @@ def test_train_divides_no_constant_channel_by_0(tmp_path):
 def test_train_measures_whole_numbers_a_part_at_a_time(tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   x = rng.integers(0, 256, (21, 32, 32, 3), np.uint8)
-  monkeypatch.setattr(data, "_VALUES_AT_A_TIME", 5 * 3072)
+  monkeypatch.setattr(rows, "_VALUES_AT_A_TIME", 5 * 3072)
   _, config = load(save(tmp_path / "a.npz", x))
-  rows = x[4:].astype(np.float64) / 255
+  normal = x[4:].astype(np.float64) / 255
   np.testing.assert_allclose(
-    config.images.mean, rows.mean((0, 1, 2)), rtol=1e-12
+    config.images.mean, normal.mean((0, 1, 2)), rtol=1e-12
   )
   np.testing.assert_allclose(
-    config.images.standard_deviation, rows.std((0, 1, 2)), rtol=1e-12
+    config.images.standard_deviation, normal.std((0, 1, 2)), rtol=1e-12
   )
 
 

@@ -20,10 +20,10 @@ import zlib
 
 import numpy as np
 
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import entry
-from fsam_optax.experiments.datasets.images import DataError
-from fsam_optax.experiments.datasets.images import Images
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import entry
+from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import Images
 
 _IMAGE = (3, 32, 32)
 _IMAGE_BYTES = 3072

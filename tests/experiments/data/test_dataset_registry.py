@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from fsam_optax import __main__
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 
 TOY = '''
 """Two classes, told apart by their brightness."""
 
 import numpy as np
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 
 
 def read(path, image_size):
@@ -23,12 +23,12 @@ def read(path, image_size):
   y = (np.arange(60) % 2).astype(np.int32)
   x = rng.normal(size=(60, 4, 4, 1)) + 3 * y[:, None, None, None]
   x = x.astype(np.float32)
-  images = datasets.Images("toy", x[:40], y[:40], x[40:], y[40:], 2)
+  images = data.Images("toy", x[:40], y[:40], x[40:], y[40:], 2)
   return images.resized(image_size)
 
 
-datasets.register(
-  datasets.DataSet("toy", "two classes, 4 x 4", read)
+data.register(
+  data.DataSet("toy", "two classes, 4 x 4", read)
 )
 '''
 
@@ -38,11 +38,11 @@ def toy(tmp_path, monkeypatch):
   """The file, and the line that names it, undone after the test."""
   (tmp_path / "toy_data_set.py").write_text(TOY)
   monkeypatch.syspath_prepend(tmp_path)
-  before = dict(datasets.REGISTRY)
+  before = dict(data.REGISTRY)
   importlib.import_module("toy_data_set")
   yield
-  datasets.REGISTRY.clear()
-  datasets.REGISTRY.update(before)
+  data.REGISTRY.clear()
+  data.REGISTRY.update(before)
   del sys.modules["toy_data_set"]
 
 
@@ -58,25 +58,25 @@ def test_a_toy_is_trained_on_by_its_name(tmp_path):
 
 @pytest.mark.usefixtures("toy")
 def test_a_toy_is_loaded_scaled_and_named_in_errors():
-  assert datasets.load("toy", image_size=2).image_shape == (2, 2, 1)
-  assert datasets.name_of("toy") == "toy"
-  assert "toy: two classes, 4 x 4" in datasets.describe()
-  with pytest.raises(datasets.DataError, match=r"npz:PATH, toy, the path"):
-    datasets.load("tyo")
+  assert data.load("toy", image_size=2).image_shape == (2, 2, 1)
+  assert data.name_of("toy") == "toy"
+  assert "toy: two classes, 4 x 4" in data.describe()
+  with pytest.raises(data.DataError, match=r"npz:PATH, toy, the path"):
+    data.load("tyo")
 
 
 @pytest.mark.parametrize("source", ["cifar", "cifar10", "cifar10:", "mnist:x"])
 def test_what_is_no_data_set_is_refused_with_those_there_are(source):
-  with pytest.raises(datasets.DataError, match=r"must be one of .*mnist.*got"):
-    datasets.load(source)
+  with pytest.raises(data.DataError, match=r"must be one of .*mnist.*got"):
+    data.load(source)
 
 
 def test_a_path_that_nothing_recognizes_is_what_is_said(tmp_path):
-  with pytest.raises(datasets.DataError, match="cifar-100-binary"):
-    datasets.load(str(tmp_path / "nothing"), otherwise="cifar100")
-  assert datasets.name_of("digits", otherwise="cifar100") == "digits"
+  with pytest.raises(data.DataError, match="cifar-100-binary"):
+    data.load(str(tmp_path / "nothing"), otherwise="cifar100")
+  assert data.name_of("digits", otherwise="cifar100") == "digits"
 
 
 def test_every_entry_stands_under_its_name():
-  assert all(name == x.name for name, x in datasets.REGISTRY.items())
-  assert isinstance(datasets.load("digits").x_train, np.ndarray)
+  assert all(name == x.name for name, x in data.REGISTRY.items())
+  assert isinstance(data.load("digits").x_train, np.ndarray)
