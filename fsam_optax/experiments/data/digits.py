@@ -1,26 +1,15 @@
-"""The 1,797 digits of scikit-learn, 8 x 8."""
+"""The 1,797 digits of scikit-learn, 8 x 8, of which 500 are for the test."""
 
 from typing import Optional
 
 import numpy as np
 
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.data import entry
 from fsam_optax.experiments.data import images
 
 
 def load(image_size: Optional[int] = None) -> images.Images:
-  """Reads the digits, of which 500 are for the test.
-
-  Args:
-    image_size: side in pixels; None for 8.
-
-  Returns:
-    Images in float32, in ``[0, 1]``.
-
-  Raises:
-    MissingExtraError: if scikit-learn is not installed.
-  """
+  """Reads the digits in float32, in ``[0, 1]``, of this side in pixels."""
   extras.require("sklearn.datasets")
   from sklearn.datasets import load_digits
 
@@ -31,10 +20,10 @@ def load(image_size: Optional[int] = None) -> images.Images:
   return images.drawn("digits", x, y, classes=10, test=500).resized(image_size)
 
 
-ENTRY = entry.DataSet(
+ENTRY = images.DataSet(
   name="digits",
   about="the 1,797 digits of scikit-learn, 8 x 8",
   read=lambda path, image_size: load(image_size),
-  sizes=entry.Sizes(1297, 500, (8, 8, 1), 10),
-  seed_rows=entry.SeedRows(train=800, validation=300),
+  sizes=images.Sizes(1297, 500, (8, 8, 1), 10),
+  seed_rows=images.SeedRows(train=800, validation=300),
 )

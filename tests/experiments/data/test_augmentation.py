@@ -9,7 +9,6 @@ import numpy_augmentation
 from numpy_augmentation import MEAN
 from numpy_augmentation import STANDARD_DEVIATION
 import pytest
-from small_program import mesh_of
 
 from fsam_optax.experiments.data import augmentation
 
@@ -61,7 +60,9 @@ def test_draws_have_the_frequencies_of_the_recipe():
 
 
 def test_draws_do_not_depend_on_the_devices():
-  mesh = mesh_of(8)
+  mesh = jax.make_mesh(
+    (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   images = np.random.default_rng(0).integers(
     0, 256, (16, 32, 32, 3), dtype=np.uint8
   )

@@ -1,6 +1,5 @@
-"""What a run of ``train`` found: a summary, a table and the curves."""
+"""What a run of ``train`` came to: a summary, a table and the curves."""
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -12,18 +11,19 @@ from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.train.checkpoints import best
 from fsam_optax.experiments.train.config import Config
 
+Results = dict[int, list[dict[str, Any]]]
+"""One line an epoch, for each seed."""
 
-def summary(
-  recipe: str, config: Config, results: dict[int, list[dict[str, Any]]]
-) -> dict[str, Any]:
+
+def summary(config: Config, results: Results) -> dict[str, Any]:
   """The outcome over the seeds, as its JSON holds it.
 
   Args:
-    recipe: its name.
     config: the configuration.
-    results: one line an epoch, for each seed.
+    results: of all seeds.
 
   Returns:
     The evaluated accuracy after the last epoch of each seed, in percent, their
@@ -31,39 +31,37 @@ def summary(
   """
   first = next(iter(results.values()))
   name = next(k for k in first[-1] if k.endswith("_accuracy"))
-  final = np.array([lines[-1][name] for lines in results.values()])
+  final = [lines[-1][name] for lines in results.values()]
   return {
-    "recipe": recipe,
-    "config": dataclasses.asdict(config),
+    "name": config.name,
+    "config": config.by_flag(),
     "evaluated": name.removesuffix("_accuracy"),
     "seeds": list(results),
-    "final_accuracy": final.tolist(),
-    "mean": float(final.mean()),
+    "final_accuracy": final,
+    "mean": float(np.mean(final)),
     "standard_error": statistics.standard_error(final),
-    "best_epoch": [
-      max(lines, key=lambda line: (line[name], line["epoch"]))["epoch"]
-      for lines in results.values()
-    ],
+    "best_epoch": [best(lines)["epoch"] for lines in results.values()],
+    "best_checkpoint": [best(lines)["batches"] for lines in results.values()],
     "versions": files.versions(),
     "device": jax.devices()[0].device_kind,
   }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(outcome: dict[str, Any]) -> str:
   """The outcome for a terminal."""
+  columns = (outcome[x] for x in ("seeds", "final_accuracy", "best_epoch"))
   rows = [
     [str(seed), f"{accuracy:.2f}", str(epoch)]
-    for seed, accuracy, epoch in zip(
-      found["seeds"], found["final_accuracy"], found["best_epoch"], strict=True
-    )
+    for seed, accuracy, epoch in zip(*columns, strict=True)
   ]
   rows.append(
-    ["mean", tables.with_error(found["mean"], found["standard_error"]), ""]
+    ["mean", tables.with_error(outcome["mean"], outcome["standard_error"]), ""]
   )
+  evaluated = outcome["evaluated"]
   text = tables.table(
-    ["seed", f"{found['evaluated']} accuracy %, last epoch", "best epoch"], rows
+    ["seed", f"{evaluated} accuracy %, last epoch", "best epoch"], rows
   )
-  if found["evaluated"] == "test":
+  if evaluated == "test":
     text += (
       "\n\nThe best epoch is that of the test accuracy: a result is the last "
       "one's. --validation holds rows out to choose by."
@@ -71,23 +69,9 @@ def table(found: dict[str, Any]) -> str:
   return text
 
 
-def write(
-  found: dict[str, Any],
-  results: dict[int, list[dict[str, Any]]],
-  folder: pathlib.Path,
-) -> None:
-  """Writes ``summary.json`` and ``curves.png``."""
-  files.write_json(found, folder / "summary.json")
-  _curves(found, results, folder / "curves.png")
-
-
-def _curves(
-  found: dict[str, Any],
-  results: dict[int, list[dict[str, Any]]],
-  path: pathlib.Path,
-) -> None:
+def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
   """Draws the epochs of all seeds, each panel over the epochs."""
-  evaluated = found["evaluated"]
+  evaluated = outcome["evaluated"]
   panels: list[tuple[str, dict[str, str]]] = [
     (
       "accuracy (%)",
@@ -115,10 +99,10 @@ def _curves(
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-  seeds = len(found["seeds"])
-  optimizer = optimizers.label(found["config"]["ascent"]["optimizer"])
+  seeds = len(results)
+  optimizer = optimizers.label(outcome["config"]["--optimizer"])
   drawing.suptitle(
-    f"{found['recipe']}, {optimizer}: {seeds} seed"
+    f"{outcome['name']}, {optimizer}: {seeds} seed"
     + ("s, mean ± standard error" if seeds > 1 else ""),
     fontsize="small",
   )

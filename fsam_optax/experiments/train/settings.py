@@ -6,15 +6,15 @@ that is None by default is what the recipe, the network or the images say.
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal, Optional
+import re
+from typing import Annotated, Any, Literal, Optional
 
 import fsam_optax
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.data.label_noise import KINDS
-from fsam_optax.experiments.train import gate
-from fsam_optax.experiments.train.recipes import RECIPES
+from fsam_optax.experiments.train.paper import RECIPES
 
 MASKS = {
   "none": None,
@@ -23,28 +23,63 @@ MASKS = {
 }
 
 _WHOLE = values.integer(1, remedy="write a whole number")
-_Number = Annotated[float, values.number(0, remedy="write one such as 0.05")]
-_Positive = Annotated[
-  float, values.number(0, above=True, remedy="write one such as 0.05")
-]
-_Fraction = Annotated[float, values.number(0, 1, remedy="write 0.5 for a half")]
-_Below1 = Annotated[
-  float, values.number(0, 1, below=True, remedy="write one such as 0.4")
-]
-_Count = Annotated[int, _WHOLE]
 _NATURAL = values.integer(0, remedy="write a whole number")
+_SOME = "write one such as 0.05"
+_NONE = values.default("")
+_Number = Annotated[float, values.number(0, remedy=_SOME)]
+_Positive = Annotated[float, values.number(0, above=True, remedy=_SOME)]
+_Fraction = Annotated[float, values.number(0, 1, remedy=_SOME)]
+_AboveZero = Annotated[float, values.number(0, 1, above=True, remedy=_SOME)]
+_BelowOne = Annotated[float, values.number(0, 1, below=True, remedy=_SOME)]
+_Count = Annotated[int, _WHOLE]
 _Natural = Annotated[int, _NATURAL]
-_Channels = Annotated[
-  Optional[tuple[float, ...]],
-  values.numbers("0.5,0.5,0.5", metavar="R,G,B"),
-  values.default("CIFAR's, or that of the training images"),
-]
-_Spreads = Annotated[
-  Optional[tuple[float, ...]],
-  values.numbers("0.5,0.5,0.5", metavar="R,G,B", above=0),
-  values.default("CIFAR's, or that of the training images"),
-]
 _NetworksOwn = Annotated[Optional[int], _WHOLE, values.default("the network's")]
+_RGB = "0.5,0.5,0.5"
+_CIFARS = values.default("CIFAR's, or that of the training images")
+_Floats = Optional[tuple[float, ...]]
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def steps_of(text: str, steps_an_epoch: int) -> int:
+  """The number of steps that a flag such as ``--start`` says.
+
+  Examples:
+    >>> steps_of("3000", 390), steps_of("10epochs", 390)
+    (3000, 3900)
+
+  Args:
+    text: a number of steps or, with ``epochs`` behind it, of epochs.
+    steps_an_epoch: number of batches.
+
+  Returns:
+    The number.
+
+  Raises:
+    ValueError: if the text is of another form.
+  """
+  match = re.fullmatch(r"(\d{1,9})(epochs?)?", text)
+  if match is None:
+    raise ValueError(
+      "must be a number of steps such as 3000, or of epochs such as 10epochs, "
+      f"got {text!r}"
+    )
+  return int(match[1]) * (steps_an_epoch if match[2] else 1)
+
+
+def _steps(text: str) -> str:
+  steps_of(text, 1)  # Raises where it is none.
+  return text
+
+
+_STEPS = values.value("STEPS", _steps)
+
+
+def by_flag(group: Any) -> dict[str, Any]:
+  """The fields of a dataclass, as ``{"--rho": 0.2, ...}``."""
+  return {
+    f"--{field.name.replace('_', '-')}": getattr(group, field.name)
+    for field in dataclasses.fields(group)
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +98,9 @@ class Ascent:
     accumulator_dtype: of the average.
     ema_gradient: which gradient the average takes in, the first or the second.
     ascent_fraction: of the rows that the ascent takes.
-    sync_perturbation: ascend along the gradient of all devices, and not each
-      along its own, which needs --sharding shard_map.
+    sync_perturbation: ascend along the gradient of all devices and parts of the
+      batch, and not each along its own; BatchNorm then sees the rows of one
+      device alone.
     every: ascend at one step in so many.
     start: first step that ascends, or the first epoch as in 10epochs. Batches
       are counted, from 0, those that were skipped among them.
@@ -81,19 +117,15 @@ class Ascent:
   order: Literal["official", "paper"] = "official"
   accumulator_dtype: Annotated[
     Optional[str],
-    values.choice(("float32", "bfloat16", "float16", "float64")),
+    values.choice(_DTYPES),
     values.default("that of the parameters"),
   ] = None
   ema_gradient: Literal["ascent", "descent"] = "ascent"
-  ascent_fraction: Annotated[
-    float, values.number(0, 1, above=True, remedy="write 0.5 for a half")
-  ] = 1.0
+  ascent_fraction: _AboveZero = 1.0
   sync_perturbation: bool = True
   every: _Count = 1
-  start: Annotated[str, values.value("STEPS", gate.parse)] = "0"
-  stop: Annotated[
-    Optional[str], values.value("STEPS", gate.parse), values.default("never")
-  ] = None
+  start: Annotated[str, _STEPS] = "0"
+  stop: Annotated[Optional[str], _STEPS, values.default("never")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,28 +139,26 @@ class Descent:
     weight_decay: coupled, of all parameters.
     label_smoothing: of the loss that is trained on.
     epochs: passes over the training rows.
-    batch_size: rows a step, of all devices together.
-    drop_last: leave rows that fill no whole batch for another epoch.
+    batch_size: rows a step, of all devices together; rows that fill no whole
+      batch wait for another epoch.
     num_microbatches: parts of a batch that go through one at a time, in less
       memory.
     skip_nonfinite: leave the parameters as they were at a step whose loss or
       gradient is not finite.
-    sharding: replicated keeps the parameters whole on every device, fsdp in
-      parts; shard_map runs the step on each device by itself, where BatchNorm
-      sees the rows of that one alone.
+    sharding: keep the parameters whole on every device (replicated), or in
+      parts (fsdp).
   """
 
   learning_rate: _Positive = 0.05
-  momentum: _Below1 = 0.9
+  momentum: _BelowOne = 0.9
   nesterov: bool = False
   weight_decay: _Number = 1e-3
-  label_smoothing: _Below1 = 0.0
+  label_smoothing: _BelowOne = 0.0
   epochs: _Count = 200
   batch_size: _Count = 128
-  drop_last: bool = False
   num_microbatches: _Count = 1
   skip_nonfinite: bool = True
-  sharding: Literal["replicated", "fsdp", "shard_map"] = "replicated"
+  sharding: Literal["replicated", "fsdp"] = "replicated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +180,7 @@ class Network:
   ] = None
   depth: _NetworksOwn = None
   width: _NetworksOwn = None
-  dropout: _Below1 = 0.5
+  dropout: _BelowOne = 0.5
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
 
@@ -165,7 +195,7 @@ class Images:
     cutout_probability: fraction of the images that it is erased in.
     mean: of each channel in [0, 1].
     standard_deviation: of each channel in [0, 1].
-    image_size: side to scale the images to, in pixels.
+    image_size: side to scale the images to, in pixels, if any.
     label_noise: fraction of the training labels that are replaced.
     label_noise_kind: each by another class (symmetric), by any class (uniform),
       or by one that is easily taken for it (asymmetric).
@@ -177,11 +207,11 @@ class Images:
   crop_padding: _Natural = 4
   cutout: _Natural = 16
   cutout_probability: _Fraction = 0.5
-  mean: _Channels = None
-  standard_deviation: _Spreads = None
-  image_size: Annotated[Optional[int], _WHOLE, values.default("their own")] = (
-    None
-  )
+  mean: Annotated[_Floats, values.numbers(_RGB), _CIFARS] = None
+  standard_deviation: Annotated[
+    _Floats, values.numbers(_RGB, above=0), _CIFARS
+  ] = None
+  image_size: Annotated[Optional[int], _WHOLE, _NONE] = None
   label_noise: _Fraction = 0.0
   label_noise_kind: Annotated[
     Optional[str],
@@ -198,23 +228,18 @@ class Run:
   Attributes:
     seeds: how many to train, one after the other.
     first_seed: the least of them.
-    save_every: write a checkpoint so often, besides at the end of each epoch.
-    log_every: write the metrics of a step so often.
+    save_every: write a checkpoint after so many steps, besides at the end of
+      each epoch.
+    log_every: write the metrics of a step after so many.
     evaluation_batch_size: rows that are evaluated at a time.
     tensorboard: write the metrics for TensorBoard, too.
   """
 
-  seeds: Annotated[int, _WHOLE] = 1
+  seeds: _Count = 1
   first_seed: _Natural = 1
-  save_every: Annotated[
-    Optional[int],
-    values.integer(1, remedy="write a number of steps", metavar="STEPS"),
-    values.default("never"),
-  ] = None
-  log_every: Annotated[
-    int, values.integer(1, remedy="write a number of steps", metavar="STEPS")
-  ] = 50
-  evaluation_batch_size: Annotated[int, _WHOLE] = 1000
+  save_every: Annotated[Optional[int], _WHOLE, values.default("never")] = None
+  log_every: _Count = 50
+  evaluation_batch_size: _Count = 1000
   tensorboard: bool = False
 
 
@@ -223,36 +248,28 @@ class Processes:
   """The devices, and the processes of a job.
 
   Attributes:
-    devices: use so many of this process.
     cpu_devices: split the CPU into so many devices.
-    launch: start so many processes here, and end all when one fails.
     distributed: join a job as on a TPU pod.
     coordinator_address: of process 0.
     num_processes: of the job.
     process_id: which of them this is, from 0.
-    timeout: how long to wait for the other processes at the start.
+    timeout: seconds to wait for the other processes at the start.
   """
 
-  devices: Annotated[Optional[int], _WHOLE, values.default("all")] = None
-  cpu_devices: Annotated[Optional[int], _WHOLE, values.default("")] = None
-  launch: Annotated[Optional[int], _WHOLE, values.default("")] = None
+  cpu_devices: Annotated[Optional[int], _WHOLE, _NONE] = None
   distributed: bool = False
   coordinator_address: Annotated[
-    Optional[str], values.value("HOST:PORT", str), values.default("")
+    Optional[str], values.value("HOST:PORT", str), _NONE
   ] = None
-  num_processes: Annotated[Optional[int], _WHOLE, values.default("")] = None
-  process_id: Annotated[Optional[int], _NATURAL, values.default("")] = None
-  timeout: Annotated[
-    int, values.integer(1, remedy="write whole seconds", metavar="SECONDS")
-  ] = 300
+  num_processes: Annotated[Optional[int], _WHOLE, _NONE] = None
+  process_id: Annotated[Optional[int], _NATURAL, _NONE] = None
+  timeout: _Count = 300
 
   @property
   def is_job(self) -> bool:
     """Whether the flags speak of several processes."""
-    return self.distributed or any(
-      x is not None
-      for x in (self.coordinator_address, self.num_processes, self.process_id)
-    )
+    job = (self.coordinator_address, self.num_processes, self.process_id)
+    return self.distributed or job != (None, None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,13 +287,11 @@ class Settings:
   """
 
   recipe: Annotated[str, values.choice(RECIPES)] = "cifar100-resnet18"
-  data: Annotated[
-    Optional[str], values.value("PATH", str), values.default("")
-  ] = None
+  data: Annotated[Optional[str], values.value("PATH", str), _NONE] = None
   output: Annotated[
     Optional[pathlib.Path],
     values.value("DIR", pathlib.Path),
-    values.default("runs/RECIPE-OPTIMIZER"),
+    values.default("runs/NAME-OPTIMIZER"),
   ] = None
   dry_run: bool = False
   ascent: Ascent = dataclasses.field(default_factory=Ascent)
@@ -286,8 +301,7 @@ class Settings:
   run: Run = dataclasses.field(default_factory=Run)
   processes: Processes = dataclasses.field(default_factory=Processes)
 
-  @property
-  def folder(self) -> pathlib.Path:
-    """The folder of the run."""
-    default = pathlib.Path("runs") / f"{self.recipe}-{self.ascent.optimizer}"
-    return self.output or default
+  def folder_of(self, name: str) -> pathlib.Path:
+    """The folder of a run of this name."""
+    name = re.sub(r"\W+", "-", f"{name}-{self.ascent.optimizer}")
+    return self.output or pathlib.Path("runs") / name.strip("-")

@@ -1,6 +1,6 @@
 """The data sets by name. To add one: its file, and its entry below."""
 
-import os
+import pathlib
 from typing import Optional
 
 from fsam_optax.experiments.data import cifar
@@ -8,10 +8,10 @@ from fsam_optax.experiments.data import digits
 from fsam_optax.experiments.data import folder
 from fsam_optax.experiments.data import mnist
 from fsam_optax.experiments.data import npz
-from fsam_optax.experiments.data import unrecognized
-from fsam_optax.experiments.data.entry import DataSet
 from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import DataSet
 from fsam_optax.experiments.data.images import Images
+from fsam_optax.experiments.data.images import shown
 
 REGISTRY: dict[str, DataSet] = {
   entry.name: entry
@@ -26,14 +26,7 @@ REGISTRY: dict[str, DataSet] = {
 
 
 def register(dataset: DataSet) -> DataSet:
-  """Enters a data set into :data:`REGISTRY`, under its name.
-
-  Args:
-    dataset: what its file declares.
-
-  Returns:
-    The same.
-  """
+  """Enters a data set into :data:`REGISTRY`, under its name."""
   REGISTRY[dataset.name] = dataset
   return dataset
 
@@ -69,18 +62,7 @@ def describe() -> str:
 
 
 def name_of(source: str, otherwise: Optional[str] = None) -> str:
-  """The name of the data set that :func:`load` would read.
-
-  Args:
-    source: see :func:`load`.
-    otherwise: see :func:`load`.
-
-  Returns:
-    The name.
-
-  Raises:
-    DataError: if the source is no data set.
-  """
+  """The name of the data set that :func:`load` would read."""
   return _resolve(source, otherwise)[0]
 
 
@@ -93,14 +75,14 @@ def _resolve(
   for dataset in REGISTRY.values():
     if dataset.recognizes(source):
       return dataset.name, source
-  if otherwise is not None and source not in REGISTRY:
-    if error := unrecognized.explain(source, otherwise):
-      raise error
+  place = pathlib.Path(source)
+  if otherwise is not None and source not in REGISTRY and place.exists():
     return otherwise, source
-  if os.path.lexists(source) and (error := unrecognized.explain(source, None)):
-    raise error
   spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
+  inside = ""
+  if place.is_dir():
+    inside = f", a folder with {shown(folder.visible(place))}"
   raise DataError(
     f"must be one of {', '.join(spellings)}, the path of an .npz or that of a "
-    f"folder with train and test in it, got {source!r}"
+    f"folder with train/CLASS/ and test/CLASS/, got {source!r}{inside}"
   )

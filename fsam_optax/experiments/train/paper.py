@@ -12,13 +12,10 @@ class Recipe(NamedTuple):
     dataset: name in :mod:`fsam_optax.experiments.data`.
     model: name in :mod:`fsam_optax.experiments.networks`, of which depth and
       width are the usual ones.
-    label_noise_kind: how the labels of its data set are made wrong. Those of
-      other images are made so as in the other commands.
   """
 
   dataset: str
   model: str
-  label_noise_kind: str = "uniform"
 
 
 # The authors publish a script for the first alone, in which they name the other
