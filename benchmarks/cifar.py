@@ -40,9 +40,9 @@ from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.data import label_noise
 from fsam_optax.experiments.networks import layers
+from fsam_optax.experiments.networks import loss as loss_lib
 from fsam_optax.experiments.seeds import search
 from fsam_optax.experiments.studies import report
-from fsam_optax.experiments.networks import loss as loss_lib
 
 TRAIN, VALIDATION, EPOCHS, BATCH_SIZE = 5000, 5000, 20, 128
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4

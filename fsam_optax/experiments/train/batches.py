@@ -55,16 +55,10 @@ class Batches:
     start: int,
     stop: int,
   ) -> None:
-    """Begins to fetch.
+    """Begins to fetch the batches from ``start`` to ``stop``.
 
-    Args:
-      x: images, shape ``[N, H, W, C]``.
-      y: labels, shape ``[N]``.
-      mesh: the devices, along whose axis ``batch`` the rows are split.
-      seed: of the order.
-      batch_size: rows of a batch, of all devices together.
-      start: number of the first batch.
-      stop: number of batches of the whole run.
+    Each has ``batch_size`` rows of images, shape ``[N, H, W, C]``, and labels,
+    shape ``[N]``, split along the axis ``batch`` of the mesh.
     """
     import grain
 

@@ -116,16 +116,10 @@ class Checkpoints:
       self._manager.close()
 
   def restore(self, abstract: Progress) -> Optional[Progress]:
-    """Reads the last checkpoint that is whole.
+    """Reads the last checkpoint that is whole; None where there is none at all.
 
     One that is not, because a file in it was cut, lost or changed, is moved
-    aside once the one before has been read. Where there is none, all stay.
-
-    Args:
-      abstract: shapes, dtypes and shardings of the progress.
-
-    Returns:
-      The progress, or None where the folder holds no checkpoint.
+    aside once the one before has been read. Where all are broken, all stay.
 
     Raises:
       FolderError: if none of them can be read, or they are of another run.
@@ -228,12 +222,6 @@ def checksum(tree: Any) -> jax.Array:
   Orbax does not notice every file that was cut or changed: it fills what is
   lost with zeros. A sum of integers does not depend on how an array is split
   over devices, and is taken where the array is, without moving it.
-
-  Args:
-    tree: of arrays and typed keys.
-
-  Returns:
-    Shape ``[number of arrays]``, uint32.
   """
 
   def word_of(x):

@@ -29,15 +29,9 @@ class Config:
 
   Attributes:
     name: of what is trained: the recipe, or the images and the network.
-    ascent: as the flags say.
-    descent: as the flags say.
-    network: as the flags say.
-    images: as the flags say.
-    model: name of the network.
-    depth: of the network.
-    width: of the network.
-    mean: of each channel, or one for all.
-    standard_deviation: of each channel, or one for all.
+    ascent, descent, network, images: the groups of the flags, as given.
+    model, depth, width: of the network, as built.
+    mean, standard_deviation: of each channel, or one for all.
     label_noise_kind: see :mod:`fsam_optax.experiments.data.label_noise`.
   """
 
@@ -63,13 +57,6 @@ class Config:
 
 def config_of(settings: Settings, images: data.Images) -> Config:
   """The configuration of the flags, with what they leave open.
-
-  Args:
-    settings: what the command line says.
-    images: to be trained on.
-
-  Returns:
-    The configuration.
 
   Raises:
     FlagError: if flags contradict each other or do not fit the images.

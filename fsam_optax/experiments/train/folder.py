@@ -56,11 +56,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
-  """Compares with what the folder was begun with, or begins it.
-
-  Args:
-    folder: exists.
-    config: all that the numbers depend on, by flag.
+  """Compares with what the folder was begun with, by flag, or begins it.
 
   Returns:
     The packages whose version is another than at the beginning, if any.

@@ -93,11 +93,7 @@ def check_alike(values: dict[str, Any]) -> None:
 
 
 def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
-  """Raises unless every process of a job sees what the first one writes.
-
-  Args:
-    folder: of the run; the first process has made it.
-    timeout: seconds that a file may take to be seen on another machine.
+  """Raises unless every process sees what the first writes, after a while.
 
   Raises:
     JoinError: names the processes that see another folder.

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 from typing import Any
 
@@ -31,22 +30,10 @@ class Journal:
     done: int,
     rows: int,
   ) -> None:
-    """Opens what is written to.
+    """Opens what is written to, after ``done`` of ``total`` batches.
 
     Of the file that is there those lines on steps stay that a resumed run will
     not write again, and those on epochs become the ones of its checkpoint.
-
-    Args:
-      folder: of the seed.
-      epochs: the lines on the epochs that are done.
-      tensorboard: whether to write for TensorBoard.
-      title: of the bar.
-      total: number of batches of the whole run.
-      done: number of batches that were taken before.
-      rows: of a batch.
-
-    Raises:
-      FolderError: if the file cannot be written.
     """
     self._path, self._shown = folder / "metrics.jsonl", done
     self._board: Any = None
@@ -84,8 +71,6 @@ class Journal:
       return
     with writing(self._path), self._path.open("a") as file:
       file.write(_as_line(line))
-      file.flush()
-      os.fsync(file.fileno())
     self._advance(line["batches"] - self._shown, short_line(line))
     self._shown = line["batches"]
     if kind == "epoch":

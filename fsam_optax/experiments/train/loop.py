@@ -48,12 +48,7 @@ class Runner:
   def __call__(
     self, rows: Rows, seed: int, folder: pathlib.Path
   ) -> list[dict[str, Any]]:
-    """Trains from the last checkpoint of a folder to the end.
-
-    Args:
-      rows: rows and labels.
-      seed: of the initialization, the order and the augmentation.
-      folder: of this seed.
+    """Trains a seed from the last checkpoint of its folder to the end.
 
     Returns:
       One line of metrics for each epoch.

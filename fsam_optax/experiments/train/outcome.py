@@ -21,13 +21,8 @@ Results = dict[int, list[dict[str, Any]]]
 def summary(config: Config, results: Results) -> dict[str, Any]:
   """The outcome over the seeds, as its JSON holds it.
 
-  Args:
-    config: the configuration.
-    results: of all seeds.
-
-  Returns:
-    The evaluated accuracy after the last epoch of each seed, in percent, their
-    mean and its standard error, and which epoch was the best of each.
+  It is the evaluated accuracy after the last epoch of each seed, in percent,
+  their mean and its standard error, and which epoch was the best of each.
   """
   first = next(iter(results.values()))
   name = next(k for k in first[-1] if k.endswith("_accuracy"))

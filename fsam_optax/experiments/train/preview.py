@@ -11,16 +11,7 @@ from fsam_optax.experiments.train.settings import Settings
 
 
 def text(settings: Settings, program: Program, images: data.Images) -> str:
-  """What would be run, with XLA's count of its memory and cost.
-
-  Args:
-    settings: what the command line says.
-    program: the programs, of which this compiles the step.
-    images: to be trained on.
-
-  Returns:
-    A table, and all flags.
-  """
+  """A table of what would be run, with XLA's count of its memory and cost."""
   config = program.config
   descent, ascent, run = config.descent, config.ascent, settings.run
   state = program.abstract()

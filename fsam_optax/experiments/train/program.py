@@ -50,12 +50,9 @@ class Program:
   def __init__(
     self, config: Config, images: data.Images, mesh: Optional[Mesh] = None
   ) -> None:
-    """Builds the functions; nothing is compiled yet.
+    """Builds the functions for images of these shapes; compiles nothing yet.
 
-    Args:
-      config: the configuration.
-      images: whose shapes the programs are for.
-      mesh: of one axis, ``batch``; None for that of all devices.
+    The mesh has one axis, ``batch``; None is that of all devices.
 
     Raises:
       FlagError: if the flags do not fit the devices, or no batch ascends.
@@ -148,14 +145,10 @@ class Program:
     return jax.tree_util.tree_map_with_path(place, shapes)
 
   def lower_step(self, *, ascends: bool = True) -> Any:
-    """The step, to be compiled.
+    """The step over both passes, or over the first alone, to be compiled.
 
-    Args:
-      ascends: whether it takes both passes.
-
-    Returns:
-      A function of the progress, which it takes over, and a batch, that returns
-      the progress and the metrics of the step.
+    It takes the progress over, with a batch, and returns the progress and the
+    metrics of the step.
 
     Raises:
       FlagError: if a batch does not split as the flags ask for.
@@ -207,14 +200,10 @@ class Program:
     return after, metrics
 
   def evaluator(self, rows: int) -> Evaluate:
-    """Builds the evaluation of a state on rows that it was not trained on.
+    """Builds the evaluation, of so many rows at a time on all devices.
 
-    Args:
-      rows: taken at a time by all devices, rounded up to their multiple.
-
-    Returns:
-      A function of a state, all images and all labels, which each process has.
-      It returns ``loss`` and ``accuracy``, the latter in percent.
+    It is a function of a state, all images and all labels, which each process
+    has, and returns ``loss`` and ``accuracy``, the latter in percent.
     """
     rows = min(rows, self._evaluated)  # No more than there are.
     rows += -rows % self.mesh.size

@@ -50,16 +50,9 @@ class Progress(struct.PyTreeNode):
     rows: int,
     steps_an_epoch: int,
   ) -> "Progress":
-    """The progress after one more batch.
+    """The progress after a batch of so many rows, with the step's metrics.
 
-    Args:
-      state: after the step.
-      metrics: of the step, means over its rows, with ``skipped``.
-      rows: number of rows of the batch.
-      steps_an_epoch: after which the sums begin anew.
-
-    Returns:
-      The progress.
+    After so many steps an epoch the sums begin anew.
     """
     is_first = self.batches % steps_an_epoch == 0
     skipped = metrics["skipped"]

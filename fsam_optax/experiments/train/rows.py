@@ -39,12 +39,7 @@ class Rows(NamedTuple):
 def load(settings: Settings) -> tuple[data.Images, Config]:
   """Loads the images, and completes the configuration by them.
 
-  Args:
-    settings: what the command line says. A path that says nothing else is of
-      the recipe's data set.
-
-  Returns:
-    The images and the configuration.
+  A path that says nothing else is of the recipe's data set.
 
   Raises:
     FlagError: if there are no such images, or they do not fit the flags.

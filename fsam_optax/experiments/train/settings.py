@@ -46,16 +46,6 @@ def steps_of(text: str, steps_an_epoch: int) -> int:
   Examples:
     >>> steps_of("3000", 390), steps_of("10epochs", 390)
     (3000, 3900)
-
-  Args:
-    text: a number of steps or, with ``epochs`` behind it, of epochs.
-    steps_an_epoch: number of batches.
-
-  Returns:
-    The number.
-
-  Raises:
-    ValueError: if the text is of another form.
   """
   match = re.fullmatch(r"(\d{1,9})(epochs?)?", text)
   if match is None:

@@ -26,13 +26,8 @@ from fsam_optax.experiments.train.settings import by_flag
 def run(settings: Settings) -> None:
   """Trains, or prints what would be trained.
 
-  Args:
-    settings: what the command line says.
-
   Raises:
     FlagError: if a flag asks for what cannot be.
-    SystemExit: where something else than a flag is in the way, or the run was
-      told to end.
   """
   extras.require("filelock", "grain", "orbax.checkpoint", "matplotlib")
   if settings.run.tensorboard:
