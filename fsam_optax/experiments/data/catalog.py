@@ -45,12 +45,8 @@ def load(
     image_size: side in pixels to scale the images to; None to leave them.
     otherwise: the name of what a path is read as that none recognizes.
 
-  Returns:
-    The images.
-
   Raises:
     DataError: if the source is none of these, or is not what it must be.
-    MissingExtraError: if a package that it needs is not installed.
   """
   name, path = _resolve(source, otherwise)
   return REGISTRY[name].read(path, image_size)

@@ -79,15 +79,9 @@ FORMATS = {
 def load(name: str, path: str, *, check_sum: bool = True) -> Images:
   """Reads CIFAR-10 or CIFAR-100.
 
-  Args:
-    name: ``"cifar10"`` or ``"cifar100"``.
-    path: the ``.tar.gz`` of the binary version, or a folder with its ``.bin``
-      files or with the folder that it unpacks to.
-    check_sum: whether an archive must have the published MD5. Files in a folder
-      have none; their sizes are checked always.
-
-  Returns:
-    The images.
+  The path is that of the ``.tar.gz`` of the binary version, or of a folder with
+  its ``.bin`` files or with the folder that it unpacks to. An archive must have
+  the published MD5, and all files their sizes.
 
   Raises:
     DataError: if a file is missing, of another size, damaged or pickled.

@@ -49,11 +49,6 @@ def load(path: str, size: Optional[int] = None) -> Images:
 
   Returns:
     The images, in RGB, with the classes in the order of their names.
-
-  Raises:
-    DataError: if a folder is missing or empty, or a file cannot be read or has
-      another size; names it.
-    MissingExtraError: if Pillow is not installed.
   """
   extras.require("PIL.Image")
   root = pathlib.Path(path)
@@ -156,23 +151,14 @@ def read(
   size: Optional[int] = None,
   shape: Optional[tuple[int, ...]] = None,
 ) -> tuple[np.ndarray, bool]:
-  """Reads an image in RGB, of 8 bits.
+  """Reads an image in RGB, of 8 bits, and whether it had 16.
 
   Its EXIF orientation is applied. Of 16 bits a channel the upper 8 are taken,
   as Pillow does where they are in color. Transparency is dropped. Of several
   frames the first is taken.
 
-  Args:
-    file: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM.
-    size: side in pixels. The image is scaled until the shorter side fits, and
-      the middle of the longer one is taken. None to leave it.
-    shape: that it must have then; None for any.
-
-  Returns:
-    The image, shape ``[H, W, 3]``, uint8, and whether it had 16 bits.
-
   Raises:
-    DataError: if it cannot be read, or is none of these; names it.
+    DataError: if it cannot be read or is not of this shape; names it.
   """
   from PIL import Image
   from PIL import ImageOps

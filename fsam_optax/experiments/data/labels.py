@@ -20,13 +20,9 @@ def read(
     [1 0] [1] 2 ("the labels are words, numbered in sorted order: 0 'cat', 1 \
 'dog'",)
 
-  Args:
-    y_train: integers from 0 to the number of classes minus one, shape ``[n]``;
-      or words, shape ``[n]``, whose sorted order is their number; or one-hot
-      rows, shape ``[n, classes]``.
-    y_test: the same of the test rows.
-    train: number of training rows.
-    test: number of test rows.
+  They are integers from 0 to the number of classes minus one, shape ``[n]``; or
+  words, shape ``[n]``, whose sorted order is their number; or one-hot rows,
+  shape ``[n, classes]``; of ``train`` and of ``test`` rows.
 
   Returns:
     Both in int32, the number of classes, and notes on what was made of them.
