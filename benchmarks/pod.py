@@ -39,9 +39,9 @@ import workloads
 
 import fsam_optax
 from fsam_optax.experiments.common import flags as flags_lib
-from fsam_optax.experiments.train import config as train_config
-from fsam_optax.experiments.train import flags as train_flags
-from fsam_optax.experiments.train import plan
+from fsam_optax.experiments.train import program
+from fsam_optax.experiments.train import rows
+from fsam_optax.experiments.train import settings as train_settings
 
 LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
 MEBI = 2**20
@@ -157,19 +157,15 @@ def train_row(
   """Compiles the step of ``train`` for the first chips of a topology."""
   start = time.perf_counter()
   settings = flags_lib.parse(
-    train_flags.Settings,
+    train_settings.Settings,
     shlex.split(flags),
     program="--train",
     description="The flags of train.",
   )
-  config = train_config.config_of(settings)
+  images, config = rows.unread(settings)
   devices = absent_device.devices(topology)[:chips]
-  built = plan.program_of(
-    config,
-    plan.sizes_of(settings.recipe, config, None),
-    Mesh(devices, ("batch",)),
-  )
-  compiled = built.lower_step(config.descent.batch_size).compile()
+  built = program.Program(config, images, Mesh(devices, ("batch",)))
+  compiled = built.lower_step(ascends=bool(built.ascends.any())).compile()
   names = {
     "model": f"{settings.recipe}, {config.network.dtype}",
     "mode": config.ascent.optimizer,

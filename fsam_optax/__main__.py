@@ -44,7 +44,7 @@ def _commands() -> Sequence[Any]:
   from fsam_optax.experiments.studies import compare
   from fsam_optax.experiments.studies import study_command as study
   from fsam_optax.experiments.studies import tune
-  from fsam_optax.experiments.train import command as train
+  from fsam_optax.experiments.train import start as train
 
   return (compare.COMMAND, tune.COMMAND, study.COMMAND, train.COMMAND)
 

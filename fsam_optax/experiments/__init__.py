@@ -3,7 +3,7 @@
 Rooms, of which each imports only those above it:
 
 - ``common``: flags, files, statistics, tables, figures and progress bars;
-- ``datasets`` and ``networks``: a registry each, and a file an entry;
+- ``data`` and ``networks``: a registry each, and a file an entry;
 - ``lab``: many small runs at once: their trainer, search, rows and report;
 - ``studies``: a file a question, on ``lab``: ``compare``, ``tune``, ``study``;
 - ``train``: one real run, ``train``, which knows nothing of ``lab``.

@@ -12,9 +12,14 @@ from collections.abc import Sequence
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import tyro
 
-LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
+
+def is_float32(number: float) -> bool:
+  """Whether float32 holds a number, and not as infinity or, by rounding, 0."""
+  limits = np.finfo(np.float32)
+  return number == 0 or float(limits.tiny) <= abs(number) <= float(limits.max)
 
 
 class Refused(NamedTuple):
@@ -121,8 +126,11 @@ def parse_number(
   )  # fmt: skip
   if not (is_high_enough and is_low_enough):
     raise ValueError(f"must be {what}, got {text!r}; {remedy}")
-  if found > LARGEST_FLOAT32:
-    raise ValueError(f"must be finite in float32, got {text!r}; {remedy}")
+  if not is_float32(found):
+    raise ValueError(
+      f"must be finite in float32 and not too small for it, got {text!r}; "
+      f"{remedy}"
+    )
   return found
 
 
@@ -164,7 +172,7 @@ def choice(names: Iterable[str], metavar: str = "") -> Any:
   return value(metavar or f"{{{','.join(names)}}}", parse)
 
 
-def numbers(example: str, *, metavar: str, above: float = -math.inf) -> Any:
+def numbers(example: str, *, above: float = -math.inf) -> Any:
   """An annotation for finite numbers above some other, with commas between."""
 
   def parse(text: str) -> tuple[float, ...]:
@@ -172,17 +180,18 @@ def numbers(example: str, *, metavar: str, above: float = -math.inf) -> Any:
       found = tuple(float(part) for part in text.split(","))
     except ValueError:
       found = (math.nan,)
-    if not all(math.isfinite(x) and x > above for x in found):
+    if not all(is_float32(x) and x > above for x in found):
       what = "finite numbers"
       if above > -math.inf:
         what = f"numbers above {above:g}"
       raise ValueError(
-        f"must be {what} with commas between, got {text!r}; for example "
+        f"must be {what} with commas between, that float32 holds, got "
+        f"{text!r}; for example "
         f"{example}"
       )
     return found
 
-  return value(metavar, parse, lambda x: ",".join(map(str, x)))
+  return value("R,G,B", parse, lambda x: ",".join(map(str, x)))
 
 
 def some_of(names: Sequence[str], *, example: str) -> Any:
@@ -230,10 +239,6 @@ def per_optimizer(
     )
     if above_zero and 0 in found:
       raise ValueError(f"must be positive, got {text!r}; {above_zero}")
-    if max(found) > LARGEST_FLOAT32:
-      raise ValueError(
-        f"must be finite in float32, got {text!r}; write {example}"
-      )
     return tuple(sorted(set(found)))
 
   def parse(text: str) -> PerOptimizer:

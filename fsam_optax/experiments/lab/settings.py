@@ -7,13 +7,13 @@ from typing import Annotated, Optional
 
 import tyro
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data as data_lib
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import optimizers as optimizers_lib
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.datasets.label_noise import KINDS
+from fsam_optax.experiments.data.label_noise import KINDS
 from fsam_optax.experiments.lab import arms as arms_lib
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.lab import tuned_values
@@ -43,7 +43,7 @@ class Data:
   dataset: Annotated[
     str,
     values.value("NAME", str),
-    tyro.conf.arg(help=datasets.describe()),
+    tyro.conf.arg(help=data_lib.describe()),
   ] = "mnist"
   image_size: Annotated[
     Optional[int],
@@ -220,7 +220,7 @@ def load(data: Data) -> splits.Pool:
     )
   try:
     pool = splits.load(data.dataset, recipe_of(data).image_size)
-  except datasets.DataError as error:
+  except data_lib.DataError as error:
     raise FlagError("--dataset", error) from error
   for note in pool.notes:
     print(f"note: {note}", file=sys.stderr)

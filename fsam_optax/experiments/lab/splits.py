@@ -6,9 +6,9 @@ import zlib
 
 import numpy as np
 
-from fsam_optax.experiments import datasets
-from fsam_optax.experiments.datasets import bounds
-from fsam_optax.experiments.datasets import label_noise
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import bounds
+from fsam_optax.experiments.data import label_noise
 
 
 class Pool(NamedTuple):
@@ -26,8 +26,8 @@ class Pool(NamedTuple):
     test_size: rows that the final model is tested on.
     fixed_test: whether the test split is always the last ``test_size`` rows;
       otherwise every seed draws its own.
-    noise_targets: see :class:`fsam_optax.experiments.datasets.Images`.
-    notes: see :class:`fsam_optax.experiments.datasets.Images`.
+    noise_targets: see :class:`fsam_optax.experiments.data.Images`.
+    notes: see :class:`fsam_optax.experiments.data.Images`.
     fingerprint: of the rows of a file, by which trained rows know them again;
       empty where the name says which they are.
     stream: of the random numbers of a seed; empty for the seed's own.
@@ -92,15 +92,15 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
   Where a source has no test rows of its own, each seed draws them: its result
   then varies with the test rows, too, as it does between experiments.
   """
-  images = datasets.load(source, image_size=image_size)
+  images = data.load(source, image_size=image_size)
   x = _in_float32(images.x_train, images.x_test)
   y = np.concatenate([images.y_train, images.y_test])
-  rows = datasets.REGISTRY[datasets.name_of(source)].seed_rows
+  rows = data.REGISTRY[data.name_of(source)].seed_rows
   if rows is None:
     train, test = len(images.y_train), len(images.y_test)
     validation = train // 5
     if not validation:
-      raise datasets.DataError(
+      raise data.DataError(
         "must hold 5 training rows at least, a fifth of which validate, got "
         f"{train}"
       )

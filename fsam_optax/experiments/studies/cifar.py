@@ -16,7 +16,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import splits as splits_lib
@@ -107,8 +107,8 @@ def _flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
 def load(dataset: str, source: str) -> splits_lib.Pool:
   """The images of CIFAR as bytes, which no seed copies."""
   try:
-    images = datasets.load(source, otherwise=dataset)
-  except datasets.DataError as error:
+    images = data.load(source, otherwise=dataset)
+  except data.DataError as error:
     raise FlagError(f"--{dataset}", error) from error
   if images.mean is None or images.standard_deviation is None:
     raise FlagError(

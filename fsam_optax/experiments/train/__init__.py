@@ -1,6 +1,7 @@
 """One real run: a network on CIFAR or your own images, as the paper trains it.
 
-The command reads a configuration (``config``, ``recipes``), loads the images
-(``data``), says what it would do (``plan``), compiles the step (``program``)
-and trains each seed (``loop``) in a folder that it goes on from after any end.
+The command (``start``) reads its flags (``settings``), loads the images
+(``rows``), completes the configuration (``config``, ``paper``), builds the step
+(``program``) and trains each seed (``loop``) in a folder that it goes on from
+after any end.
 """

@@ -1,6 +1,6 @@
 """The batches of a run: which rows, in which order, fetched ahead."""
 
-from collections.abc import Iterator
+import functools
 import time
 from typing import Any
 
@@ -8,68 +8,33 @@ import jax
 import numpy as np
 
 import fsam_optax
-from fsam_optax.experiments.common import extras
 
+ORDER_STREAM = 0
 _THREADS, _AHEAD = 2, 16
 
 
-class Order:
-  """The rows of every batch, a function of the seed and its number alone.
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+  rng = np.random.default_rng((seed, ORDER_STREAM, epoch))
+  return rng.permutation(rows)
 
-  A resumed run therefore sees the batches that it would have seen.
 
-  Attributes:
-    steps_an_epoch: number of batches.
-    last_size: rows of the last batch of an epoch, 0 where it is a whole one.
+def rows_of(number: int, seed: int, rows: int, batch_size: int) -> np.ndarray:
+  """The rows of a batch, counted from the first one of the run.
+
+  They depend on the seed and the number alone, so that a resumed run sees the
+  batches that it would have seen. Rows that fill no batch wait for another
+  epoch, of which each has an order of its own.
   """
-
-  def __init__(
-    self, rows: int, batch_size: int, *, drop_last: bool, seed: int
-  ) -> None:
-    """Counts the batches; an epoch is drawn when its first rows are asked for.
-
-    Args:
-      rows: number of training rows.
-      batch_size: rows of a batch, of all devices together.
-      drop_last: whether rows that fill no whole batch wait for another epoch.
-      seed: of the permutations, a new one every epoch.
-    """
-    self._rows, self._batch_size, self._seed = rows, batch_size, seed
-    self.last_size = 0 if drop_last else rows % batch_size
-    self.steps_an_epoch = rows // batch_size + (self.last_size > 0)
-    self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))
-
-  def rows_of(self, number: int) -> np.ndarray:
-    """The rows of a batch, counted from the first one of the run."""
-    epoch, position = divmod(number, self.steps_an_epoch)
-    known, order = self._drawn  # Once, as another thread may replace it.
-    if known != epoch:
-      rng = np.random.default_rng((self._seed, 0, epoch))
-      order = rng.permutation(self._rows)
-      self._drawn = (epoch, order)
-    start = position * self._batch_size
-    return order[start : start + self._batch_size]
+  epoch, position = divmod(number, rows // batch_size)
+  start = position * batch_size
+  return _order(seed, epoch, rows)[start : start + batch_size]
 
 
 def rows_of_process(rows: int) -> slice:
   """Which rows of a global batch are this process's."""
   index, count = jax.process_index(), jax.process_count()
   return slice(index * rows // count, (index + 1) * rows // count)
-
-
-class _Source:
-  """Batches by their number, as grain reads them. Each process's own rows."""
-
-  def __init__(self, order, x, y, batches):
-    self._order, self._x, self._y, self._batches = order, x, y, batches
-
-  def __len__(self):
-    return self._batches
-
-  def __getitem__(self, index):
-    rows = self._order.rows_of(int(index))
-    rows = rows[rows_of_process(len(rows))]
-    return {"image": self._x[rows], "label": self._y[rows]}
 
 
 class Batches:
@@ -81,35 +46,34 @@ class Batches:
 
   def __init__(
     self,
-    order: Order,
     x: np.ndarray,
     y: np.ndarray,
     mesh: jax.sharding.Mesh,
     *,
+    seed: int,
+    batch_size: int,
     start: int,
     stop: int,
   ) -> None:
-    """Begins to fetch.
+    """Begins to fetch the batches from ``start`` to ``stop``.
 
-    Args:
-      order: the rows of every batch.
-      x: images, shape ``[N, H, W, C]``.
-      y: labels, shape ``[N]``.
-      mesh: the devices, along whose axis ``batch`` the rows are split.
-      start: number of the first batch.
-      stop: number of batches of the whole run.
+    Each has ``batch_size`` rows of images, shape ``[N, H, W, C]``, and labels,
+    shape ``[N]``, split along the axis ``batch`` of the mesh.
     """
-    extras.require("grain")
     import grain
 
-    source = grain.MapDataset.source(_Source(order, x, y, stop))[start:]
-    self._batches: Iterator[dict[str, np.ndarray]] = iter(
-      source.to_iter_dataset(
-        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-      )
+    mine = rows_of_process(batch_size)
+
+    def read(number):
+      chosen = rows_of(number, seed, len(y), batch_size)
+      return {"image": x[chosen[mine]], "label": y[chosen[mine]]}
+
+    options = grain.ReadOptions(
+      num_threads=_THREADS, prefetch_buffer_size=_AHEAD
     )
-    self._mesh = mesh
-    self._feeders: dict[int, fsam_optax.sharding.BatchFeeder] = {}
+    source = grain.MapDataset.range(start, stop).map(read)
+    self._batches = iter(source.to_iter_dataset(options))
+    self._feed = fsam_optax.sharding.BatchFeeder(mesh)
     self.waited = 0.0
 
   def __iter__(self) -> "Batches":
@@ -118,11 +82,6 @@ class Batches:
   def __next__(self) -> dict[str, Any]:
     """The next batch, on the devices."""
     start = time.perf_counter()
-    batch = next(self._batches)
-    rows = len(batch["label"])
-    # A feeder takes one shape, and the last batch of an epoch is smaller.
-    if rows not in self._feeders:
-      self._feeders[rows] = fsam_optax.sharding.BatchFeeder(self._mesh)
-    placed = self._feeders[rows](batch)
+    placed = self._feed(next(self._batches))
     self.waited += time.perf_counter() - start
     return placed

@@ -1,41 +1,40 @@
-"""The checkpoints of a run: the last two and the best, by Orbax.
+"""The checkpoints of a seed: the last two and the best, by Orbax.
 
 A checkpoint has two items: ``progress``, the arrays with a checksum, and
-``means``, the sums of the epoch so far as numbers by name. What is reported
-can so change without an old checkpoint becoming unreadable.
+``record``, which is the seed and the line of each epoch up to there. A report
+is made of that record, so that no number of another run or epoch gets into it.
 """
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import json
 import pathlib
-import shutil
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 import zlib
 
 import jax
+from jax import numpy as jnp
 from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import fsam_optax
-from fsam_optax.experiments.common import files
-from fsam_optax.experiments.train.checksum import checksum
+from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train.folder import REMEDY
 from fsam_optax.experiments.train.folder import FolderError
-from fsam_optax.experiments.train.folder import versions_since
-from fsam_optax.experiments.train.folder import writing
+from fsam_optax.experiments.train.progress import Progress
 
 _KEPT = 2  # The last one, and another for when that cannot be read.
-_DELETED = "deleted"
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, but for one question that it asks JAX by the number of a batch.
+  """Orbax's manager, which does not look for a signal to end.
 
-  JAX finds the step at which all processes end by a count that never goes back;
-  the number of a batch does, at the next seed. The run asks by its own count.
+  JAX finds the step at which all processes end by a count that never goes back.
+  The run asks it by such a count of its own; Orbax would ask by the number of a
+  batch, which goes back at the next seed.
   """
 
   def reached_preemption(self, step: int) -> bool:
@@ -43,202 +42,146 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
+@dataclasses.dataclass
+class _Best(preservation_policy.PreservationPolicy):
+  """Keeps the checkpoint of one number."""
+
+  batches: Optional[int] = None
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [checkpoint.step == self.batches for checkpoint in checkpoints]
+
+
 class Checkpoints:
-  """The last two and the best state of a run, written in the background.
+  """The last two and the best state of a seed, written in the background.
 
   Attributes:
-    last: number of the last one that was written or read, None before.
+    epochs: the line of each epoch up to now.
   """
 
-  def __init__(self, folder: pathlib.Path, warn: Callable[[str], None]) -> None:
-    """Opens a folder, which is made where it is missing.
-
-    Args:
-      folder: of the checkpoints.
-      warn: gets a line for each checkpoint that was repaired or moved aside.
-
-    Raises:
-      FolderError: if the folder cannot be read.
-    """
-    self._folder, self._warn = folder.absolute(), warn
-    self._delete()
-    self._repair()
-    accuracy = lambda metrics: metrics["accuracy"]
-    self._manager = _Manager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        best_fn=accuracy,
-        preservation_policy=preservation_policy.AnyPreservationPolicy(
-          [
-            preservation_policy.LatestN(_KEPT),
-            preservation_policy.BestN(get_metric_fn=accuracy, n=1),
-          ]
-        ),
-        cleanup_tmp_directories=True,
-        # An old one is renamed first, which is done or not done, and taken
-        # away later: a kill leaves no half of a checkpoint behind.
-        todelete_subdir=_DELETED,
+  def __init__(self, folder: pathlib.Path, seed: int) -> None:
+    """Opens a folder, which is made where it is missing."""
+    self._folder, self._seed = folder.absolute(), seed
+    self._best, self._last = _Best(), -1
+    self.epochs: list[dict[str, Any]] = []
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.AnyPreservationPolicy(
+        [preservation_policy.LatestN(_KEPT), self._best]
       ),
-      item_handlers={
-        "progress": ocp.StandardCheckpointHandler(),
-        "means": ocp.JsonCheckpointHandler(),
-      },
+      cleanup_tmp_directories=True,
     )
-    self.last: Optional[int] = None
+    items = {
+      "progress": ocp.StandardCheckpointHandler(),
+      "record": ocp.JsonCheckpointHandler(),
+    }
+    with self._errors():
+      self._manager = _Manager(
+        self._folder, options=options, item_handlers=items
+      )
 
-  def save(
-    self,
-    batches: int,
-    progress: Any,
-    means: dict[str, Any],
-    accuracy: Optional[float] = None,
-  ) -> None:
-    """Begins to write a checkpoint.
-
-    Args:
-      batches: its number.
-      progress: a tree of arrays, which may be donated once this returns.
-      means: what JSON can hold.
-      accuracy: of the evaluation, by which the best one is told; None between
-        the epochs.
+  def save(self, batches: int, progress: Progress) -> None:
+    """Begins to write a checkpoint, after which the progress may be donated.
 
     Raises:
       FolderError: if this one or the one before cannot be written.
     """
-    if batches == self.last:
+    if batches == self._last:
       return
     tree = {"progress": progress, "checksum": checksum(progress)}
+    record = {"seed": self._seed, "epochs": list(self.epochs)}
+    if self.epochs:
+      self._best.batches = best(self.epochs)["batches"]
     with self._errors():
-      # As saving does anyhow; and what it moves aside is not to be taken away
-      # while it is at it.
-      self._manager.wait_until_finished()
-      self._delete()
       self._manager.save(
         batches,
         args=ocp.args.Composite(
           progress=ocp.args.StandardSave(tree),
-          means=ocp.args.JsonSave({"means": means, "crc32": _crc32(means)}),
+          record=ocp.args.JsonSave({**record, "crc32": _crc32(record)}),
         ),
-        metrics={"accuracy": -1.0 if accuracy is None else accuracy},
         force=True,
       )
-    self.last = batches
+    self._last = batches
 
-  def check(self) -> None:
+  def check(self, *, wait: bool = False) -> None:
     """Raises a FolderError if a checkpoint could not be written."""
     with self._errors():
+      if wait:
+        self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
-  def wait(self) -> None:
-    """Waits until all is written, or raises a FolderError."""
-    with self._errors():
-      self._manager.wait_until_finished()
-
   def close(self) -> None:
-    """Ends the threads. To be called after :meth:`wait`."""
+    """Ends the threads."""
     with contextlib.suppress(Exception):  # It was reported.
       self._manager.close()
-    self._delete()
 
-  def restore(self, progress: Any) -> Optional[tuple[Any, dict[str, Any]]]:
-    """Reads the last checkpoint that is whole.
+  def restore(self, abstract: Progress) -> Optional[Progress]:
+    """Reads the last checkpoint that is whole; None where there is none at all.
 
     One that is not, because a file in it was cut, lost or changed, is moved
-    aside once the one before has been read. Where there is none, all stay.
-
-    Args:
-      progress: shapes, dtypes and shardings of the tree.
-
-    Returns:
-      The tree and the means, or None where the folder holds no checkpoint.
+    aside once the one before has been read. Where all are broken, all stay.
 
     Raises:
-      FolderError: if none of them can be read, or they hold other arrays.
+      FolderError: if none of them can be read, or they are of another run.
     """
-    found = sorted(self._manager.all_steps(), reverse=True)
-    broken: dict[int, Exception] = {}
-    for batches in found:
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    broken: dict[int, str] = {}
+    for batches in steps:
       try:
-        read = self._read(batches, progress)
+        progress, self.epochs = self._read(batches, abstract)
       except FolderError:
         raise
       except Exception as error:  # Of many kinds, by what was damaged.
-        broken[batches] = error
+        broken[batches] = _first_line(error)
         continue
       for number, reason in broken.items():
-        self._warn(
+        job.warn(
           f"checkpoint {number} cannot be read and was moved to "
-          f"{self._set_aside(number)} ({_first_line(reason)}); going on from "
-          f"checkpoint {batches}"
+          f"{self._set_aside(number)} ({reason}); going on from checkpoint "
+          f"{batches}"
         )
-      self.last = batches
-      return read
-    if found:
+      self._last = batches
+      return progress
+    if steps:
       raise FolderError(
-        f"none of the {len(found)} checkpoints in {str(self._folder)!r} can be "
-        "read. To begin anew, choose another --output"
+        f"none of the {len(steps)} checkpoints in {str(self._folder)!r} can be "
+        f"read ({broken[steps[0]]}). To begin anew, choose another --output"
       )
     return None
 
-  def _read(self, batches: int, progress: Any) -> tuple[Any, dict[str, Any]]:
+  def _read(
+    self, batches: int, abstract: Progress
+  ) -> tuple[Progress, list[dict[str, Any]]]:
     """What is in a checkpoint, or some error if it is not whole."""
-    tree = {
-      "progress": progress,
-      "checksum": jax.ShapeDtypeStruct(
-        (len(jax.tree.leaves(progress)),),
-        np.uint32,
-        sharding=progress.batches.sharding,
-      ),
-    }
-    metadata = self._manager.item_metadata(batches)["progress"]
-    if getattr(metadata, "tree", metadata) is None:
-      raise ValueError("it has no metadata")
-    try:
-      fsam_optax.checkpoint.check(metadata, tree)
-    except ValueError as error:
-      raise FolderError(
-        f"checkpoint {batches} in {str(self._folder)!r} holds other arrays "
-        f"than this program trains: {error} "
-        f"{versions_since(self._folder.parent.parent) or 'The versions agree'}"
-      ) from error
+    kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+    words = jax.ShapeDtypeStruct(
+      (len(kinds(abstract)),), np.uint32, sharding=abstract.batches.sharding
+    )
+    tree = {"progress": abstract, "checksum": words}
+    fsam_optax.checkpoint.check(
+      self._manager.item_metadata(batches)["progress"], tree
+    )
     read = self._manager.restore(
       batches,
       args=ocp.args.Composite(
         progress=ocp.args.StandardRestore(tree),
-        means=ocp.args.JsonRestore(),
+        record=ocp.args.JsonRestore(),
       ),
     )
-    found, means = read["progress"], read["means"]
-    if (np.asarray(checksum(found["progress"])) != found["checksum"]).any():
+    progress, record = read["progress"]["progress"], read["record"]
+    if kinds(progress) != kinds(abstract):
+      raise ValueError("its arrays are of another kind")
+    if (np.asarray(checksum(progress)) != read["progress"]["checksum"]).any():
       raise ValueError("its checksum is wrong: a part of it is lost")
-    if means["crc32"] != _crc32(means["means"]):
-      raise ValueError("the checksum of its means is wrong")
-    if int(found["progress"].batches) != batches:
-      raise ValueError("it is of another number of batches")
-    return found["progress"], means["means"]
-
-  def _repair(self) -> None:
-    """Gives a checkpoint whose accuracy cannot be read the least of all.
-
-    Orbax reads them all before anything else, and needs them to tell the best
-    one alone: the arrays beside them may be whole.
-    """
-    is_first = jax.process_index() == 0
-    for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
-      try:
-        accuracy = json.loads(path.read_text())["accuracy"]
-        is_number = isinstance(accuracy, (int, float)) and accuracy >= -1
-      except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        is_number = False
-      if not is_number and is_first:
-        with writing(path):
-          files.write_json({"accuracy": -1.0}, path)
-        self._warn(
-          f"the accuracy of checkpoint {path.parents[1].name} cannot be read; "
-          "it is not taken for the best"
-        )
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("all can read the accuracies")
+    if record.pop("crc32") != _crc32(record):
+      raise ValueError("the checksum of its record is wrong")
+    if int(progress.batches) != batches or record["seed"] != self._seed:
+      raise FolderError(
+        f"{str(self._folder / str(batches))!r} must be of seed {self._seed} "
+        f"and batch {batches}, got seed {record['seed']} and batch "
+        f"{int(progress.batches)}. Take it away"
+      )
+    return progress, record["epochs"]
 
   def _set_aside(self, batches: int) -> pathlib.Path:
     aside = self._folder.parent / f"broken-checkpoint-{batches}"
@@ -246,35 +189,56 @@ class Checkpoints:
       aside = aside.with_name(f"{aside.name}-again")
     meet = multihost_utils.sync_global_devices
     meet(f"all looked at {batches}")
-    if jax.process_index() == 0:
+    if job.is_first():
       (self._folder / str(batches)).rename(aside)
     meet(f"moved {batches}")
     self._manager.reload()
     return aside
-
-  def _delete(self) -> None:
-    if jax.process_index() == 0:
-      shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
   @contextlib.contextmanager
   def _errors(self) -> Iterator[None]:
     try:
       yield
     except Exception as error:
-      whole = sorted(
-        int(path.name)
-        for path in self._folder.iterdir()
-        if path.name.isdecimal()
-      )
-      last = f"the last whole one is {whole[-1]}" if whole else "there is none"
+      names = [path.name for path in self._folder.glob("[0-9]*")]
+      whole = [int(name) for name in names if name.isdecimal()]
+      last = f"the last whole one is {max(whole)}" if whole else "there is none"
       raise FolderError(
         f"a checkpoint cannot be written to {str(self._folder)!r} "
         f"({_first_line(error)}); {last}. {REMEDY}"
       ) from error
 
 
-def _crc32(numbers: dict[str, Any]) -> int:
-  return zlib.crc32(json.dumps(numbers, sort_keys=True).encode())
+def best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+  """The line of the best evaluation, of several the last."""
+  (name,) = (x for x in epochs[-1] if x.endswith("_accuracy"))
+  return max(epochs, key=lambda line: (line[name], line["epoch"]))
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+  """One word for each array: of its bits, each by a weight of its place.
+
+  Orbax does not notice every file that was cut or changed: it fills what is
+  lost with zeros. A sum of integers does not depend on how an array is split
+  over devices, and is taken where the array is, without moving it.
+  """
+
+  def word_of(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    words = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    places = jnp.arange(words.size, dtype=jnp.uint32)
+    # Odd, and so invertible: a change of one word changes the sum.
+    weights = 2 * places.reshape(words.shape) + 1
+    return jnp.sum(words * weights, dtype=jnp.uint32)
+
+  return jnp.stack([word_of(x) for x in jax.tree.leaves(tree)])
+
+
+def _crc32(record: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,128 +1,192 @@
 """The configuration of a run: all that its numbers depend on, but for the data.
 
-It follows from the flags, and what must hold between two of them is said here.
+It is complete when it exists: what the flags leave open, the recipe, the
+network and the images have said. What must hold between flags is checked here.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import re
 from typing import Any
 
+from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train import flags
-from fsam_optax.experiments.train.recipes import RECIPES
+from fsam_optax.experiments.train.paper import RECIPES
+from fsam_optax.experiments.train.settings import Ascent
+from fsam_optax.experiments.train.settings import Descent
+from fsam_optax.experiments.train.settings import Images
+from fsam_optax.experiments.train.settings import Network
+from fsam_optax.experiments.train.settings import Processes
+from fsam_optax.experiments.train.settings import Settings
+from fsam_optax.experiments.train.settings import by_flag
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that the numbers of a run depend on, but its data and seed.
 
-  The defaults are the authors' script for ResNet-18 on CIFAR-100.
+  Attributes:
+    name: of what is trained: the recipe, or the images and the network.
+    ascent, descent, network, images: the groups of the flags, as given.
+    model, depth, width: of the network, as built.
+    mean, standard_deviation: of each channel, or one for all.
+    label_noise_kind: see :mod:`fsam_optax.experiments.data.label_noise`.
   """
 
-  ascent: flags.Ascent = dataclasses.field(default_factory=flags.Ascent)
-  descent: flags.Descent = dataclasses.field(default_factory=flags.Descent)
-  network: flags.Network = dataclasses.field(default_factory=flags.Network)
-  images: flags.Images = dataclasses.field(default_factory=flags.Images)
+  name: str
+  ascent: Ascent
+  descent: Descent
+  network: Network
+  images: Images
+  model: str
+  depth: int
+  width: int
+  mean: tuple[float, ...]
+  standard_deviation: tuple[float, ...]
+  label_noise_kind: str
 
   def by_flag(self) -> dict[str, Any]:
     """All values, as ``{"--rho": 0.2, ...}``."""
-    groups = (self.ascent, self.descent, self.network, self.images)
-    return {
-      f"--{field.name.replace('_', '-')}": getattr(group, field.name)
-      for group in groups
-      for field in dataclasses.fields(group)
-    }
+    found: dict[str, Any] = {}
+    for group in (self.ascent, self.descent, self.network, self.images):
+      found |= by_flag(group)
+    return found | {k: x for k, x in by_flag(self).items() if k in found}
 
 
-def config_of(settings: flags.Settings) -> Config:
-  """The configuration of the flags, with what the recipe says of the network.
-
-  Args:
-    settings: what the command line says.
-
-  Returns:
-    The configuration. What depends on the images is still open.
+def config_of(settings: Settings, images: data.Images) -> Config:
+  """The configuration of the flags, with what they leave open.
 
   Raises:
-    FlagError: if what must hold between two flags does not.
+    FlagError: if flags contradict each other or do not fit the images.
   """
-  network = settings.network
-  model = network.model or RECIPES[settings.recipe].model
-  entry = networks.REGISTRY[model]
-  network = dataclasses.replace(
-    network,
-    model=model,
-    depth=network.depth or entry.depth,
-    width=network.width or entry.width,
+  check_flags(settings)
+  recipe, chosen = RECIPES[settings.recipe], settings.images
+  model = settings.network.model or recipe.model
+  network = networks.REGISTRY[model]
+  is_recipes = images.name == recipe.dataset and model == recipe.model
+  kind = "uniform" if images.name == recipe.dataset else "symmetric"
+  mean, standard_deviation = images.moments()
+  config = Config(
+    settings.recipe if is_recipes else f"{images.name}, {model}",
+    settings.ascent,
+    settings.descent,
+    settings.network,
+    chosen,
+    model,
+    settings.network.depth or network.depth,
+    settings.network.width or network.width,
+    chosen.mean or mean,
+    chosen.standard_deviation or standard_deviation,
+    chosen.label_noise_kind or kind,
   )
-  config = Config(settings.ascent, settings.descent, network, settings.images)
-  _check_between_flags(config)
-  _check_processes(settings.processes)
+  _check_images(config, images)
   return config
 
 
-def _check_between_flags(config: Config) -> None:
-  ascent, descent, network = config.ascent, config.descent, config.network
-  assert network.model is not None
-  assert network.depth is not None
-  if must := networks.REGISTRY[network.model].check_depth(network.depth):
-    raise FlagError("--depth", f"must be {must}, got {network.depth}")
+def check_flags(settings: Settings) -> None:
+  """Raises a FlagError where two flags contradict each other."""
+  ascent, descent = settings.ascent, settings.descent
+  model = settings.network.model or RECIPES[settings.recipe].model
+  network, depth = networks.REGISTRY[model], settings.network.depth
+  if depth and (must := network.check_depth(depth)):
+    raise FlagError("--depth", f"must be {must}, got {depth}")
   if descent.nesterov and not descent.momentum:
     raise FlagError("--nesterov", "must have a --momentum, got 0")
-  is_local = not ascent.sync_perturbation
-  if (
-    is_local
-    and descent.sharding != "shard_map"
-    and descent.num_microbatches == 1
-  ):
-    # The compiler sums a gradient over all devices before anybody sees it.
+  if ascent.eta and not ascent.adaptive:
     raise FlagError(
-      "--no-sync-perturbation",
-      "must have --sharding shard_map, where a device has a gradient of its "
-      f"own, or --num-microbatches above 1, got --sharding {descent.sharding}",
+      "--eta", "must have --adaptive, whose metric it is added to"
     )
-  if ascent.accumulator_dtype == "float64" and network.dtype != "float64":
+  if ascent.optimizer == "sgd":
+    without = by_flag(Ascent(optimizer="sgd"))
+    for flag, value in by_flag(ascent).items():
+      if value != without[flag]:
+        raise FlagError(
+          flag, "must be left out with --optimizer sgd, which does not ascend"
+        )
+  dtype = settings.network.dtype
+  if ascent.accumulator_dtype == "float64" and dtype != "float64":
     raise FlagError(
       "--accumulator-dtype",
-      f"must have --dtype float64 to be float64, got --dtype {network.dtype}",
+      f"must have --dtype float64 to be float64, got --dtype {dtype}",
+    )
+  if not ascent.sync_perturbation and descent.sharding == "fsdp":
+    raise FlagError(
+      "--no-sync-perturbation",
+      "must have --sharding replicated, where a device has all parameters",
+    )
+  _check_job(settings.processes)
+
+
+def _check_job(job: Processes) -> None:
+  if job.coordinator_address is None:
+    return  # JAX finds the job, or says what it lacks.
+  _, _, port = job.coordinator_address.rpartition(":")
+  if not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise FlagError(
+      "--coordinator-address",
+      "must be a host and a port such as 10.0.0.1:8476, got "
+      f"{job.coordinator_address!r}",
+    )
+  if job.num_processes is None or job.process_id is None:
+    raise FlagError(
+      "--coordinator-address", "must come with --num-processes and --process-id"
+    )
+  if job.process_id >= job.num_processes:
+    raise FlagError(
+      "--process-id",
+      f"must be below --num-processes, {job.num_processes}, got "
+      f"{job.process_id}. Count from 0",
     )
 
 
-def _check_processes(processes: flags.Processes) -> None:
-  job = {
-    "--coordinator-address": processes.coordinator_address,
-    "--num-processes": processes.num_processes,
-    "--process-id": processes.process_id,
-  }
-  given = [flag for flag, value in job.items() if value is not None]
-  missing = [flag for flag in job if flag not in given]
-  if given and missing:
+def _check_images(config: Config, images: data.Images) -> None:
+  """Raises unless the images fit the flags."""
+  if images.image_shape is None:
     raise FlagError(
-      given[0],
-      f"must come with {' and '.join(missing)}, got none. A TPU pod needs "
-      "--distributed alone",
+      "--data",
+      "must hold images, [n, height, width] or [n, height, width, channels], "
+      f"got rows of shape {list(images.x_train.shape[1:])}",
     )
-  if given:
-    _, _, port = str(processes.coordinator_address).rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
+  *sides, channels = images.image_shape
+  for flag in ("--mean", "--standard-deviation"):
+    if (number := len(config.by_flag()[flag])) not in (1, channels):
       raise FlagError(
-        "--coordinator-address",
-        "must be a host and a port such as 10.0.0.1:8476, got "
-        f"{processes.coordinator_address!r}",
+        flag,
+        f"must be one number, or one for each of the {channels} channels, got "
+        f"{number}",
       )
-    assert processes.num_processes is not None
-    assert processes.process_id is not None
-    if processes.process_id >= processes.num_processes:
+  rows, least = len(images.y_train), networks.REGISTRY[config.model].least_image
+  if min(sides) < least:
+    raise FlagError(
+      "--model",
+      f"{config.model} must have images of {least} x {least} pixels at least, "
+      f"got {sides[0]} x {sides[1]}. Use resnet",
+    )
+  for flag, value, most, what in (
+    ("--validation", config.images.validation, rows - 1, "training rows"),
+    ("--batch-size", config.descent.batch_size, rows - config.images.validation,
+     "rows that are left to train on"),
+    ("--crop-padding", config.images.crop_padding, min(sides) - 1,
+     "pixels of a side"),
+  ):  # fmt: skip
+    if value > most:
       raise FlagError(
-        "--process-id",
-        f"must be below --num-processes, {processes.num_processes}, got "
-        f"{processes.process_id}. Count from 0",
+        flag, f"must be at most {most}, by the {what}, got {value}"
       )
-  if processes.launch is not None and processes.is_job:
-    raise FlagError(
-      "--launch", "must be left out where a process joins a job by itself"
-    )
-  if processes.devices and (processes.is_job or processes.launch):
-    raise FlagError(
-      "--devices", "must be left out where there are several processes"
-    )
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+  """Makes an error of the library, which names an option, one of its flag."""
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    groups = (Ascent, Descent)
+    names = {field.name for x in groups for field in dataclasses.fields(x)}
+    match = re.match(r"`(\w+)` (.*)", str(error), re.DOTALL)
+    if match is None or match[1] not in names:
+      raise
+    message = re.sub(r"`(\w+)`", r"\1", match[2]).removesuffix(".")
+    raise FlagError(f"--{match[1].replace('_', '-')}", message) from error

@@ -1,20 +1,12 @@
-"""The folder of a run: who holds it, and what it was begun with.
-
-All that is written here is written whole or not at all, so that a run that is
-killed at any moment finds something to go on from.
-"""
+"""The folder of a run: who holds it, and what it was begun with."""
 
 from collections.abc import Iterator
 import contextlib
-import errno
-import fcntl
 import json
-import os
 import pathlib
-import socket
 from typing import Any
 
-import jax
+import filelock
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.terminal import printable
@@ -33,56 +25,23 @@ class FolderError(RuntimeError):
 def lock(folder: pathlib.Path) -> Iterator[None]:
   """Holds a folder for this process, for as long as it lives.
 
-  Args:
-    folder: exists.
-
   Raises:
-    FolderError: if another process holds it; names that one.
+    FolderError: if another process holds it.
   """
-  path = folder / "lock"
-  with contextlib.ExitStack() as stack:
-    try:
-      # Of the folder besides: whoever deletes the file lets nobody in.
-      held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-      stack.callback(os.close, held)
-      # Not through a link, which may lead to somebody's file.
-      opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-      file = stack.enter_context(os.fdopen(opened, "r+", errors="replace"))
-      # Of the system, and so gone with the process, however it ends.
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      with _unsupported():
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      holder = ""
-      with contextlib.suppress(OSError):
-        holder = printable(path.read_text(errors="replace")[:200].strip())
-      raise FolderError(
-        f"--output must not be in use, got {str(folder)!r}, in which "
-        f"{holder or 'another process'} is running. Wait for it, or choose "
-        "another folder"
-      ) from None
-    except OSError as error:
-      raise FolderError(
-        f"{str(path)!r} must be a file of this program, got "
-        f"{'a link' if error.errno == errno.ELOOP else error.strerror}. Remove "
-        "it, or choose another --output"
-      ) from error
-    with writing(path):
-      file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-      file.flush()
-    yield
-
-
-@contextlib.contextmanager
-def _unsupported() -> Iterator[None]:
-  """Lets a file system pass that locks no folders, but no other process."""
   try:
+    held = filelock.FileLock(folder / "lock", blocking=False).acquire()
+  except filelock.Timeout as error:
+    raise FolderError(
+      f"--output must not be in use, got {str(folder)!r}, in which another "
+      "process is running. Wait for it, or choose another folder"
+    ) from error
+  except OSError as error:
+    raise FolderError(
+      f"{str(folder / 'lock')!r} must be a file of this program, got "
+      f"{error.strerror}. Remove it, or choose another --output"
+    ) from error
+  with held:
     yield
-  except BlockingIOError:
-    raise
-  except OSError:
-    pass
 
 
 @contextlib.contextmanager
@@ -96,19 +55,17 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def check_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
-  """Compares with what the folder was begun with, or begins it.
+def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
+  """Compares with what the folder was begun with, by flag, or begins it.
 
-  Args:
-    folder: exists.
-    config: all that the numbers depend on, by flag, as JSON has it.
+  Returns:
+    The packages whose version is another than at the beginning, if any.
 
   Raises:
     FolderError: if something differs; names the flags and both values.
   """
-  path = folder / "config.json"
-  config = json.loads(json.dumps(config))
-  config["random numbers"] = str(jax.random.key_impl(jax.random.key(0)))
+  path, config = folder / "config.json", json.loads(json.dumps(config))
+  versions = files.versions()
   if not path.exists():
     if begun_at := next(folder.glob("seed-*/checkpoints/[0-9]*"), None):
       raise FolderError(
@@ -117,62 +74,26 @@ def check_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
         "it back, or choose another --output"
       )
     with writing(path):
-      files.write_json({**config, _VERSIONS: files.versions()}, path)
-    return
+      files.write_json({**config, "versions": versions}, path)
+    return ""
   begun = _read(path)
-  begun.pop(_VERSIONS, None)
-  changed = [
-    f"{printable(name)[:80]} {_shown(begun.get(name))}, got "
-    f"{_shown(config.get(name))}"
-    for name in {**config, **begun}
-    if begun.get(name) != config.get(name)
-  ]
-  if changed:
+  since = begun.pop("versions", versions)
+  if changed := differences(begun, config, "{}, got {}"):
     raise FolderError(
-      f"the run in {str(folder)!r} was begun with {'; '.join(changed)}. Give "
-      "what it was begun with, or another --output"
+      f"the run in {str(folder)!r} was begun with {changed}. Give what it was "
+      "begun with, or another --output"
     )
+  is_record = isinstance(since, dict)
+  return differences(since if is_record else {}, versions, "{} then, {} now")
 
 
-_VERSIONS = "versions"
-
-
-def versions_since(folder: pathlib.Path) -> str:
-  """The packages whose version is another than when the folder was begun.
-
-  Args:
-    folder: of the run.
-
-  Returns:
-    Such as ``jax 0.10.0 then, 0.10.2 now``, or nothing.
-  """
-  try:
-    then = _read(folder / "config.json").get(_VERSIONS)
-  except FolderError:
-    return ""
-  if not isinstance(then, dict):
-    return ""
-  return ", ".join(
-    f"{name} {printable(then[name])} then, {now} now"
-    for name, now in files.versions().items()
-    if name in then and then[name] != now
-  )
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """A file of one JSON object."""
-  try:
-    begun = json.loads(path.read_text())
-    if isinstance(begun, dict):
-      return begun
-    reason = f"it holds {type(begun).__name__}, and no object"
-  except OSError as error:
-    reason = error.strerror
-  except (ValueError, RecursionError) as error:
-    reason = printable(error)
-  raise FolderError(
-    f"{str(path)!r} must be the JSON that this program wrote, got a file that "
-    f"cannot be read ({reason}). Put it back, or choose another --output"
+def differences(first: dict[str, Any], other: dict[str, Any], form: str) -> str:
+  """What differs between two records, by name, for a sentence."""
+  return "; ".join(
+    f"{printable(name)[:80]} "
+    + form.format(_shown(first.get(name)), _shown(other.get(name)))
+    for name in {**other, **first}
+    if first.get(name) != other.get(name)
   )
 
 
@@ -180,5 +101,21 @@ def _shown(value: Any) -> str:
   if value is None:
     return "none"
   if isinstance(value, list):
-    return printable(" ".join(map(str, value)))[:200]
+    value = " ".join(map(str, value))
   return f"{value:g}" if isinstance(value, float) else printable(value)[:200]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """A file of one JSON object."""
+  try:
+    if path.is_file():  # A pipe would be waited for.
+      begun = json.loads(path.read_text())
+      if isinstance(begun, dict):
+        return begun
+    reason = "it is no file of one object"
+  except (OSError, ValueError, RecursionError) as error:
+    reason = printable(error)
+  raise FolderError(
+    f"{str(path)!r} must be the JSON that this program wrote, got a file that "
+    f"cannot be read ({reason}). Put it back, or choose another --output"
+  )

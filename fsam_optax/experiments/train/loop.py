@@ -1,25 +1,24 @@
 """The loop of a run: from its last checkpoint to its end, or to a signal."""
 
-import concurrent.futures
+from collections.abc import Mapping
 import contextlib
 import pathlib
-import sys
 import time
-from typing import Any, Optional
+from typing import Any
 
 import jax
 import numpy as np
 
-from fsam_optax.experiments.train import batches as batches_lib
-from fsam_optax.experiments.train import metrics as metrics_lib
+from fsam_optax.experiments.train import job
+from fsam_optax.experiments.train import journal as journal_lib
+from fsam_optax.experiments.train.batches import Batches
 from fsam_optax.experiments.train.checkpoints import Checkpoints
-from fsam_optax.experiments.train.data import Dataset
-from fsam_optax.experiments.train.evaluation import evaluator
-from fsam_optax.experiments.train.flags import Run
-from fsam_optax.experiments.train.interruption import Interrupted
-from fsam_optax.experiments.train.interruption import Interruption
 from fsam_optax.experiments.train.program import Program
-from fsam_optax.experiments.train.state import State
+from fsam_optax.experiments.train.progress import Progress
+from fsam_optax.experiments.train.rows import Rows
+from fsam_optax.experiments.train.settings import Run
+from fsam_optax.experiments.train.signals import Interrupted
+from fsam_optax.experiments.train.signals import Interruption
 
 _MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.
 
@@ -32,193 +31,152 @@ class Runner:
   """Trains seeds by the same compiled programs."""
 
   def __init__(
-    self, program: Program, interruption: Interruption, run: Run
+    self, program: Program, steps: Mapping[bool, Any], run: Run
   ) -> None:
-    """Nothing is compiled before a seed needs it.
+    """Compiles nothing yet.
 
     Args:
       program: the functions.
-      interruption: asked after every step.
+      steps: those of :meth:`Program.lower_step`, by whether they ascend.
       run: what is written, and how often.
     """
-    self._program, self._interruption, self._run = program, interruption, run
-    self._evaluate: Any = None
-    self._steps: dict[tuple[int, bool], Any] = {}
+    self._program, self._lowered, self._run = program, steps, run
+    self._interruption = Interruption()
+    self._evaluate = program.evaluator(run.evaluation_batch_size)
+    self._steps: dict[bool, Any] = {}
 
   def __call__(
-    self, dataset: Dataset, seed: int, folder: pathlib.Path
+    self, rows: Rows, seed: int, folder: pathlib.Path
   ) -> list[dict[str, Any]]:
-    """Trains from the last checkpoint of a folder to the end.
-
-    Args:
-      dataset: rows and labels.
-      seed: of the initialization, the order and the augmentation.
-      folder: of this seed.
+    """Trains a seed from the last checkpoint of its folder to the end.
 
     Returns:
-      One line of metrics for each epoch; none in a process but the first.
+      One line of metrics for each epoch.
 
     Raises:
       Interrupted: if a signal came; everything is saved.
       DivergedError: if too many steps in a row were skipped.
       FolderError: if the folder cannot be read or written.
     """
-    if self._evaluate is None:
-      devices = self._program.mesh.size
-      rows = min(self._run.evaluation_batch_size, len(dataset.y_evaluated))
-      self._evaluate = evaluator(self._program, -(-rows // devices) * devices)
+    program = self._program
     with contextlib.closing(
-      Checkpoints(folder / "checkpoints", _warn)
+      Checkpoints(folder / "checkpoints", seed)
     ) as checkpoints:
-      state = self._begin(checkpoints, seed)
-      journal = None
-      if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = metrics_lib.Journal(
-          folder / "metrics.jsonl",
-          state.batches,
-          state.batches // self._program.shapes.steps_an_epoch,
-        )
-      if state.batches < self._program.steps:
-        self._compile(state.batches)
-        with self._writer(folder, journal, seed, state.batches) as writer:
-          self._train(state, dataset, seed, writer, checkpoints)
-    return [] if journal is None else journal.epochs
-
-  def _begin(self, checkpoints: Checkpoints, seed: int) -> State:
-    """Goes on from the last checkpoint, or begins where there is none."""
-    program = self._program
-    if (read := checkpoints.restore(program.abstract())) is not None:
-      return State(program, *read)
-    return State(program, program.place(program.create(seed)))
-
-  def _writer(
-    self,
-    folder: pathlib.Path,
-    journal: Optional[metrics_lib.Journal],
-    seed: int,
-    done: int,
-  ) -> metrics_lib.Writer:
-    """Says where a seed begins, and opens what its metrics are written to."""
-    program = self._program
-    if journal is not None:
-      print(
-        f"seed {seed}: from batch {done:,} of {program.steps:,}, on "
-        f"{program.mesh.size} devices",
-        flush=True,
+      progress = checkpoints.restore(program.abstract())
+      if progress is None:
+        progress = program.place(program.create(seed))
+      done = int(progress.batches)
+      journal = journal_lib.Journal(
+        folder,
+        checkpoints.epochs,
+        tensorboard=self._run.tensorboard,
+        title=f"seed {seed}",
+        total=program.steps,
+        done=done,
+        rows=program.config.descent.batch_size,
       )
-    return metrics_lib.Writer(
-      folder,
-      journal,
-      tensorboard=self._run.tensorboard,
-      title=f"seed {seed}",
-      total=program.steps,
-      done=done,
-      rows=program.config.descent.batch_size,
-    )
+      if done < program.steps:
+        for ascends in {bool(x) for x in program.ascends[done:]}:
+          if ascends not in self._steps:
+            self._steps[ascends] = self._lowered[ascends].compile()
+        if job.is_first():
+          print(
+            f"seed {seed}: from batch {done:,} of {program.steps:,}, on "
+            f"{program.mesh.size} devices",
+            flush=True,
+          )
+        with self._interruption, journal:
+          self._train(progress, done, rows, seed, journal, checkpoints)
+      return checkpoints.epochs
 
   def _train(
     self,
-    state: State,
-    dataset: Dataset,
+    progress: Progress,
+    done: int,
+    rows: Rows,
     seed: int,
-    writer: metrics_lib.Writer,
+    journal: journal_lib.Journal,
     checkpoints: Checkpoints,
   ) -> None:
     """The steps that are left, with what is due after each."""
     program, run = self._program, self._run
-    stream = self._batches(dataset, seed, state.batches)
-    clock = metrics_lib.Clock(stream)
-    for batch in stream:
-      rows = len(batch["label"])
-      ascends = program.ascends(state.batches)
-      metrics = state.take(self._steps[rows, ascends], batch)
-      self._interruption.begin()
-      clock.count(rows)
-      line = {"batches": state.batches, "epoch": state.epoch}
-      accuracy, is_end = None, isinstance(state.epoch, int)
-      if is_end or state.batches % run.log_every == 0:
-        _check(state, checkpoints)
-      if state.batches % run.log_every == 0:
-        writer.step({**line, **metrics_lib.finite(_numbers(metrics))})
-      if is_end:
-        line |= state.measure(dataset, self._evaluate)
-        accuracy = line[f"{dataset.evaluated}_accuracy"]
-        writer.epoch({**line, **clock.lap()})
-      if is_end or (run.save_every and state.batches % run.save_every == 0):
-        state.save(checkpoints, accuracy)
-      self._end_if_told(state, checkpoints, accuracy)
-    checkpoints.wait()
-
-  def _batches(
-    self, dataset: Dataset, seed: int, start: int
-  ) -> batches_lib.Batches:
-    """The batches of a seed that are left."""
-    program, descent = self._program, self._program.config.descent
-    order = batches_lib.Order(
-      len(dataset.y),
-      descent.batch_size,
-      drop_last=descent.drop_last,
-      seed=seed,
-    )
-    return batches_lib.Batches(
-      order,
-      dataset.x,
-      dataset.y,
+    stream = Batches(
+      rows.x,
+      rows.y,
       program.mesh,
-      start=start,
+      seed=seed,
+      batch_size=program.config.descent.batch_size,
+      start=done,
       stop=program.steps,
     )
+    since, waited, begun = time.perf_counter(), 0.0, done
+    for number, batch in enumerate(stream, start=done + 1):
+      step = self._steps[bool(program.ascends[number - 1])]
+      progress, metrics = step(progress, batch)
+      # The devices compute on while the host goes on, but for a CPU: there
+      # steps in flight divide few threads among them, and their collectives can
+      # wait for each other forever.
+      if jax.default_backend() == "cpu":
+        jax.block_until_ready(progress)
+      epoch, position = divmod(number, program.steps_an_epoch)
+      is_end, is_logged = position == 0, number % run.log_every == 0
+      if is_end or is_logged:
+        checkpoints.check()
+        _check_skipped(progress)
+      at = epoch if is_end else number / program.steps_an_epoch
+      at = {"batches": number, "epoch": at}
+      if is_logged:
+        found = {name: np.asarray(x).item() for name, x in metrics.items()}
+        line = {"kind": "step", **at, **journal_lib.finite(found)}
+        journal.write("step", line)
+      if is_end:
+        line = {"kind": "epoch", **at, **self._measure(progress, rows)}
+        now, taken = time.perf_counter(), number - begun
+        images = taken * program.config.descent.batch_size
+        line["seconds"] = now - since
+        line["images_per_second"] = images / (now - since)
+        line["waiting_fraction"] = (stream.waited - waited) / (now - since)
+        since, waited, begun = now, stream.waited, number
+        checkpoints.epochs.append(line)
+        journal.write("epoch", line)
+      is_due = run.save_every and number % run.save_every == 0
+      status = self._interruption.status()
+      if is_end or is_due or status is not None:
+        checkpoints.save(number, progress)
+      if status is not None:
+        checkpoints.check(wait=True)
+        raise Interrupted(
+          f"told to end; saved after batch {number:,} of {program.steps:,}. "
+          "Give the same command to go on",
+          status,
+        )
+    checkpoints.check(wait=True)
 
-  def _end_if_told(
-    self, state: State, checkpoints: Checkpoints, accuracy: Optional[float]
-  ) -> None:
-    status = self._interruption.status()
-    if status is None:
-      return
-    state.save(checkpoints, accuracy)
-    checkpoints.wait()
-    raise Interrupted(
-      f"told to end; saved after batch {state.batches:,} of "
-      f"{self._program.steps:,}. Give the same command to go on",
-      status,
-    )
-
-  def _compile(self, done: int) -> None:
-    """Compiles the steps that are left: by batch size, and by the gate."""
-    program, needed = self._program, set()
-    for number in range(done, program.steps):
-      is_last = (number + 1) % program.shapes.steps_an_epoch == 0
-      rows = program.config.descent.batch_size
-      if is_last and program.shapes.last_size:
-        rows = program.shapes.last_size
-      needed.add((rows, program.ascends(number)))
-    # On threads, so that a signal is heard meanwhile.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      compiled = {
-        key: pool.submit(program.lower_step(key[0], ascends=key[1]).compile)
-        for key in needed - self._steps.keys()
-      }
-      while not all(future.done() for future in compiled.values()):
-        time.sleep(0.05)
-    self._steps |= {key: future.result() for key, future in compiled.items()}
+  def _measure(self, progress: Progress, rows: Rows) -> dict[str, Any]:
+    """The means of an epoch, the next learning rate, and the evaluation."""
+    state, means = progress.state, progress.means()
+    if (loss := means["loss"]) is not None and not np.isfinite(loss):
+      raise DivergedError(
+        f"the mean loss of the epoch is {loss}. Choose a smaller "
+        "--learning-rate or --rho and another --output, and leave out "
+        "--no-skip-nonfinite"
+      )
+    evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
+    rate = self._program.learning_rate(int(state.step))
+    return {
+      "learning_rate": np.asarray(rate).item(),
+      **journal_lib.finite(means),
+      "skipped": int(progress.skipped),
+      **journal_lib.finite(
+        {f"{rows.evaluated}_{k}": v for k, v in evaluated.items()}
+      ),
+    }
 
 
-def _check(state: State, checkpoints: Checkpoints) -> None:
-  """Raises if a checkpoint could not be written, or nothing moves any more."""
-  checkpoints.check()
-  if (skipped := state.skipped_in_a_row) >= _MOST_SKIPPED:
+def _check_skipped(progress: Progress) -> None:
+  if (skipped := int(progress.skipped_in_a_row)) >= _MOST_SKIPPED:
     raise DivergedError(
       f"the last {skipped} steps were skipped: their loss or gradient was "
       "not finite. Choose a smaller --learning-rate or --rho and another "
       "--output; the checkpoints hold the weights of before"
     )
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
-  """The metrics of a step on the host."""
-  return {name: np.asarray(x).item() for name, x in metrics.items()}
-
-
-def _warn(message: str) -> None:
-  print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,70 +1,34 @@
-"""The programs of a run: its first state, and its step on the devices."""
+"""The programs of a run: its first state, its step and its evaluation."""
 
 import functools
-from typing import Any, NamedTuple, Optional, cast
+from typing import Any, Callable, Optional, cast
 
-from flax import struct
 import jax
 from jax import numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
+import optax
 
 import fsam_optax
+from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.train import augmentation
-from fsam_optax.experiments.train import gate
-from fsam_optax.experiments.train import loss
-from fsam_optax.experiments.train import means
-from fsam_optax.experiments.train import optimizer
+from fsam_optax.experiments.common import optimizers
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.data import augmentation
+from fsam_optax.experiments.networks import loss
+from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.config import naming_flags
+from fsam_optax.experiments.train.progress import Progress
+from fsam_optax.experiments.train.settings import MASKS
+from fsam_optax.experiments.train.settings import steps_of
 
-
-class Progress(struct.PyTreeNode):
-  """All that a run is, and so all the arrays that a checkpoint has to hold.
-
-  Attributes:
-    state: the train state; a skipped step leaves it as it was.
-    batches: number of batches that were taken, shape ``[]``, int32.
-    skipped: steps of this epoch that were skipped, shape ``[]``, int32.
-    skipped_in_a_row: steps up to now, shape ``[]``, int32.
-  """
-
-  state: fsam_optax.TrainState
-  batches: jax.Array
-  skipped: jax.Array
-  skipped_in_a_row: jax.Array
-
-
-class Shapes(NamedTuple):
-  """What the programs are compiled for.
-
-  Attributes:
-    image: height, width and channels.
-    dtype: of the images, before they are normalized.
-    classes: number of classes.
-    steps_an_epoch: number of batches.
-    last_size: rows of the last batch of an epoch, 0 where it is a whole one.
-  """
-
-  image: tuple[int, ...]
-  dtype: Any
-  classes: int
-  steps_an_epoch: int
-  last_size: int
-
-
-def _network_of(config: Config, classes: int) -> Any:
-  network = config.network
-  assert network.model is not None
-  return networks.REGISTRY[network.model].create(
-    classes,
-    depth=network.depth,
-    width=network.width,
-    dropout=network.dropout,
-    dtype=jnp.dtype(network.dtype),
-  )
+AUGMENTATION_STREAM = 2**32 - 1
+Evaluate = Callable[
+  [fsam_optax.TrainState, np.ndarray, np.ndarray], dict[str, float]
+]
 
 
 class Program:
@@ -72,50 +36,52 @@ class Program:
 
   Attributes:
     config: the configuration.
-    shapes: of the data.
     mesh: the devices.
+    image: height, width and channels.
+    steps_an_epoch: number of batches.
     steps: number of batches of the whole run.
-    network: the Flax module.
-    mean: of each channel, shape ``[C]``.
-    standard_deviation: of each channel, shape ``[C]``.
+    learning_rate: at each step, a cosine from the first to 0 after all.
+    ascends: whether the batch of each number goes through both passes, shape
+      ``[steps]``. It counts the batches, as the augmentation does, and not the
+      steps of the state, which stand still at one that is skipped: so the host
+      knows which program comes next without a wait for the last one.
   """
 
   def __init__(
-    self,
-    config: Config,
-    shapes: Shapes,
-    mesh: Mesh,
-    *,
-    mean: Any,
-    standard_deviation: Any,
+    self, config: Config, images: data.Images, mesh: Optional[Mesh] = None
   ) -> None:
-    """Builds the functions; nothing is compiled yet.
+    """Builds the functions for images of these shapes; compiles nothing yet.
 
-    Args:
-      config: the configuration.
-      shapes: of the data.
-      mesh: the devices, with an axis ``batch``.
-      mean: of each channel, shape ``[C]``, or ``[1]`` for all.
-      standard_deviation: of each channel, shape ``[C]``, or ``[1]`` for all.
+    The mesh has one axis, ``batch``; None is that of all devices.
+
+    Raises:
+      FlagError: if the flags do not fit the devices, or no batch ascends.
     """
-    self.config, self.shapes, self.mesh = config, shapes, mesh
-    self.steps = config.descent.epochs * shapes.steps_an_epoch
+    self.config = config
+    self.mesh = mesh or jax.make_mesh(
+      (jax.device_count(),),
+      ("batch",),
+      axis_types=(jax.sharding.AxisType.Auto,),
+    )
+    self.image = images.x_train.shape[1:]
+    self._image_dtype, self._classes = images.x_train.dtype, images.classes
+    held_out = config.images.validation
+    self._evaluated = held_out or len(images.y_test)
+    rows = len(images.y_train) - held_out
+    self.steps_an_epoch = rows // config.descent.batch_size
+    self.steps = config.descent.epochs * self.steps_an_epoch
     is_double = config.network.dtype == "float64"
     self._dtype = jnp.float64 if is_double else jnp.float32
     constant = lambda x: np.broadcast_to(
-      np.asarray(x, self._dtype), shapes.image[-1:]
+      np.asarray(x, self._dtype), self.image[-1:]
     )
-    self.mean = constant(mean)
-    self.standard_deviation = constant(standard_deviation)
-    self.network = _network_of(config, shapes.classes)
-    # Once: a state of another one would not fit the compiled step.
-    self._tx = optimizer.descent(config, self.steps)
-    self._perturbation = optimizer.perturbation(config)
-    self._gate = gate.Gate(
-      config.ascent.every,
-      config.ascent.start,
-      config.ascent.stop,
-      shapes.steps_an_epoch,
+    self._moments = constant(config.mean), constant(config.standard_deviation)
+    self._network = networks.REGISTRY[config.model].create(
+      images.classes,
+      depth=config.depth,
+      width=config.width,
+      dropout=config.network.dropout,
+      dtype=jnp.dtype(config.network.dtype),
     )
     self._augmentation = augmentation.Augmentation(
       config.images.flip,
@@ -123,24 +89,31 @@ class Program:
       config.images.cutout,
       config.images.cutout_probability,
     )
-
-  def ascends(self, number: int) -> bool:
-    """Whether a batch, counted from 0, goes through both passes.
-
-    It counts the batches, as the augmentation does, and not the steps of the
-    state, which stand still at a step that is skipped: so the host knows which
-    program comes next without waiting for the last one. The two counts are the
-    same as long as nothing is skipped.
-    """
-    return self._perturbation is not None and self._gate(number)
+    self.learning_rate = optax.cosine_decay_schedule(
+      config.descent.learning_rate, self.steps
+    )
+    # Once: a state of another one would not fit the compiled step.
+    self._tx = optax.chain(
+      # Before the momentum, which so averages the decay too: PyTorch's SGD.
+      optax.add_decayed_weights(config.descent.weight_decay),
+      optax.sgd(
+        self.learning_rate,
+        momentum=config.descent.momentum,
+        nesterov=config.descent.nesterov,
+      ),
+    )
+    with naming_flags():
+      self._perturbation = perturbation(config)
+      self.ascends = self._gates()
+    self._check_devices()
 
   def create(self, seed: int) -> Progress:
     """The progress of a run before its first step, not on the mesh yet."""
     init, dropout = jax.random.split(jax.random.key(seed))
-    images = jnp.zeros((1, *self.shapes.image), self._dtype)
+    images = jnp.zeros((1, *self.image), self._dtype)
     # One program, not one for every layer.
     variables = dict(
-      jax.jit(functools.partial(self.network.init, train=False))(init, images)
+      jax.jit(functools.partial(self._network.init, train=False))(init, images)
     )
     variables = jax.tree.map(lambda x: x.astype(self._dtype), variables)
     state = fsam_optax.TrainState.create(
@@ -151,14 +124,7 @@ class Program:
       model_state=variables,
       rng=dropout,
     )
-    zero = lambda: jnp.zeros([], jnp.int32)
-    return Progress(state, zero(), zero(), zero())
-
-  def sums(self, numbers: Optional[dict[str, Any]] = None) -> means.Sums:
-    """The sums of the metrics on the devices: new ones, or of a checkpoint."""
-    return fsam_optax.sharding.place_state(
-      means.from_json(numbers or {}, self._dtype), self.mesh
-    )
+    return Progress.begin(state, self._dtype)
 
   def place(self, progress: Progress) -> Progress:
     """The progress on the devices, the same in every process."""
@@ -174,76 +140,113 @@ class Program:
         x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)
       )
 
-    return jax.tree_util.tree_map_with_path(
-      place, jax.eval_shape(lambda: self.create(0))
-    )
+    with naming_flags():
+      shapes = jax.eval_shape(lambda: self.create(0))
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
-  def lower_step(self, rows: int, *, ascends: bool = True) -> Any:
-    """The step for a batch of so many rows, to be compiled.
+  def lower_step(self, *, ascends: bool = True) -> Any:
+    """The step over both passes, or over the first alone, to be compiled.
 
-    Args:
-      rows: of all devices together.
-      ascends: whether it takes both passes.
+    It takes the progress over, with a batch, and returns the progress and the
+    metrics of the step.
 
-    Returns:
-      A function of the progress, the sums of :mod:`.means` and a batch, of
-      which it takes the first two over, that returns them and the metrics.
+    Raises:
+      FlagError: if a batch does not split as the flags ask for.
     """
     progress = self.abstract()
-    replicated = NamedSharding(self.mesh, PartitionSpec())
-    sums = {
-      name: jax.ShapeDtypeStruct((2,), self._dtype, sharding=replicated)
-      for name in means.NAMES
+    rows, axes = self.config.descent.batch_size, self.mesh.axis_names
+    split = NamedSharding(self.mesh, PartitionSpec(axes))
+    leaf = functools.partial(jax.ShapeDtypeStruct, sharding=split)
+    batch = {
+      "image": leaf((rows, *self.image), self._image_dtype),
+      "label": leaf((rows,), jnp.int32),
     }
     # Every array comes out as it went in: the compiler, left to choose, may
     # move one, and the next call would be refused.
-    shardings = jax.tree.map(lambda x: x.sharding, (progress, sums))
+    shardings = jax.tree.map(lambda x: x.sharding, progress)
     step = jax.jit(
       functools.partial(self.step, ascends=ascends),
-      donate_argnums=(0, 1),
-      out_shardings=(*shardings, None),
+      donate_argnums=0,
+      out_shardings=(shardings, None),
     )
-    return step.lower(progress, sums, self._abstract_batch(rows))
+    with naming_flags():
+      return step.lower(progress, batch)
 
   def step(
     self,
     progress: Progress,
-    sums: means.Sums,
     batch: dict[str, jax.Array],
     *,
     ascends: bool = True,
-  ) -> tuple[Progress, means.Sums, dict[str, jax.Array]]:
+  ) -> tuple[Progress, dict[str, jax.Array]]:
     """Augments a batch, takes the step and counts; a pure function."""
-    state = progress.state
-    assert state.rng is not None
     # By the batches, not by the step that the state counts: that stands still
     # when one is skipped, and the next batch would get the same draws.
     key = jax.random.fold_in(
-      jax.random.fold_in(state.rng, 2**32 - 1), progress.batches
+      jax.random.fold_in(cast(Any, progress.state.rng), AUGMENTATION_STREAM),
+      progress.batches,
     )
-    draws = augmentation.draw(self._augmentation, key, batch["image"].shape)
     images = augmentation.augment(
       self._augmentation,
-      draws,
+      augmentation.draw(self._augmentation, key, batch["image"].shape),
       batch["image"],
-      self.mean,
-      self.standard_deviation,
+      *self._moments,
     )
     state, metrics = self._train_step(ascends)(
-      state, {"image": images, "label": batch["label"]}
+      progress.state, {"image": images, "label": batch["label"]}
     )
-    is_first = progress.batches % self.shapes.steps_an_epoch == 0
-    skipped = metrics["skipped"]
-    progress = Progress(
-      state=state,
-      batches=progress.batches + 1,
-      skipped=jnp.where(is_first, 0, progress.skipped) + skipped,
-      skipped_in_a_row=jnp.where(
-        skipped == 0, 0, progress.skipped_in_a_row + skipped
-      ),
+    rows = len(batch["label"])
+    after = progress.after(state, metrics, rows, self.steps_an_epoch)
+    return after, metrics
+
+  def evaluator(self, rows: int) -> Evaluate:
+    """Builds the evaluation, of so many rows at a time on all devices.
+
+    It is a function of a state, all images and all labels, which each process
+    has, and returns ``loss`` and ``accuracy``, the latter in percent.
+    """
+    rows = min(rows, self._evaluated)  # No more than there are.
+    rows += -rows % self.mesh.size
+    feed = fsam_optax.sharding.BatchFeeder(self.mesh)
+    mine = batches.rows_of_process(rows)
+    # On every device, or no process could read all of it.
+    count = jax.jit(
+      self._count, out_shardings=NamedSharding(self.mesh, PartitionSpec())
     )
-    sums = means.add(sums, metrics, len(batch["label"]), is_first)
-    return progress, sums, metrics
+
+    def evaluate(state, images, labels):
+      total = {"loss": 0.0, "hits": 0}
+      for start in range(0, len(labels), rows):
+        x, y = images[start : start + rows], labels[start : start + rows]
+        short = rows - len(y)
+        # Filled up: another shape would be another program.
+        batch = {
+          "image": np.pad(x, ((0, short), (0, 0), (0, 0), (0, 0)))[mine],
+          "label": np.pad(y, (0, short))[mine],
+          "is_row": (np.arange(rows) < len(y))[mine],
+        }
+        sums = count(state.params, state.model_state, feed(batch))
+        # Waits: on the CPU, collectives of many steps in flight can deadlock.
+        total = {k: v + np.asarray(sums[k]).item() for k, v in total.items()}
+      return {
+        "loss": total["loss"] / len(labels),
+        "accuracy": 100 * total["hits"] / len(labels),
+      }
+
+    return evaluate
+
+  def _count(self, params, model_state, batch):
+    """Sums over those rows of a batch that are rows of the data."""
+    images = augmentation.normalize(batch["image"], *self._moments)
+    logits: Any = self._network.apply(
+      {"params": params, **model_state}, images, train=False
+    )
+    labels, is_row = batch["label"], batch["is_row"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {
+      "loss": jnp.sum(jnp.where(is_row, losses, 0)),
+      "hits": jnp.sum((jnp.argmax(logits, -1) == labels) & is_row),
+    }
 
   @property
   def _rule(self) -> Optional[Any]:
@@ -252,42 +255,82 @@ class Program:
       return None
     return fsam_optax.sharding.fsdp_rule(self.mesh, self.mesh.axis_names)
 
-  def _abstract_batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-    leaf = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    return {
-      "image": leaf((rows, *self.shapes.image), self.shapes.dtype),
-      "label": leaf((rows,), jnp.int32),
-    }
+  @property
+  def _is_local(self) -> bool:
+    """Whether each device ascends by itself."""
+    return not self.config.ascent.sync_perturbation and self.mesh.size > 1
+
+  def _gates(self) -> np.ndarray:
+    """Which batches ascend, by the rule of the library's own gate."""
+    ascent, number = self.config.ascent, np.arange(self.steps)
+    start = steps_of(ascent.start, self.steps_an_epoch)
+    since = number - start
+    is_open = (since >= 0) & (since % ascent.every == 0)
+    if ascent.stop is not None:
+      stop = steps_of(ascent.stop, self.steps_an_epoch)
+      fsam_optax.make_train_step(
+        lambda *_: None, every=ascent.every, start=start, stop=stop
+      )  # Raises where it would.
+      is_open &= number < stop
+    if self._perturbation is None:
+      return np.zeros_like(is_open)
+    if not is_open.any():
+      raise FlagError(
+        "--start" if ascent.stop is None else "--stop",
+        f"must leave some of the {self.steps} steps that ascend. --optimizer "
+        "sgd trains without an ascent",
+      )
+    return is_open
+
+  def _check_devices(self) -> None:
+    descent, devices = self.config.descent, self.mesh.size
+    if descent.batch_size % devices:
+      raise FlagError(
+        "--batch-size",
+        f"must split evenly over {devices} devices, got {descent.batch_size}",
+      )
+    has_parts = devices > 1 or descent.num_microbatches > 1
+    if not self.config.ascent.sync_perturbation and not has_parts:
+      raise FlagError(
+        "--no-sync-perturbation",
+        "must have several devices or --num-microbatches, got one of each",
+      )
 
   def _train_step(self, ascends: bool) -> Any:
     """The step over both passes, or over the first, which feeds the average."""
-    ascent = self.config.ascent
-    has_axis = self.config.descent.sharding == "shard_map"
+    ascent, descent = self.config.ascent, self.config.descent
     axes = self.mesh.axis_names
     step = fsam_optax.make_train_step(
-      loss.loss_of(
-        self.network,
-        self.shapes.classes,
-        self.config.descent.label_smoothing,
-      ),
-      axis_name=axes if has_axis else None,
+      loss.loss_of(self._network, self._classes, descent.label_smoothing),
+      axis_name=axes if self._is_local else None,
       sync_perturbation=ascent.sync_perturbation,
       ema_gradient=ascent.ema_gradient,
-      num_microbatches=self.config.descent.num_microbatches,
+      num_microbatches=descent.num_microbatches,
       ascent_fraction=ascent.ascent_fraction,
       stop=None if ascends else 0,
-      skip_nonfinite=self.config.descent.skip_nonfinite,
+      skip_nonfinite=descent.skip_nonfinite,
       metrics=("gradient_norm",),
       jit=False,
     )
-    if not has_axis:
+    if not self._is_local:
       return step
-    # A replica can ascend along a gradient of its own only where the devices
-    # have a name. The images are augmented before, by draws for all of them.
+    # A device has a gradient of its own only where the devices have a name. The
+    # images are augmented before, by draws for all of them.
     return jax.shard_map(
       cast(Any, step),
       mesh=self.mesh,
       in_specs=(PartitionSpec(), PartitionSpec(axes)),
       out_specs=PartitionSpec(),
     )
+
+
+def perturbation(config: Config) -> Optional[optax.GradientTransformation]:
+  """The ascent of the optimizer, None for SGD."""
+  ascent = config.ascent
+  names = ("rho", "sigma", "lmbda", "adaptive", "eta", "order")
+  return optimizers.perturbation(
+    ascent.optimizer,
+    mask=MASKS[ascent.mask],
+    accumulator_dtype=ascent.accumulator_dtype,
+    **{name: getattr(ascent, name) for name in names},
+  )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.lab import splits as splits_lib
 
 
@@ -106,7 +106,7 @@ def test_npz_of_four_rows_is_refused(tmp_path, arrays):
   path = tmp_path / "few.npz"
   few = {name: array[:4] for name, array in arrays.items()}
   np.savez(path, **few)
-  with pytest.raises(datasets.DataError, match="5 training rows at least"):
+  with pytest.raises(data.DataError, match="5 training rows at least"):
     splits_lib.load(str(path))
 
 

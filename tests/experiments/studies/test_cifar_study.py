@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fsam_optax import __main__
-from fsam_optax.experiments import datasets
+from fsam_optax.experiments import data
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.studies import cifar
 
@@ -24,7 +24,7 @@ def fixture_small(monkeypatch):
     x = rng.integers(0, 50, (number, 32, 32, 3)) + 150 * y[:, None, None, None]
     return x.astype(np.uint8), y
 
-  images = datasets.Images(
+  images = data.Images(
     "toy",
     *draw(700),
     *draw(200),
@@ -39,7 +39,7 @@ def fixture_small(monkeypatch):
     "_SETTINGS": (cifar.Setting("cifar10", 0.4, ("F-SAM",), has_curve=True),),
   }.items():
     monkeypatch.setattr(cifar, name, value)
-  monkeypatch.setattr(cifar.datasets, "load", lambda *_, **__: images)
+  monkeypatch.setattr(cifar.data, "load", lambda *_, **__: images)
   return images
 
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
-from numpy_augmentation import MEAN
-from numpy_augmentation import STANDARD_DEVIATION
 
+from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.train import program
-from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.settings import Settings
 
 # That with the fewest layers to compile.
 DEFAULTS = {
@@ -21,31 +21,39 @@ DEFAULTS = {
   "crop_padding": 1,
   "cutout": 3,
 }
+MEAN, STANDARD_DEVIATION = 0.4914, 0.2023
 
 
-def config_of(**flags):
-  """A configuration with these values, by the names of the fields."""
-  config = Config()
-  for group in dataclasses.fields(config):
-    value = getattr(config, group.name)
+def settings_of(**flags):
+  """Settings with these values, by the names of the fields."""
+  settings = Settings()
+  for group in ("ascent", "descent", "network", "images"):
+    value = getattr(settings, group)
     names = {field.name for field in dataclasses.fields(value)}
     changes = {name: flags.pop(name) for name in names & flags.keys()}
     value = dataclasses.replace(value, **changes)
-    config = dataclasses.replace(config, **{group.name: value})
+    settings = dataclasses.replace(settings, **{group: value})
   assert not flags
-  return config
+  return settings
+
+
+def images_of(rows=48, size=8):
+  """Noise of ten classes, three batches of it."""
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
+  y = rng.integers(0, 10, rows).astype(np.int32)
+  return data.Images(
+    *("noise", x, y, x[:20], y[:20], 10),
+    mean=(MEAN,),
+    standard_deviation=(STANDARD_DEVIATION,),
+  )
 
 
 def program_of(mesh, *, size=8, **changes):
   """Three steps an epoch on images of 8 x 8."""
-  config = config_of(**{**DEFAULTS, **changes})
-  return program.Program(
-    config,
-    program.Shapes((size, size, 3), np.dtype(np.uint8), 10, 3, 0),
-    mesh,
-    mean=MEAN[0],
-    standard_deviation=STANDARD_DEVIATION[0],
-  )
+  images = images_of(size=size)
+  config = config_of(settings_of(**{**DEFAULTS, **changes}), images)
+  return Program(config, images, mesh)
 
 
 def network_of(name, classes, **options):
@@ -59,9 +67,3 @@ def mesh_of(number):
     axis_types=(jax.sharding.AxisType.Auto,),
     devices=jax.devices()[:number],
   )
-
-
-def images_of(number):
-  rng = np.random.default_rng(0)
-  x = rng.integers(0, 256, (number, 8, 8, 3), dtype=np.uint8)
-  return x, rng.integers(0, 10, number).astype(np.int32)

@@ -5,50 +5,89 @@ import functools
 import jax
 from jax import numpy as jnp
 import numpy as np
-import numpy_augmentation
-from numpy_augmentation import MEAN
-from numpy_augmentation import STANDARD_DEVIATION
 import pytest
+from small_program import MEAN
+from small_program import STANDARD_DEVIATION
 from small_program import images_of
 from small_program import mesh_of
 from small_program import network_of
 from small_program import program_of
+from small_program import settings_of
 
-from fsam_optax.experiments.train import augmentation
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import batches
-from fsam_optax.experiments.train import means
-from fsam_optax.experiments.train.evaluation import evaluator
+from fsam_optax.experiments.train import config as config_lib
+from fsam_optax.experiments.train import paper
+from fsam_optax.experiments.train import program as program_lib
+from fsam_optax.experiments.train.progress import MEANS
+from fsam_optax.experiments.train.progress import Progress
+
+
+def stream_of(mesh, x, y, start, stop):
+  return batches.Batches(
+    x, y, mesh, seed=0, batch_size=16, start=start, stop=stop
+  )
 
 
 def train(program, steps=6):
-  """A few steps on rows of noise: the progress, the sums and the metrics."""
-  x, y = images_of(48)
-  order = batches.Order(48, 16, drop_last=True, seed=0)
-  progress, sums = program.place(program.create(0)), program.sums()
+  """A few steps on rows of noise: the progress and the metrics."""
+  images = images_of()
+  progress = program.place(program.create(0))
   compiled = {
-    ascends: program.lower_step(16, ascends=ascends).compile()
-    for ascends in {program.ascends(number) for number in range(steps)}
+    ascends: program.lower_step(ascends=ascends).compile()
+    for ascends in {bool(x) for x in program.ascends[:steps]}
   }
-  stream = batches.Batches(order, x, y, program.mesh, start=0, stop=steps)
+  stream = stream_of(program.mesh, images.x_train, images.y_train, 0, steps)
   every = []
   for number, batch in enumerate(stream):
-    step = compiled[program.ascends(number)]
-    progress, sums, metrics = step(progress, sums, batch)
+    progress, metrics = compiled[bool(program.ascends[number])](progress, batch)
     every.append(jax.tree.map(np.asarray, metrics))
-  return progress, sums, every
-
-
-def arrays_of(progress):
-  """All that was trained, in one process."""
-  state = progress.state
-  return jax.tree.map(
-    np.asarray, (state.params, state.model_state, state.perturbation_state)
-  )
+  return progress, every
 
 
 def assert_close(one, other, **tolerance):
   compare = lambda x, y: np.testing.assert_allclose(x, y, **tolerance)
   jax.tree.map(compare, one, other)
+
+
+def test_every_epoch_is_a_permutation_and_a_later_start_sees_the_same():
+  rows_of = lambda number, seed: batches.rows_of(number, seed, 50, 16)
+  epochs = [
+    np.concatenate([rows_of(3 * epoch + i, 3) for i in range(3)])
+    for epoch in range(3)
+  ]
+  for epoch in epochs:
+    assert len({*epoch.tolist()}) == 48
+  assert not np.array_equal(epochs[0], epochs[1])
+  assert not np.array_equal(rows_of(7, 4), rows_of(7, 3))
+  x = np.arange(50, dtype=np.float32).reshape(50, 1, 1, 1)
+  y = np.arange(50, dtype=np.int32)
+  stream = stream_of(mesh_of(8), x, y, 2, 7)
+  found = list(stream)
+  assert len(found) == 5
+  for number, batch in zip(range(2, 7), found, strict=True):
+    np.testing.assert_array_equal(batch["label"], rows_of(number, 0))
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+    assert len(batch["label"].sharding.device_set) == 8
+  assert stream.waited > 0
+
+
+def test_means_weigh_rows_leave_out_what_was_skipped_and_begin_anew():
+  progress = Progress.begin(None, jnp.float32)
+  assert progress.means()["loss"] is None
+  counts = []
+  for loss, rows, skipped in (
+    *((1.0, 4, 0), (np.inf, 4, 1), (4.0, 2, 0), (7.0, 4, 0)),
+  ):
+    metrics = {name: jnp.float32(loss) for name in MEANS}
+    metrics["skipped"] = jnp.int32(skipped)
+    progress = progress.after(None, metrics, rows, steps_an_epoch=3)
+    counts.append((int(progress.skipped), int(progress.skipped_in_a_row)))
+    if len(counts) == 3:
+      assert progress.means() == {name: 2.0 for name in MEANS}
+  assert progress.means()["loss"] == 7
+  assert counts == [(0, 0), (1, 1), (1, 0), (0, 0)]
 
 
 # No BatchNorm, whose statistics a device by itself takes of its own rows; wide
@@ -60,15 +99,17 @@ CNN = {"model": "cnn", "depth": 2, "width": 32, "dtype": "float64"}
 def outcome(devices, **options):
   """What six steps in float64 come to."""
   program = program_of(mesh_of(devices), **options)
-  progress, sums, metrics = train(program)
+  progress, metrics = train(program)
   assert metrics[-1]["sharpness"] != 0
-  x, y = images_of(20)
+  images, state = images_of(), progress.state
   found = {
-    "arrays": arrays_of(progress),
-    "means": means.finish(sums),
-    "evaluated": evaluator(program, 16)(progress.state, x, y),
+    "arrays": jax.tree.map(
+      np.asarray, (state.params, state.model_state, state.perturbation_state)
+    ),
+    "means": progress.means(),
+    "evaluated": program.evaluator(16)(state, images.x_test, images.y_test),
   }
-  leaves = jax.tree.leaves(progress.state.params)
+  leaves = jax.tree.leaves(state.params)
   is_split = any(not x.sharding.is_fully_replicated for x in leaves)
   return found, is_split
 
@@ -81,54 +122,55 @@ def test_one_and_eight_devices_give_the_same_numbers(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["fsdp", "shard_map"])
-def test_every_sharding_gives_the_numbers_of_one_device(sharding, x64):
+def test_fsdp_gives_the_numbers_of_one_device(x64):
   one, _ = outcome(1, **CNN)
-  eight, is_split = outcome(8, sharding=sharding, **CNN)
+  eight, is_split = outcome(8, sharding="fsdp", **CNN)
   assert_close(eight, one, rtol=1e-9, atol=1e-11)
-  assert is_split == (sharding == "fsdp")
+  assert is_split
 
 
 def test_a_device_can_ascend_along_a_gradient_of_its_own(x64):
   one, _ = outcome(1, **CNN)
-  local, _ = outcome(8, sharding="shard_map", sync_perturbation=False, **CNN)
+  local, _ = outcome(8, sync_perturbation=False, **CNN)
   kernels = [x["arrays"][0]["Dense_0"]["kernel"] for x in (one, local)]
   assert not np.allclose(*kernels, rtol=1e-6)
 
 
 def test_a_step_is_the_recipe_written_out():
-  """SGD with momentum and coupled decay, on the images of the NumPy program."""
-  program = program_of(mesh_of(1), optimizer="sgd", learning_rate=0.1)
-  x, y = images_of(16)
+  """SGD with momentum and coupled decay, on the augmented images."""
+  options = {"optimizer": "sgd", "learning_rate": 0.1}
+  for name in ("rho", "lmbda"):
+    default = getattr(settings_of().ascent, name)
+    assert default == {"rho": 0.2, "lmbda": 0.95}[name]
+  program = program_of(mesh_of(1), **options)
+  images = images_of()
+  x, y = images.x_train[:16], images.y_train[:16]
   progress = program.place(program.create(0))
   before = jax.tree.map(np.asarray, progress.state.params)
   statistics = jax.tree.map(np.asarray, progress.state.model_state)
-  key = jax.random.fold_in(jax.random.fold_in(progress.state.rng, 2**32 - 1), 0)
+  stream = program_lib.AUGMENTATION_STREAM
+  key = jax.random.fold_in(jax.random.fold_in(progress.state.rng, stream), 0)
   options = augmentation.Augmentation(crop_padding=1, cutout=3)
-  images = numpy_augmentation.augment(
-    options,
-    jax.tree.map(np.asarray, augmentation.draw(options, key, x.shape)),
-    x,
-    MEAN[0],
-    STANDARD_DEVIATION[0],
-  ).astype(np.float32)
+  draws = augmentation.draw(options, key, x.shape)
+  moments = (np.full(3, z, np.float32) for z in (MEAN, STANDARD_DEVIATION))
+  seen = augmentation.augment(options, draws, x, *moments)
   network = network_of("wide_resnet", 10, depth=10, width=1)
 
   def loss(params):
     logits, _ = network.apply(
       {"params": params, **statistics},
-      images,
+      seen,
       train=True,
       mutable=["batch_stats"],
     )
     return -jax.nn.log_softmax(logits)[np.arange(16), y].mean()
 
   expected, gradient = jax.jit(jax.value_and_grad(loss))(before)
-  progress, sums, metrics = jax.jit(program.step)(
-    progress, program.sums(), {"image": x, "label": y}
+  progress, metrics = jax.jit(functools.partial(program.step, ascends=False))(
+    progress, {"image": x, "label": y}
   )
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
-  assert means.finish(sums)["loss"] == pytest.approx(float(metrics["loss"]))
+  assert progress.means()["loss"] == pytest.approx(float(metrics["loss"]))
   assert int(progress.batches) == 1
   jax.tree.map(
     lambda after, w, g: np.testing.assert_allclose(
@@ -142,7 +184,7 @@ def test_a_step_is_the_recipe_written_out():
 
 def test_bfloat16_computes_in_it_and_keeps_the_parameters_in_float32():
   program = program_of(mesh_of(1), dtype="bfloat16")
-  text = program.lower_step(16).as_text()
+  text = program.lower_step().as_text()
   convolutions = [x for x in text.splitlines() if "stablehlo.convolution" in x]
   assert convolutions
   assert all("bf16" in line for line in convolutions)
@@ -166,10 +208,28 @@ def test_bfloat16_computes_in_it_and_keeps_the_parameters_in_float32():
 )
 def test_every_option_makes_a_step(changes, has_ascent):
   program = program_of(mesh_of(1), **changes)
-  text = program.lower_step(16).as_text(debug_info=True)
+  ascends = bool(program.ascends.any())
+  text = program.lower_step(ascends=ascends).as_text(debug_info=True)
   assert ("descent" in text) == has_ascent
   state = program.abstract().state
   assert (state.perturbation is not None) == has_ascent
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"start": "5", "stop": "4"}, r"--stop: must be at least 5, got 4"),
+    ({"stop": "0", "every": 3}, "--stop: must leave some of the 6 steps"),
+    ({"start": "3epochs"}, "--start: must leave some of the 6 steps"),
+    ({"num_microbatches": 3}, "--num-microbatches: must divide the number of"),
+    ({"ascent_fraction": 0.3}, "--ascent-fraction: must be a whole number of"),
+    ({"mask": "norms_only", "model": "mlp"}, "--mask: must"),
+    ({"sync_perturbation": False}, "--no-sync-perturbation: must have several"),
+  ],
+)
+def test_what_the_library_refuses_is_named_by_its_flag(changes, message):
+  with pytest.raises(FlagError, match=message):
+    program_of(mesh_of(1), **changes).lower_step()
 
 
 @pytest.mark.slow
@@ -177,26 +237,79 @@ def test_gated_batches_go_through_one_pass_which_feeds_the_average():
   # From the second epoch on, every second batch: the fourth and the sixth.
   options = {"model": "cnn", "depth": 2, "width": 4}
   program = program_of(mesh_of(1), every=2, start="1epochs", **options)
-  gates = [program.ascends(number) for number in range(6)]
-  assert gates == [False, False, False, True, False, True]
-  progress, _, metrics = train(program)
+  gates = [False, False, False, True, False, True]
+  assert program.ascends.tolist() == gates
+  progress, metrics = train(program)
   assert [float(m["perturbation_norm"]) > 0 for m in metrics] == gates
-  text = program.lower_step(16, ascends=False).as_text(debug_info=True)
+  text = program.lower_step(ascends=False).as_text(debug_info=True)
   assert "descent" not in text
   assert int(progress.state.step) == int(progress.batches) == 6
   # Before the first ascent SGD trains, and the average is under way.
-  before, _, _ = train(program, steps=3)
-  sgd, _, _ = train(program_of(mesh_of(1), optimizer="sgd", **options), steps=3)
+  before, _ = train(program, steps=3)
+  sgd, _ = train(program_of(mesh_of(1), optimizer="sgd", **options), steps=3)
   assert_close(before.state.params, sgd.state.params, rtol=1e-4, atol=1e-6)
   averages = jax.tree.leaves(before.state.perturbation_state)
   assert max(np.abs(x).max() for x in averages if x.ndim) > 0
 
 
-def test_a_batch_of_sgd_never_ascends():
-  program = program_of(mesh_of(1), optimizer="sgd")
-  assert not program.ascends(0)
+def test_learning_rate_is_the_cosine_of_the_authors():
+  program = program_of(mesh_of(1), epochs=200)
+  at, steps = np.array([0, 1, 2, 3, 300, 599, 600]), 600
+  expected = 0.05 * 0.5 * (1 + np.cos(at / steps * np.pi))
+  found = jax.jit(program.learning_rate)(at)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_no_ascent_at_all_needs_one_program():
-  program = program_of(mesh_of(1), stop="0")
-  assert {program.ascends(number) for number in range(6)} == {False}
+@pytest.mark.parametrize(
+  ("recipe", "count"),
+  [
+    ("cifar10-resnet18", 11_173_962),
+    ("cifar100-resnet18", 11_220_132),
+    ("cifar100-vgg16bn", 15_299_748),
+    ("cifar100-wrn28x10", 36_536_884),
+  ],
+)
+def test_parameters_are_those_of_the_standard_network(recipe, count):
+  dataset, model = paper.RECIPES[recipe]
+  network = network_of(model, int(dataset.removeprefix("cifar")))
+  variables = jax.eval_shape(
+    lambda: network.init(
+      jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+    )
+  )
+  sizes = [x.size for x in jax.tree.leaves(variables["params"])]
+  assert sum(sizes) == count
+
+
+def test_initialization_is_that_of_the_authors_framework():
+  network = network_of("resnet", 10, width=16, depth=10)
+  params = jax.jit(lambda: network.init(
+    jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
+  )["params"])()  # fmt: skip
+  kernel = np.asarray(params["Conv_4"]["kernel"])
+  # Uniform between plus and minus one over the root of the inputs.
+  bound = 1 / np.prod(kernel.shape[:-1]) ** 0.5
+  assert 0.98 * bound < abs(kernel).max() <= bound
+  np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.05)
+
+
+def test_an_ascent_takes_every_option():
+  params = {"Conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+  options = {
+    "mask": "exclude_biases_and_norms",
+    "order": "paper",
+    "accumulator_dtype": "bfloat16",
+    "rho": 0.5,
+    "crop_padding": 1,
+  }
+  config = config_lib.config_of(
+    settings_of(model="mlp", batch_size=16, **options), images_of()
+  )
+  perturbation = program_lib.perturbation(config)
+  state = perturbation.init(params)
+  averages = [x for x in jax.tree.leaves(state) if x.shape == (2, 2)]
+  assert [x.dtype for x in averages] == [jnp.bfloat16]
+  assert not [x for x in jax.tree.leaves(state) if x.shape == (2,)]
+  epsilon, _ = perturbation.update(params, state, params)
+  np.testing.assert_array_equal(epsilon["Conv"]["bias"], 0)
+  np.testing.assert_allclose(epsilon["Conv"]["kernel"], 0.25, rtol=1e-2)

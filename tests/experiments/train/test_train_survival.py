@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 
@@ -21,6 +20,7 @@ from real_run import checkpoint
 from real_run import checkpoints
 from real_run import finish
 from real_run import lines
+from real_run import start_job
 from real_run import wait_for
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,6 @@ FLAGS = (
   "--width=1",
   "--epochs=3",
   "--batch-size=64",
-  "--drop-last",
   "--save-every=3",
   "--log-every=2",
 )
@@ -209,9 +208,9 @@ def test_sigterm_before_the_first_step_ends_at_once(start, tmp_path):
   time.sleep(1)
   process.terminate()
   began = time.monotonic()
-  printed = finish(process)
+  finish(process, status=-signal.SIGTERM)
   assert time.monotonic() - began < 5
-  assert "no step was taken since" in printed
+  assert not list(output.glob("seed-1/checkpoints/[0-9]*"))
 
 
 def test_control_c_saves_and_says_so_by_its_status(start, tmp_path):
@@ -295,7 +294,7 @@ def test_two_runs_do_not_share_a_folder(start, tmp_path):
   assert "from batch 0" in first.stdout.readline()
   first.send_signal(signal.SIGSTOP)
   printed = finish(start(output), status=1)
-  assert f"process {first.pid} on {socket.gethostname()} is running" in printed
+  assert "must not be in use, got" in printed
   first.kill()
   first.communicate()
   # The lock ends with its process.
@@ -414,36 +413,18 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_when_there_is_room(
   assert_same(saved, unbroken)
 
 
-def free_address():
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    return f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def start_job(start, output):
-  address = free_address()
-  return [
-    start(
-      output,
-      f"--coordinator-address={address}",
-      "--num-processes=2",
-      f"--process-id={i}",
-    )
-    for i in range(2)
-  ]
-
-
 def test_a_job_of_which_one_is_told_to_end_saves_and_goes_on(
   unbroken, start, tmp_path
 ):
   output = tmp_path / "run"
-  job = start_job(start, output)
+  job = start_job(start, 2, output)
   wait_for(checkpoint(output, 3), job[0])
   job[1].terminate()
   printed = [finish(process) for process in job]
   saved = {re.search(r"saved after batch (\d+)", text)[1] for text in printed}
   assert len(saved) == 1
   # Once more, until they are at work again.
-  job = start_job(start, output)
+  job = start_job(start, 2, output)
   wait_for(checkpoint(output, 3 * (int(min(saved)) // 3 + 1)), job[0])
   for process in job:
     process.kill()
@@ -455,20 +436,6 @@ def test_a_job_of_which_one_is_told_to_end_saves_and_goes_on(
   for mine, expected in zip(found[:2], lines(unbroken)[:2], strict=True):
     assert mine["batches"] == expected["batches"]
     assert mine["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-
-
-def test_an_accuracy_that_cannot_be_read_costs_no_checkpoint(
-  unbroken, start, tmp_path
-):
-  output = tmp_path / "run"
-  copy(unbroken, output)
-  shutil.rmtree(checkpoint(output, STEPS))
-  for number in checkpoints(output):
-    cut(checkpoint(output, number) / "metrics" / "metrics")
-  printed = finish(start(output))
-  assert "cannot be read; it is not taken for the best" in printed
-  assert f"from batch 57 of {STEPS}" in printed
-  assert_same(output, unbroken)
 
 
 def test_a_reader_who_goes_away_ends_no_run(

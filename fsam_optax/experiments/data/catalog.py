@@ -1,0 +1,84 @@
+"""The data sets by name. To add one: its file, and its entry below."""
+
+import pathlib
+from typing import Optional
+
+from fsam_optax.experiments.data import cifar
+from fsam_optax.experiments.data import digits
+from fsam_optax.experiments.data import folder
+from fsam_optax.experiments.data import mnist
+from fsam_optax.experiments.data import npz
+from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import DataSet
+from fsam_optax.experiments.data.images import Images
+from fsam_optax.experiments.data.images import shown
+
+REGISTRY: dict[str, DataSet] = {
+  entry.name: entry
+  for entry in (
+    *cifar.ENTRIES,
+    digits.ENTRY,
+    folder.ENTRY,
+    mnist.ENTRY,
+    npz.ENTRY,
+  )
+}
+
+
+def register(dataset: DataSet) -> DataSet:
+  """Enters a data set into :data:`REGISTRY`, under its name."""
+  REGISTRY[dataset.name] = dataset
+  return dataset
+
+
+def load(
+  source: str,
+  *,
+  image_size: Optional[int] = None,
+  otherwise: Optional[str] = None,
+) -> Images:
+  """Reads a data set by its name, by a path, or by both.
+
+  Args:
+    source: a name such as ``"mnist"``; a path that one of the data sets
+      recognizes; or both, such as ``"cifar10:data/cifar-10-batches-bin"``.
+    image_size: side in pixels to scale the images to; None to leave them.
+    otherwise: the name of what a path is read as that none recognizes.
+
+  Raises:
+    DataError: if the source is none of these, or is not what it must be.
+  """
+  name, path = _resolve(source, otherwise)
+  return REGISTRY[name].read(path, image_size)
+
+
+def describe() -> str:
+  """The data sets and how to name them, for a help text."""
+  return "; ".join(f"{x.spelling}: {x.about}" for x in REGISTRY.values())
+
+
+def name_of(source: str, otherwise: Optional[str] = None) -> str:
+  """The name of the data set that :func:`load` would read."""
+  return _resolve(source, otherwise)[0]
+
+
+def _resolve(
+  source: str, otherwise: Optional[str]
+) -> tuple[str, Optional[str]]:
+  name, colon, path = source.partition(":")
+  if name in REGISTRY and REGISTRY[name].takes_path == bool(colon and path):
+    return name, path or None
+  for dataset in REGISTRY.values():
+    if dataset.recognizes(source):
+      return dataset.name, source
+  place = pathlib.Path(source)
+  if otherwise is not None and source not in REGISTRY and place.exists():
+    return otherwise, source
+  spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
+  inside = ""
+  if place.is_dir():
+    inside = f", a folder with {shown(folder.visible(place))}"
+  raise DataError(
+    f"must be one of {', '.join(spellings)}, the path of an .npz or that of a "
+    f"folder with train/CLASS/ and test/CLASS/, got {source!r}{inside}"
+  )

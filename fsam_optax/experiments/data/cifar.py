@@ -1,0 +1,209 @@
+"""CIFAR-10 and CIFAR-100 from their binary version.
+
+A record is one byte of label (CIFAR-100: a coarse and a fine one, of which the
+fine one is the label and the coarse one its superclass) and 3,072 bytes of
+image: 32 rows of 32 red values, then green, then blue
+(`<https://www.cs.toronto.edu/~kriz/cifar.html>`_, which has the checksums of
+the archives below, too). The Python version is pickled and is refused: to
+unpickle a file is to run what it says.
+"""
+
+from collections.abc import Callable
+import hashlib
+import pathlib
+import tarfile
+from typing import NamedTuple, NoReturn, Optional
+import zlib
+
+import numpy as np
+
+from fsam_optax.experiments.data.images import DataError
+from fsam_optax.experiments.data.images import DataSet
+from fsam_optax.experiments.data.images import Images
+from fsam_optax.experiments.data.images import Sizes
+from fsam_optax.experiments.data.images import reason
+
+_IMAGE = (3, 32, 32)
+_RECORDS = 10_000
+# Of each channel in [0, 1], as the authors' script normalizes both.
+_MEAN = (0.4914, 0.4822, 0.4465)
+_STANDARD_DEVIATION = (0.2023, 0.1994, 0.2010)
+
+
+class _Format(NamedTuple):
+  """A published binary version: its files, with the records of each."""
+
+  folder: str
+  archive: str
+  md5: str
+  train: dict[str, int]
+  test: dict[str, int]
+  label_bytes: int
+  classes: int
+
+  @property
+  def record(self) -> int:
+    """Bytes of a record."""
+    return self.label_bytes + int(np.prod(_IMAGE))
+
+  def refuse(self, must: str, got: str) -> NoReturn:
+    """Raises the error of files that are not those of this version."""
+    raise DataError(
+      f"must {must}, got {got}. Download {self.archive} from "
+      "www.cs.toronto.edu/~kriz"
+    )
+
+
+FORMATS = {
+  "cifar10": _Format(
+    folder="cifar-10-batches-bin",
+    archive="cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    train={f"data_batch_{i}.bin": _RECORDS for i in range(1, 6)},
+    test={"test_batch.bin": _RECORDS},
+    label_bytes=1,
+    classes=10,
+  ),
+  "cifar100": _Format(
+    folder="cifar-100-binary",
+    archive="cifar-100-binary.tar.gz",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+    train={"train.bin": 5 * _RECORDS},
+    test={"test.bin": _RECORDS},
+    label_bytes=2,
+    classes=100,
+  ),
+}
+
+
+def load(name: str, path: str, *, check_sum: bool = True) -> Images:
+  """Reads CIFAR-10 or CIFAR-100.
+
+  The path is that of the ``.tar.gz`` of the binary version, or of a folder with
+  its ``.bin`` files or with the folder that it unpacks to. An archive must have
+  the published MD5, and all files their sizes.
+
+  Raises:
+    DataError: if a file is missing, of another size, damaged or pickled.
+  """
+  expected, source = FORMATS[name], pathlib.Path(path)
+  try:
+    if source.is_dir():
+      read = _folder_reader(source, expected)
+    else:
+      read = _archive_reader(source, expected, check_sum)
+    train = [_parse(x, read(x), n, expected) for x, n in expected.train.items()]
+    test = [_parse(x, read(x), n, expected) for x, n in expected.test.items()]
+  # What a truncated or damaged archive makes of the two decoders.
+  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    expected.refuse("be files that can be read", f"{path!r} ({reason(error)})")
+  join = lambda parts: [np.concatenate(x) for x in zip(*parts, strict=True)]
+  x_train, y_train, coarse = join(train)
+  x_test, y_test, _ = join(test)
+  targets = _CIFAR10_TARGETS
+  if expected.label_bytes == 2:
+    targets = _next_of_superclass(y_train, coarse)
+  return Images(
+    *(name, x_train, y_train, x_test, y_test),
+    classes=expected.classes,
+    noise_targets=targets,
+    mean=_MEAN,
+    standard_deviation=_STANDARD_DEVIATION,
+  )
+
+
+def _folder_reader(source, expected) -> Callable[[str], bytes]:
+  folder = source / expected.folder
+  folder = folder if folder.is_dir() else source
+  names = [*expected.train, *expected.test]
+  if missing := [name for name in names if not (folder / name).is_file()]:
+    present = sorted(x.name for x in folder.iterdir())
+    expected.refuse(
+      f"hold the files {', '.join(names)} of the binary version, and not the "
+      "pickles of the Python version",
+      f"no {', '.join(missing)} but {', '.join(present[:9]) or 'nothing'} in "
+      f"{str(folder)!r}",
+    )
+  return lambda name: (folder / name).read_bytes()
+
+
+def _archive_reader(source, expected, check_sum) -> Callable[[str], bytes]:
+  if not source.is_file():
+    expected.refuse("be a file that exists", repr(str(source)))
+  if check_sum:
+    with source.open("rb") as file:
+      found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != expected.md5:
+      expected.refuse(
+        f"be {expected.archive} with the MD5 {expected.md5}, the binary and "
+        "not the Python version",
+        f"{str(source)!r} with {found}: it is truncated, damaged or another "
+        "file",
+      )
+  with tarfile.open(source) as archive:
+    contents = {
+      pathlib.PurePosixPath(member.name).name: file.read()
+      for member in archive
+      if (file := archive.extractfile(member)) is not None
+    }
+
+  def read(name):
+    if name not in contents:
+      expected.refuse(f"hold {name}", f"none in {str(source)!r}")
+    return contents[name]
+
+  return read
+
+
+def _parse(
+  name: str, content: bytes, records: int, expected: _Format
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Images, labels and coarse labels."""
+  size = records * expected.record
+  if len(content) != size:
+    expected.refuse(
+      f"hold {name} with {records:,} records of {expected.record:,} bytes, "
+      f"{size:,}",
+      f"{len(content):,} bytes: it is truncated or another file",
+    )
+  table = np.frombuffer(content, np.uint8).reshape(records, -1)
+  labels = table[:, expected.label_bytes - 1].astype(np.int32)
+  if labels.max() >= expected.classes:
+    row = int(np.argmax(labels >= expected.classes))
+    expected.refuse(
+      f"hold labels below {expected.classes} in {name}",
+      f"{labels[row]} at record {row}: it is damaged or another file",
+    )
+  images = table[:, expected.label_bytes :].reshape(records, *_IMAGE)
+  # The first byte: the coarse label, or the only one.
+  return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels, table[:, 0]
+
+
+# Of CIFAR-10: truck to automobile, bird to airplane, deer to horse, cat and dog
+# to each other, the classes that Patrini et al.
+# (https://arxiv.org/abs/1609.03683) confuse, as the authors of F-SAM do.
+_CIFAR10_TARGETS = np.array([0, 1, 0, 5, 7, 3, 6, 7, 8, 1], np.int32)
+
+
+def _next_of_superclass(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+  """The next class of the same superclass, and the first after the last."""
+  targets = np.arange(fine.max() + 1, dtype=np.int32)
+  for label in np.unique(coarse):
+    members = np.unique(fine[coarse == label])
+    targets[members] = np.roll(members, -1)
+  return targets
+
+
+def _entry(name: str, about: str) -> DataSet:
+  def read(path: Optional[str], image_size: Optional[int]) -> Images:
+    return load(name, str(path)).resized(image_size)
+
+  rows = (sum(FORMATS[name].train.values()), sum(FORMATS[name].test.values()))
+  sizes = Sizes(*rows, (32, 32, 3), FORMATS[name].classes)
+  return DataSet(name, about, read, takes_path=True, sizes=sizes)
+
+
+ENTRIES = (
+  _entry("cifar10", "CIFAR-10, its binary version"),
+  _entry("cifar100", "CIFAR-100, its binary version"),
+)

@@ -1,0 +1,29 @@
+"""The 1,797 digits of scikit-learn, 8 x 8, of which 500 are for the test."""
+
+from typing import Optional
+
+import numpy as np
+
+from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.data import images
+
+
+def load(image_size: Optional[int] = None) -> images.Images:
+  """Reads the digits in float32, in ``[0, 1]``, of this side in pixels."""
+  extras.require("sklearn.datasets")
+  from sklearn.datasets import load_digits
+
+  x, y = load_digits(return_X_y=True)
+  # Whole numbers up to 16: a sixteenth of one is exact.
+  x = np.asarray(x, np.float32).reshape(-1, 8, 8, 1) / 16
+  y = np.asarray(y)
+  return images.drawn("digits", x, y, classes=10, test=500).resized(image_size)
+
+
+ENTRY = images.DataSet(
+  name="digits",
+  about="the 1,797 digits of scikit-learn, 8 x 8",
+  read=lambda path, image_size: load(image_size),
+  sizes=images.Sizes(1297, 500, (8, 8, 1), 10),
+  seed_rows=images.SeedRows(train=800, validation=300),
+)

@@ -1,0 +1,243 @@
+"""What every data set is: images with their labels, and how they are read."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import hashlib
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from fsam_optax.experiments.common.terminal import printable
+
+_VALUES_AT_A_TIME = 2**22
+
+
+class DataError(ValueError):
+  """Data that are not what they must be, in one line.
+
+  Its sentence begins with "must", or names an array first: a command puts its
+  flag in front. What a terminal might obey is written out.
+  """
+
+  def __init__(self, message: object) -> None:
+    super().__init__(printable(message))
+
+
+def reason(error: BaseException) -> str:
+  """What an exception says, in one line."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(paths: Sequence[Any]) -> str:
+  """The first of some paths, by name, with the number of the others."""
+  listed = ", ".join(repr(path.name) for path in paths[:5]) or "nothing"
+  return f"{listed} and {len(paths) - 5:,} more" if paths[5:] else listed
+
+
+class Images(NamedTuple):
+  """Images with their labels, to train on and to test on.
+
+  The same name stands for the same images, rows and scale in every command.
+
+  Attributes:
+    name: what they are called.
+    x_train: shape ``[N, H, W, C]``, uint8 up to 255 or float32; of an .npz also
+      vectors ``[N, features]``, and float64 where it takes that to hold them.
+    y_train: shape ``[N]``, int32, in ``[0, classes)``.
+    x_test: shape ``[M, H, W, C]``.
+    y_test: shape ``[M]``, int32.
+    classes: number of classes.
+    noise_targets: the class that asymmetric label noise makes of each, shape
+      ``[classes]``, int32; None for the next one, the first after the last.
+    mean: published mean of each channel of images scaled to [0, 1]; None where
+      none is.
+    standard_deviation: published, as the mean is.
+    source_rows: the place of each row, those of ``x_train`` first, in a source
+      that has no test rows of its own, shape ``[N + M]``; None where it has.
+    white: 255 where floating numbers are the means of such of uint8, and so on
+      their scale; None otherwise.
+    notes: what a reader made of its files that one may want to know, a sentence
+      each; a command prints them.
+  """
+
+  name: str
+  x_train: np.ndarray
+  y_train: np.ndarray
+  x_test: np.ndarray
+  y_test: np.ndarray
+  classes: int
+  noise_targets: Optional[np.ndarray] = None
+  mean: Optional[tuple[float, ...]] = None
+  standard_deviation: Optional[tuple[float, ...]] = None
+  source_rows: Optional[np.ndarray] = None
+  white: Optional[int] = None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def image_shape(self) -> Optional[tuple[int, int, int]]:
+    """Height, width and channels; None where the rows are vectors."""
+    shape = self.x_train.shape[1:]
+    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
+
+  def fingerprint(self) -> str:
+    """The SHA-256 of all pixels and labels, in hexadecimal."""
+    digest = hashlib.sha256()
+    for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+      digest.update(f"{array.dtype}{array.shape}".encode())
+      digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+  def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: published, or measured.
+
+    Of integers they are those of the images in [0, 1].
+    """
+    x = self.x_train
+    is_integer = x.dtype == np.uint8
+    if is_integer and self.mean and self.standard_deviation:
+      return self.mean, self.standard_deviation
+    axes, number = tuple(range(x.ndim - 1)), x[..., 0].size
+    # A part of the rows at a time, or uint8 would need nine times its memory.
+    rows = max(1, _VALUES_AT_A_TIME // x[0].size)
+    parts = [x[i : i + rows] for i in range(0, len(x), rows)]
+    sums = [part.sum(axes, dtype=np.float64) for part in parts]
+    mean = np.sum(sums, axis=0) / number
+    squares = [((part - mean) ** 2).sum(axes) for part in parts]
+    deviation = np.sqrt(np.sum(squares, axis=0) / number)
+    scale = 255 if is_integer else 1
+    # A channel that is constant stays so; rounded, its deviation may not be 0.
+    low = x.min(axes)
+    is_constant = low == x.max(axes)
+    mean = np.where(is_constant, low, mean) / scale
+    is_lost = is_constant | (deviation < np.finfo(np.float32).tiny)
+    deviation = np.where(is_lost, scale, deviation) / scale
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+  def in_float32(self) -> "Images":
+    """The images in float32 where they are wider.
+
+    Raises:
+      DataError: if float32 does not tell them apart.
+    """
+    if self.x_train.dtype != np.float64:
+      return self
+    _, deviation = self.moments()
+    largest = np.abs(self.x_train).max(axis=tuple(range(self.x_train.ndim - 1)))
+    # Half of the distance between two numbers of float32 of that size.
+    is_lost = largest * 2.0**-24 > np.asarray(deviation) / 256
+    if is_lost.any():
+      worst = int(np.argmax(is_lost))
+      raise DataError(
+        "must hold images whose differences survive float32, got values up to "
+        f"{largest[worst]:g} with a standard deviation of "
+        f"{deviation[worst]:g} in channel {worst}. Subtract their mean before "
+        "you save them, or give --dtype float64"
+      )
+    return self._replace(
+      x_train=self.x_train.astype(np.float32),
+      x_test=self.x_test.astype(np.float32),
+    )
+
+  def resized(self, size: Optional[int]) -> "Images":
+    """Makes the images smaller, each pixel the mean of a square block.
+
+    Args:
+      size: side in pixels, a divisor of both sides; None to leave them.
+
+    Returns:
+      The images on the scale of before, in float32, or in float64 where they
+      were so.
+
+    Raises:
+      DataError: if the rows are vectors, or the size is no divisor.
+    """
+    shape = self.x_train.shape[1:]
+    if size is None or shape[:2] == (size, size):
+      return self
+    if len(shape) < 3 or shape[0] != shape[1] or shape[0] % size:
+      raise DataError(
+        f"must hold square images that --image-size {size} divides, got rows "
+        f"of shape {list(shape)}"
+      )
+    block, channels = shape[0] // size, shape[2]
+    mean = lambda x: (
+      x.reshape(len(x), size, block, size, block, channels)
+      .mean(axis=(2, 4))
+      .astype(np.float64 if x.dtype == np.float64 else np.float32)
+    )
+    return self._replace(
+      x_train=mean(self.x_train),
+      x_test=mean(self.x_test),
+      white=255 if self.x_train.dtype == np.uint8 else self.white,
+    )
+
+
+def drawn(
+  name: str, x: np.ndarray, y: np.ndarray, *, classes: int, test: int
+) -> Images:
+  """Divides a source, always in the same way, into ``test`` rows and others."""
+  order = np.random.default_rng(0).permutation(len(y))
+  rows, test_rows, y = order[test:], order[:test], np.asarray(y, np.int32)
+  return Images(
+    *(name, x[rows], y[rows], x[test_rows], y[test_rows], classes),
+    source_rows=np.concatenate([rows, test_rows]),
+  )
+
+
+class Sizes(NamedTuple):
+  """What is known of a data set before it is read.
+
+  Attributes:
+    train: number of training rows.
+    test: number of test rows.
+    image: height, width and channels.
+    classes: number of classes.
+  """
+
+  train: int
+  test: int
+  image: tuple[int, int, int]
+  classes: int
+
+
+class SeedRows(NamedTuple):
+  """The rows that each seed draws, where many small runs train at once.
+
+  Attributes:
+    train: to train on.
+    validation: to choose hyperparameters by; all others are its test rows.
+  """
+
+  train: int
+  validation: int
+
+
+class DataSet(NamedTuple):
+  """A data set, as its file declares it.
+
+  Attributes:
+    name: what commands call it.
+    about: for a help text, such as ``"1,797 digits, 8 x 8"``.
+    read: from a path, or None, and a side in pixels, or None, to the images.
+      Raises :class:`DataError`.
+    takes_path: whether it is read from a path.
+    recognizes: whether a path, without a name, is one of these.
+    sizes: None where they are not known before.
+    seed_rows: None where the source has test rows of its own; a fifth of its
+      training rows are for validation then.
+  """
+
+  name: str
+  about: str
+  read: Callable[[Optional[str], Optional[int]], Images]
+  takes_path: bool = False
+  recognizes: Callable[[str], bool] = lambda path: False
+  sizes: Optional[Sizes] = None
+  seed_rows: Optional[SeedRows] = None
+
+  @property
+  def spelling(self) -> str:
+    """How a command names it, such as ``"mnist"`` or ``"cifar10:PATH"``."""
+    return f"{self.name}:PATH" if self.takes_path else self.name

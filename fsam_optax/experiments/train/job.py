@@ -1,0 +1,136 @@
+"""The processes that a run is joined from, and what they have to agree on."""
+
+import collections
+import json
+import os
+import pathlib
+import re
+import secrets
+import sys
+import time
+from typing import Any, NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from fsam_optax.experiments.train.folder import differences
+from fsam_optax.experiments.train.settings import Processes
+
+
+class JoinError(RuntimeError):
+  """A job of which not all processes came, or not all are alike."""
+
+
+def join(processes: Processes) -> None:
+  """Joins the job that the flags speak of, before anything asks for devices.
+
+  Raises:
+    JoinError: if others did not come in time, where JAX leaves time to say so,
+      or have another number of devices.
+  """
+  if not processes.is_job:
+    return
+  if processes.coordinator_address is not None:
+    # Said before, as JAX ends a process that waits in vain from within C++,
+    # where nothing can be added to its message.
+    print(
+      f"process {processes.process_id} of {processes.num_processes}: waiting "
+      f"for the others, up to {processes.timeout} s, at "
+      f"{processes.coordinator_address}",
+      file=sys.stderr,
+      flush=True,
+    )
+  try:
+    jax.distributed.initialize(
+      processes.coordinator_address,
+      processes.num_processes,
+      processes.process_id,
+      initialization_timeout=processes.timeout,
+      # At that address alone: JAX's service would listen at every one that the
+      # machine has, and it asks nobody who they are.
+      coordinator_bind_address=processes.coordinator_address,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
+    raise JoinError(
+      f"the processes of the job must all come within {processes.timeout} s, "
+      f"got: {reason}. Look at what they printed, and start all of them again"
+    ) from error
+  devices = collections.Counter(x.process_index for x in jax.devices())
+  if len(set(devices.values())) > 1:
+    raise JoinError(
+      "the processes of the job must have the same number of devices, got "
+      f"{', '.join(str(n) for _, n in sorted(devices.items()))}"
+    )
+
+
+def gather(value: Any) -> list[Any]:
+  """What every process of the job has for a value of JSON, in their order."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  longest = multihost_utils.process_allgather(np.int32(len(text))).max()
+  filled = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+  texts = np.asarray(multihost_utils.process_allgather(filled))
+  return [json.loads(bytes(text)) for text in texts]
+
+
+def check_alike(values: dict[str, Any]) -> None:
+  """Raises unless every process of a job has the same values, by flag.
+
+  Raises:
+    JoinError: names the flags, and the values of both processes.
+  """
+  first, *others = gather(values)
+  for number, other in enumerate(others, start=1):
+    form = f"{{}} in process 0 and {{}} in process {number}"
+    if differing := differences(first, other, form):
+      raise JoinError(
+        f"the processes of the job must all be given the same, got {differing}."
+        " Start all of them again with the same flags, data and versions"
+      )
+
+
+def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
+  """Raises unless every process sees what the first writes, after a while.
+
+  Raises:
+    JoinError: names the processes that see another folder.
+  """
+  path = folder / f".seen-by-all-{gather(secrets.token_hex(4))[0]}"
+  if is_first():
+    path.touch()
+  end = time.monotonic() + timeout
+  while not (is_seen := path.exists()) and time.monotonic() < end:
+    time.sleep(0.1)
+  blind = [str(i) for i, x in enumerate(gather(is_seen)) if not x]
+  if is_first():
+    path.unlink()
+  if blind:
+    raise JoinError(
+      "--output must be one folder that every process sees, got "
+      f"{str(folder)!r}, in which process {', '.join(blind)} does not see what "
+      "process 0 writes. Name one on a file system that the machines share"
+    )
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes and prints for the job."""
+  return jax.process_index() == 0
+
+
+def warn(message: str) -> None:
+  """Says something on stderr, once for the job."""
+  if is_first():
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def end(message: str, status: int) -> NoReturn:
+  """Ends the process, without a wait for other ones or for threads."""
+  print(message, file=sys.stderr)
+  # Not by the normal exit, where JAX waits for a process that died, and Python
+  # for the threads of a checkpoint that cannot be written.
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)

@@ -1,0 +1,131 @@
+"""The metrics of a seed: to a file of lines, TensorBoard and the terminal."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import progress
+from fsam_optax.experiments.train import job
+from fsam_optax.experiments.train.folder import writing
+
+
+class Journal:
+  """Writes the metrics of a seed, and shows them; a context.
+
+  Each is a line of JSON with the ``batches`` it was written after. Where stdout
+  is a terminal there is a bar besides, and elsewhere a line an epoch. In a
+  process but the first nothing is written.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    epochs: list[dict[str, Any]],
+    *,
+    tensorboard: bool,
+    title: str,
+    total: int,
+    done: int,
+    rows: int,
+  ) -> None:
+    """Opens what is written to, after ``done`` of ``total`` batches.
+
+    Of the file that is there those lines on steps stay that a resumed run will
+    not write again, and those on epochs become the ones of its checkpoint.
+    """
+    self._path, self._shown = folder / "metrics.jsonl", done
+    self._board: Any = None
+    self._bars = progress.Bars()
+    if not job.is_first():
+      return
+    with writing(self._path):
+      folder.mkdir(parents=True, exist_ok=True)
+      lines = [*_steps(self._path, done), *epochs]
+      # A step is written before the epoch that it ends.
+      lines.sort(key=lambda line: (line["batches"], line["kind"] == "epoch"))
+      text = "".join(map(_as_line, lines))
+      files.write(self._path, lambda file: file.write(text.encode()))
+    if tensorboard:
+      import tensorboardX
+
+      self._board = tensorboardX.SummaryWriter(
+        str(folder / "tensorboard"), purge_step=done + 1
+      )
+    speed = lambda steps: f"{steps * rows:,.0f} images/s"
+    self._advance = self._bars.start(title, total, done=done, rate=speed)
+
+  def __enter__(self) -> "Journal":
+    self._bars.__enter__()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._bars.__exit__(*exception)
+    if self._board is not None:
+      self._board.close()
+
+  def write(self, kind: str, line: dict[str, Any]) -> None:
+    """Writes the metrics of one step, or the means of an epoch, at once."""
+    if not job.is_first():
+      return
+    with writing(self._path), self._path.open("a") as file:
+      file.write(_as_line(line))
+    self._advance(line["batches"] - self._shown, short_line(line))
+    self._shown = line["batches"]
+    if kind == "epoch":
+      self._bars.print(epoch_line(line))
+    if self._board is not None:
+      for name, value in line.items():
+        if isinstance(value, (int, float)) and name != "batches":
+          self._board.add_scalar(f"{kind}/{name}", value, line["batches"])
+
+
+def _steps(path: pathlib.Path, batches: int) -> list[dict[str, Any]]:
+  """The lines on steps up to a number of batches, as far as they are whole."""
+  found = []
+  text = path.read_text(errors="replace") if path.is_file() else ""
+  for part in text.splitlines():
+    try:
+      line = json.loads(part)
+      if line["kind"] == "step" and line["batches"] <= batches:
+        found.append(line)
+    except (ValueError, TypeError, KeyError, RecursionError):
+      continue
+  return found
+
+
+def _as_line(line: dict[str, Any]) -> str:
+  return json.dumps(line, allow_nan=False) + "\n"
+
+
+def short_line(line: dict[str, Any]) -> str:
+  """What is shown of a step or an epoch beside a bar."""
+  number = lambda name, form: (
+    "n/a" if line[name] is None else format(line[name], form)
+  )
+  return (
+    f"epoch {line['epoch']:.1f}  loss {number('loss', '.3f')}  accuracy "
+    f"{number('accuracy', '.1f')} %  sharpness {number('sharpness', '.3f')}"
+  )
+
+
+def epoch_line(line: dict[str, Any]) -> str:
+  """One line for a log, on an epoch."""
+  evaluated = next(k for k in line if k.endswith("_accuracy"))
+  text = (
+    f"{short_line(line)}  {evaluated.replace('_', ' ')} {line[evaluated]:.2f} "
+    f"%  {line['images_per_second']:,.0f} images/s, "
+    f"{line['waiting_fraction']:.1%} of the time waiting for data"
+  )
+  if line["skipped"]:
+    text += f"  skipped {line['skipped']} steps that were not finite"
+  return text
+
+
+def finite(numbers: dict[str, Any]) -> dict[str, Any]:
+  """None for what JSON has no number for."""
+  return {
+    name: value if value is not None and math.isfinite(value) else None
+    for name, value in numbers.items()
+  }

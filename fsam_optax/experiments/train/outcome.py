@@ -1,0 +1,104 @@
+"""What a run of ``train`` came to: a summary, a table and the curves."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from fsam_optax.experiments.common import figures
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import optimizers
+from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.train.checkpoints import best
+from fsam_optax.experiments.train.config import Config
+
+Results = dict[int, list[dict[str, Any]]]
+"""One line an epoch, for each seed."""
+
+
+def summary(config: Config, results: Results) -> dict[str, Any]:
+  """The outcome over the seeds, as its JSON holds it.
+
+  It is the evaluated accuracy after the last epoch of each seed, in percent,
+  their mean and its standard error, and which epoch was the best of each.
+  """
+  first = next(iter(results.values()))
+  name = next(k for k in first[-1] if k.endswith("_accuracy"))
+  final = [lines[-1][name] for lines in results.values()]
+  return {
+    "name": config.name,
+    "config": config.by_flag(),
+    "evaluated": name.removesuffix("_accuracy"),
+    "seeds": list(results),
+    "final_accuracy": final,
+    "mean": float(np.mean(final)),
+    "standard_error": statistics.standard_error(final),
+    "best_epoch": [best(lines)["epoch"] for lines in results.values()],
+    "best_checkpoint": [best(lines)["batches"] for lines in results.values()],
+    "versions": files.versions(),
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def table(outcome: dict[str, Any]) -> str:
+  """The outcome for a terminal."""
+  columns = (outcome[x] for x in ("seeds", "final_accuracy", "best_epoch"))
+  rows = [
+    [str(seed), f"{accuracy:.2f}", str(epoch)]
+    for seed, accuracy, epoch in zip(*columns, strict=True)
+  ]
+  rows.append(
+    ["mean", tables.with_error(outcome["mean"], outcome["standard_error"]), ""]
+  )
+  evaluated = outcome["evaluated"]
+  text = tables.table(
+    ["seed", f"{evaluated} accuracy %, last epoch", "best epoch"], rows
+  )
+  if evaluated == "test":
+    text += (
+      "\n\nThe best epoch is that of the test accuracy: a result is the last "
+      "one's. --validation holds rows out to choose by."
+    )
+  return text
+
+
+def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
+  """Draws the epochs of all seeds, each panel over the epochs."""
+  evaluated = outcome["evaluated"]
+  panels: list[tuple[str, dict[str, str]]] = [
+    (
+      "accuracy (%)",
+      {"training": "accuracy", evaluated: f"{evaluated}_accuracy"},
+    ),
+    ("loss", {"training": "loss", evaluated: f"{evaluated}_loss"}),
+    ("sharpness", {"training": "sharpness"}),
+  ]
+  drawing = figures.new(10.8, 3.4)
+  for i, (label, series) in enumerate(panels):
+    axes = drawing.add_subplot(1, len(panels), i + 1)
+    for name, field in series.items():
+      values = np.array(
+        [
+          figures.gaps([line[field] for line in lines])
+          for lines in results.values()
+        ]
+      )
+      epochs = np.arange(1, values.shape[1] + 1)
+      error = np.full(len(epochs), np.nan)
+      if len(values) > 1:
+        error = values.std(0, ddof=1) / np.sqrt(len(values))
+      figures.band(axes, epochs, values.mean(0), error, label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+  seeds = len(results)
+  optimizer = optimizers.label(outcome["config"]["--optimizer"])
+  drawing.suptitle(
+    f"{outcome['name']}, {optimizer}: {seeds} seed"
+    + ("s, mean ± standard error" if seeds > 1 else ""),
+    fontsize="small",
+  )
+  figures.save(drawing, path)

@@ -1,0 +1,61 @@
+"""What ``--dry-run`` prints: the plan, and what a step takes."""
+
+import math
+import time
+
+import jax
+
+from fsam_optax.experiments import data
+from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.settings import Settings
+
+
+def text(settings: Settings, program: Program, images: data.Images) -> str:
+  """A table of what would be run, with XLA's count of its memory and cost."""
+  config = program.config
+  descent, ascent, run = config.descent, config.ascent, settings.run
+  state = program.abstract()
+  parameters = sum(
+    math.prod(x.shape) for x in jax.tree.leaves(state.state.params)
+  )
+  gradients = "1 gradient"
+  if ascent.optimizer != "sgd":
+    gradients = f"{1 + ascent.ascent_fraction:g} gradients"
+  start = time.perf_counter()
+  compiled = program.lower_step(ascends=bool(program.ascends.any())).compile()
+  seconds = time.perf_counter() - start
+  mebi = lambda number: f"{number / 2**20:,.1f} MiB"
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  size = lambda x: math.prod(x.shape) * x.dtype.itemsize
+  whole = mebi(sum(map(size, jax.tree.leaves(state))))
+  flops = compiled.cost_analysis()["flops"]
+  total = flops * program.steps * program.mesh.size
+  parts = descent.num_microbatches
+  loop = f"; a loop's body is counted once, of {parts}" if parts > 1 else ""
+  held_out = config.images.validation
+  lines = {
+    "recipe": f"{config.name}, {ascent.optimizer}",
+    "images": f"{images.name}{'' if settings.data else ', not read'}: "
+    f"{len(images.y_train) - held_out:,} to train on, "
+    f"{held_out or len(images.y_test):,} to evaluate on, of "
+    f"{' x '.join(map(str, program.image))}, {images.classes} classes",
+    "network": f"{config.model}, depth {config.depth}, width {config.width}: "
+    f"{parameters:,} parameters, {config.network.dtype}",
+    "steps": f"{program.steps_an_epoch:,} an epoch, {program.steps:,} in "
+    f"{descent.epochs} epochs, {descent.batch_size} rows and {gradients} a "
+    "step",
+    "learning rate": f"{descent.learning_rate:g}, by a cosine to 0",
+    "devices": f"{program.mesh.size} of "
+    f"{program.mesh.devices.flat[0].device_kind}, {descent.sharding}",
+    "checkpoint": f"{whole}, of which three are kept, in "
+    f"{settings.folder_of(config.name)}",
+    "memory": f"{mebi(temporary)} beside the state of {whole}, a device",
+    "cost": f"{flops / 1e9:,.2f} GFLOP a step and device, "
+    f"{total / 1e15:,.3g} PFLOP in all{loop}",
+    "compiled in": f"{seconds:.0f} s",
+    "seeds": f"{run.first_seed} to {run.first_seed + run.seeds - 1}",
+  }
+  width = max(map(len, lines))
+  table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())
+  flags = " ".join(f"{k} {v}" for k, v in config.by_flag().items())
+  return f"{table}\n\n{flags}\n\nNothing was trained or written."

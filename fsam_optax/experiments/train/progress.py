@@ -1,0 +1,78 @@
+"""How far a seed has come: all the arrays that a checkpoint has to hold."""
+
+from typing import Any, Optional
+
+from flax import struct
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+import fsam_optax
+
+MEANS = (
+  "loss",
+  "accuracy",
+  "perturbed_loss",
+  "sharpness",
+  "gradient_norm",
+  "perturbation_norm",
+)
+
+
+class Progress(struct.PyTreeNode):
+  """The state that is trained, and what is counted beside it.
+
+  Attributes:
+    state: the train state; a skipped step leaves it as it was.
+    batches: number of batches that were taken, shape ``[]``, int32.
+    skipped: steps of this epoch that were skipped, shape ``[]``, int32.
+    skipped_in_a_row: steps up to now, shape ``[]``, int32.
+    sums: of each of :data:`MEANS` in this epoch, and their rows, shape ``[2]``.
+  """
+
+  state: fsam_optax.TrainState
+  batches: jax.Array
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
+  sums: dict[str, jax.Array]
+
+  @classmethod
+  def begin(cls, state: fsam_optax.TrainState, dtype: Any) -> "Progress":
+    """That of a state which has taken no step."""
+    zero = lambda: jnp.zeros([], jnp.int32)
+    sums = {name: jnp.zeros(2, dtype) for name in MEANS}
+    return cls(state, zero(), zero(), zero(), sums)
+
+  def after(
+    self,
+    state: fsam_optax.TrainState,
+    metrics: dict[str, jax.Array],
+    rows: int,
+    steps_an_epoch: int,
+  ) -> "Progress":
+    """The progress after a batch of so many rows, with the step's metrics.
+
+    After so many steps an epoch the sums begin anew.
+    """
+    is_first = self.batches % steps_an_epoch == 0
+    skipped = metrics["skipped"]
+
+    def add(total, value):
+      # Selected, as what a skipped step reports is not finite.
+      new = jnp.where(skipped == 0, jnp.stack([rows * value, rows]), 0)
+      return jnp.where(is_first, 0, total) + new.astype(total.dtype)
+
+    return Progress(
+      state,
+      self.batches + 1,
+      jnp.where(is_first, 0, self.skipped) + skipped,
+      jnp.where(skipped == 0, 0, self.skipped_in_a_row + skipped),
+      {name: add(total, metrics[name]) for name, total in self.sums.items()},
+    )
+
+  def means(self) -> dict[str, Optional[float]]:
+    """The means of the epoch so far, None where every step was skipped."""
+    sums = {name: np.asarray(self.sums[name]).tolist() for name in MEANS}
+    return {
+      name: x / rows if rows else None for name, (x, rows) in sums.items()
+    }

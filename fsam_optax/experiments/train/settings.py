@@ -1,0 +1,297 @@
+"""The flags of ``train``, in the groups that its help shows.
+
+A field is a flag, its line under ``Attributes:`` the flag's help text. A field
+that is None by default is what the recipe, the network or the images say.
+"""
+
+import dataclasses
+import pathlib
+import re
+from typing import Annotated, Any, Literal, Optional
+
+import fsam_optax
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.common import optimizers
+from fsam_optax.experiments.common import values
+from fsam_optax.experiments.data.label_noise import KINDS
+from fsam_optax.experiments.train.paper import RECIPES
+
+MASKS = {
+  "none": None,
+  "exclude_biases_and_norms": fsam_optax.masks.exclude_biases_and_norms,
+  "norms_only": fsam_optax.masks.norms_only,
+}
+
+_WHOLE = values.integer(1, remedy="write a whole number")
+_NATURAL = values.integer(0, remedy="write a whole number")
+_SOME = "write one such as 0.05"
+_NONE = values.default("")
+_Number = Annotated[float, values.number(0, remedy=_SOME)]
+_Positive = Annotated[float, values.number(0, above=True, remedy=_SOME)]
+_Fraction = Annotated[float, values.number(0, 1, remedy=_SOME)]
+_AboveZero = Annotated[float, values.number(0, 1, above=True, remedy=_SOME)]
+_BelowOne = Annotated[float, values.number(0, 1, below=True, remedy=_SOME)]
+_Count = Annotated[int, _WHOLE]
+_Natural = Annotated[int, _NATURAL]
+_NetworksOwn = Annotated[Optional[int], _WHOLE, values.default("the network's")]
+_RGB = "0.5,0.5,0.5"
+_CIFARS = values.default("CIFAR's, or that of the training images")
+_Floats = Optional[tuple[float, ...]]
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def steps_of(text: str, steps_an_epoch: int) -> int:
+  """The number of steps that a flag such as ``--start`` says.
+
+  Examples:
+    >>> steps_of("3000", 390), steps_of("10epochs", 390)
+    (3000, 3900)
+  """
+  match = re.fullmatch(r"(\d{1,9})(epochs?)?", text)
+  if match is None:
+    raise ValueError(
+      "must be a number of steps such as 3000, or of epochs such as 10epochs, "
+      f"got {text!r}"
+    )
+  return int(match[1]) * (steps_an_epoch if match[2] else 1)
+
+
+def _steps(text: str) -> str:
+  steps_of(text, 1)  # Raises where it is none.
+  return text
+
+
+_STEPS = values.value("STEPS", _steps)
+
+
+def by_flag(group: Any) -> dict[str, Any]:
+  """The fields of a dataclass, as ``{"--rho": 0.2, ...}``."""
+  return {
+    f"--{field.name.replace('_', '-')}": getattr(group, field.name)
+    for field in dataclasses.fields(group)
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+  """The perturbation at which the second gradient is taken.
+
+  Attributes:
+    optimizer: who ascends, and along what; sgd does not.
+    rho: radius of the perturbation.
+    sigma: fraction of the average that F-SAM subtracts from the gradient.
+    lmbda: decay of the average.
+    adaptive: measure the radius in the metric of ASAM.
+    eta: added to the weights in that metric.
+    mask: the parameters that are perturbed; none perturbs all.
+    order: take the average before (paper) or after (official) it is used.
+    accumulator_dtype: of the average.
+    ema_gradient: which gradient the average takes in, the first or the second.
+    ascent_fraction: of the rows that the ascent takes.
+    sync_perturbation: ascend along the gradient of all devices and parts of the
+      batch, and not each along its own; BatchNorm then sees the rows of one
+      device alone.
+    every: ascend at one step in so many.
+    start: first step that ascends, or the first epoch as in 10epochs. Batches
+      are counted, from 0, those that were skipped among them.
+    stop: first step, or epoch as in 150epochs, that ascends no more.
+  """
+
+  optimizer: Annotated[str, values.choice(optimizers.NAMES)] = "fsam"
+  rho: _Number = 0.2
+  sigma: _Number = 1.0
+  lmbda: _Fraction = 0.95
+  adaptive: bool = False
+  eta: _Number = 0.0
+  mask: Annotated[str, values.choice(MASKS)] = "none"
+  order: Literal["official", "paper"] = "official"
+  accumulator_dtype: Annotated[
+    Optional[str],
+    values.choice(_DTYPES),
+    values.default("that of the parameters"),
+  ] = None
+  ema_gradient: Literal["ascent", "descent"] = "ascent"
+  ascent_fraction: _AboveZero = 1.0
+  sync_perturbation: bool = True
+  every: _Count = 1
+  start: Annotated[str, _STEPS] = "0"
+  stop: Annotated[Optional[str], _STEPS, values.default("never")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+  """SGD with the second gradient, and the batches that it goes through.
+
+  Attributes:
+    learning_rate: at the first step; a cosine takes it to 0.
+    momentum: of SGD.
+    nesterov: take Nesterov's momentum.
+    weight_decay: coupled, of all parameters.
+    label_smoothing: of the loss that is trained on.
+    epochs: passes over the training rows.
+    batch_size: rows a step, of all devices together; rows that fill no whole
+      batch wait for another epoch.
+    num_microbatches: parts of a batch that go through one at a time, in less
+      memory.
+    skip_nonfinite: leave the parameters as they were at a step whose loss or
+      gradient is not finite.
+    sharding: keep the parameters whole on every device (replicated), or in
+      parts (fsdp).
+  """
+
+  learning_rate: _Positive = 0.05
+  momentum: _BelowOne = 0.9
+  nesterov: bool = False
+  weight_decay: _Number = 1e-3
+  label_smoothing: _BelowOne = 0.0
+  epochs: _Count = 200
+  batch_size: _Count = 128
+  num_microbatches: _Count = 1
+  skip_nonfinite: bool = True
+  sharding: Literal["replicated", "fsdp"] = "replicated"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The network.
+
+  Attributes:
+    model: its kind.
+    depth: layers.
+    width: channels of the first stage; of wide_resnet, the widening factor.
+    dropout: of vgg, before its linear layers.
+    dtype: of the computation; the parameters are float32, or float64 with it.
+  """
+
+  model: Annotated[
+    Optional[str],
+    values.choice(networks.REGISTRY),
+    values.default("the recipe's"),
+  ] = None
+  depth: _NetworksOwn = None
+  width: _NetworksOwn = None
+  dropout: _BelowOne = 0.5
+  dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """The images, their augmentation and their labels.
+
+  Attributes:
+    flip: mirror half of the images.
+    crop_padding: width of the black frame, in pixels, that crops are taken in.
+    cutout: side of the square that is erased, in pixels; 0 is off.
+    cutout_probability: fraction of the images that it is erased in.
+    mean: of each channel in [0, 1].
+    standard_deviation: of each channel in [0, 1].
+    image_size: side to scale the images to, in pixels, if any.
+    label_noise: fraction of the training labels that are replaced.
+    label_noise_kind: each by another class (symmetric), by any class (uniform),
+      or by one that is easily taken for it (asymmetric).
+    validation: training rows to evaluate on in the place of the test rows,
+      which nothing may be chosen by.
+  """
+
+  flip: bool = True
+  crop_padding: _Natural = 4
+  cutout: _Natural = 16
+  cutout_probability: _Fraction = 0.5
+  mean: Annotated[_Floats, values.numbers(_RGB), _CIFARS] = None
+  standard_deviation: Annotated[
+    _Floats, values.numbers(_RGB, above=0), _CIFARS
+  ] = None
+  image_size: Annotated[Optional[int], _WHOLE, _NONE] = None
+  label_noise: _Fraction = 0.0
+  label_noise_kind: Annotated[
+    Optional[str],
+    values.choice(KINDS),
+    values.default("uniform of CIFAR, else symmetric"),
+  ] = None
+  validation: _Natural = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What is run, written and shown; no number of a seed depends on it.
+
+  Attributes:
+    seeds: how many to train, one after the other.
+    first_seed: the least of them.
+    save_every: write a checkpoint after so many steps, besides at the end of
+      each epoch.
+    log_every: write the metrics of a step after so many.
+    evaluation_batch_size: rows that are evaluated at a time.
+    tensorboard: write the metrics for TensorBoard, too.
+  """
+
+  seeds: _Count = 1
+  first_seed: _Natural = 1
+  save_every: Annotated[Optional[int], _WHOLE, values.default("never")] = None
+  log_every: _Count = 50
+  evaluation_batch_size: _Count = 1000
+  tensorboard: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """The devices, and the processes of a job.
+
+  Attributes:
+    cpu_devices: split the CPU into so many devices.
+    distributed: join a job as on a TPU pod.
+    coordinator_address: of process 0.
+    num_processes: of the job.
+    process_id: which of them this is, from 0.
+    timeout: seconds to wait for the other processes at the start.
+  """
+
+  cpu_devices: Annotated[Optional[int], _WHOLE, _NONE] = None
+  distributed: bool = False
+  coordinator_address: Annotated[
+    Optional[str], values.value("HOST:PORT", str), _NONE
+  ] = None
+  num_processes: Annotated[Optional[int], _WHOLE, _NONE] = None
+  process_id: Annotated[Optional[int], _NATURAL, _NONE] = None
+  timeout: _Count = 300
+
+  @property
+  def is_job(self) -> bool:
+    """Whether the flags speak of several processes."""
+    job = (self.coordinator_address, self.num_processes, self.process_id)
+    return self.distributed or job != (None, None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Everything that the command line says.
+
+  Attributes:
+    recipe: a data set and a network of the paper.
+    data: the binary version of the recipe's CIFAR, its .tar.gz or its folder;
+      or a folder of images with train/CLASS/ and test/CLASS/; or an .npz with
+      x_train, y_train, x_test and y_test, whose labels may be numbers, words or
+      one-hot rows; or mnist or digits, the small sets in packages.
+    output: folder of the run, from whose last checkpoint it goes on.
+    dry_run: print the plan, the parameters, the memory and the cost, and end.
+  """
+
+  recipe: Annotated[str, values.choice(RECIPES)] = "cifar100-resnet18"
+  data: Annotated[Optional[str], values.value("PATH", str), _NONE] = None
+  output: Annotated[
+    Optional[pathlib.Path],
+    values.value("DIR", pathlib.Path),
+    values.default("runs/NAME-OPTIMIZER"),
+  ] = None
+  dry_run: bool = False
+  ascent: Ascent = dataclasses.field(default_factory=Ascent)
+  descent: Descent = dataclasses.field(default_factory=Descent)
+  network: Network = dataclasses.field(default_factory=Network)
+  images: Images = dataclasses.field(default_factory=Images)
+  run: Run = dataclasses.field(default_factory=Run)
+  processes: Processes = dataclasses.field(default_factory=Processes)
+
+  def folder_of(self, name: str) -> pathlib.Path:
+    """The folder of a run of this name."""
+    name = re.sub(r"\W+", "-", f"{name}-{self.ascent.optimizer}")
+    return self.output or pathlib.Path("runs") / name.strip("-")

@@ -1,0 +1,72 @@
+"""The signals that tell a run to end, and how it hears them."""
+
+import os
+import signal
+from typing import Any, Optional
+
+import jax
+from jax.experimental import multihost_utils
+
+STATUS: dict[int, int] = {
+  signal.SIGTERM: 0,
+  signal.SIGINT: 130,
+  signal.SIGHUP: 129,
+}
+
+
+class Interrupted(Exception):
+  """A run that was told to end, and has saved.
+
+  Attributes:
+    status: what the process should end with.
+  """
+
+  def __init__(self, message: str, status: int) -> None:
+    super().__init__(message)
+    self.status = status
+
+
+class Interruption:
+  """Takes note of SIGTERM, SIGINT and SIGHUP, for a run to save and end.
+
+  Outside of the context they end the process as always: there is nothing to
+  save. With several processes JAX takes note of SIGTERM, and tells all of them
+  of the step to end at. The other two become that one.
+  """
+
+  def __init__(self) -> None:
+    """Nothing is installed before the context is entered."""
+    self._signal: Optional[int] = None
+    self._before: dict[int, Any] = {}
+    self._steps = 0
+
+  def __enter__(self) -> None:
+    is_job = jax.process_count() > 1
+    for number in STATUS:
+      is_of_jax = is_job and number == signal.SIGTERM
+      # Ignored is what comes under nohup.
+      if not is_of_jax and signal.getsignal(number) != signal.SIG_IGN:
+        self._before[number] = signal.signal(number, self._note)
+
+  def __exit__(self, *exception: object) -> None:
+    while self._before:
+      signal.signal(*self._before.popitem())
+
+  def status(self) -> Optional[int]:
+    """What to end with, or None to go on; to be asked once after each batch."""
+    if jax.process_count() == 1:
+      return None if self._signal is None else STATUS[self._signal]
+    # Every process must end after the same batch, or the others would wait for
+    # its part of a sum: JAX agrees on one among them, by a count that must
+    # never go back, as that of a seed's batches does at the next seed.
+    self._steps += 1
+    if not multihost_utils.reached_preemption_sync_point(self._steps):
+      return None
+    return STATUS[self._signal or signal.SIGTERM]
+
+  def _note(self, number, frame) -> None:
+    del frame
+    self._signal = self._signal or number
+    signal.signal(number, signal.SIG_DFL)  # A second one ends at once.
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)

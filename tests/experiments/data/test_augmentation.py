@@ -1,0 +1,82 @@
+"""The augmentation: a NumPy program's, by draws of the right frequency."""
+
+import jax
+from jax import numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+import numpy_augmentation
+from numpy_augmentation import MEAN
+from numpy_augmentation import STANDARD_DEVIATION
+import pytest
+
+from fsam_optax.experiments.data import augmentation
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    augmentation.Augmentation(),
+    augmentation.Augmentation(cutout_probability=1.0, cutout=7),
+    augmentation.Augmentation(flip=False, crop_padding=0),
+    augmentation.Augmentation(cutout=0, cutout_probability=0.0),
+  ],
+  ids=["paper", "always cut", "cut only", "no cut"],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_augmentation_is_that_of_a_plain_numpy_program(options, dtype):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (24, 32, 32, 3)).astype(dtype)
+  draws = augmentation.draw(options, jax.random.key(1), images.shape)
+  found = jax.jit(
+    lambda draws, images: augmentation.augment(
+      options, draws, images, MEAN, STANDARD_DEVIATION
+    )
+  )(draws, images)
+  assert found.dtype == jnp.float32
+  expected = numpy_augmentation.augment(
+    options, jax.tree.map(np.asarray, draws), images, MEAN, STANDARD_DEVIATION
+  )
+  np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_draws_have_the_frequencies_of_the_recipe():
+  rows = 40_000
+  draws = augmentation.draw(
+    augmentation.Augmentation(), jax.random.key(0), (rows, 32, 32, 3)
+  )
+  four_errors = 4 * 0.5 / rows**0.5
+  assert abs(draws.is_flipped.mean() - 0.5) < four_errors
+  assert abs(draws.is_cut.mean() - 0.5) < four_errors
+  for drawn, low, high in ((draws.offset, 0, 9), (draws.corner, -8, 24)):
+    for axis in range(2):
+      counts = np.bincount(np.asarray(drawn[:, axis]) - low)
+      expected = rows / (high - low)
+      assert len(counts) == high - low
+      # The mean of this sum is one less than the values, as chi square's is.
+      chi_square = ((counts - expected) ** 2 / expected).sum()
+      assert chi_square < (high - low) + 5 * (2 * (high - low)) ** 0.5
+  assert abs(np.corrcoef(draws.offset.T)[0, 1]) < 4 / rows**0.5
+
+
+def test_draws_do_not_depend_on_the_devices():
+  mesh = jax.make_mesh(
+    (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  images = np.random.default_rng(0).integers(
+    0, 256, (16, 32, 32, 3), dtype=np.uint8
+  )
+  options = augmentation.Augmentation()
+
+  @jax.jit
+  def augment(images):
+    draws = augmentation.draw(options, jax.random.key(3), images.shape)
+    return draws, augmentation.augment(
+      options, draws, images, MEAN, STANDARD_DEVIATION
+    )
+
+  one = augment(images)
+  many = augment(
+    jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch")))
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, many)

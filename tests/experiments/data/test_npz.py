@@ -1,0 +1,248 @@
+"""A user's own arrays in an .npz."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from fsam_optax.experiments import data
+from fsam_optax.experiments.data import npz
+
+
+def save(path, **changes):
+  """Images of 8 x 8, ten to train on and four to test on, of two classes."""
+  rng = np.random.default_rng(0)
+  arrays = {
+    "x_train": rng.integers(0, 256, (10, 8, 8), np.uint8),
+    "y_train": np.arange(10) % 2,
+    "x_test": rng.integers(0, 256, (4, 8, 8), np.uint8),
+    "y_test": np.arange(4) % 2,
+    **changes,
+  }
+  arrays = {name: x for name, x in arrays.items() if x is not None}
+  np.savez(path, allow_pickle=True, **arrays)
+  return arrays
+
+
+def refuse(path, message):
+  with pytest.raises(data.DataError, match=message) as error:
+    data.load(str(path))
+  assert str(error.value).isprintable()
+
+
+ROWS = np.random.default_rng(0).normal(size=(14, 5))
+TRAIN, TEST = np.arange(10) % 2, np.arange(4) % 2
+SOFT = np.array([[0.2, 0.8], [1, 0]])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"y_test": None}, "it holds y_test 0 times"),
+    ({"x_train": np.array([{}] * 10)}, "Object arrays cannot be loaded"),
+    ({"x_train": ROWS[:10] + 1j}, "integer or floating dtype"),
+    ({"x_train": ROWS[:10].astype(str)}, "integer or floating dtype"),
+    ({"x_train": ROWS[:10, 0]}, "`x_train` must have the shape"),
+    ({"x_train": ROWS[:0]}, "`x_train` must have the shape"),
+    ({"x_train": ROWS[:8], "x_test": ROWS[10:]}, r"a row, shape \[8\]"),
+    ({"x_train": 0 * ROWS[:10], "x_test": ROWS[10:]}, "must not be constant"),
+    ({"x_test": ROWS[10:]}, "must have rows of the shape"),
+    ({"x_test": np.zeros((4, 8, 8), np.float32)}, "the dtype of `x_train`"),
+    (
+      {"x_train": ROWS[:10], "x_test": np.full((4, 5), np.nan)},
+      "`x_test` must be finite in float32, got 20 values",
+    ),
+    ({"y_train": TRAIN.astype(float)}, "must hold integer labels"),
+    ({"y_train": TRAIN.reshape(2, 5)}, "exactly one 1"),
+    ({"y_train": TRAIN[:, None]}, "one label a row"),
+    ({"y_test": TEST[0]}, "one label a row"),
+    ({"y_test": TEST.astype("M8[s]")}, "datetime64"),
+    ({"y_train": TRAIN - 1}, "labels from 0 to below .*, got -1"),
+    ({"y_test": TEST + 2**40}, r"labels from 0 to below 2\*\*31"),
+    ({"y_train": 5 * TRAIN}, "every label from 0"),
+    ({"y_train": 0 * TRAIN}, "two classes at least"),
+    ({"y_test": TEST + 9}, "occur in `y_train`, 0 to 1, got 10"),
+    ({"y_train": np.eye(2)[TRAIN], "y_test": np.tile(SOFT, (2, 1))},
+     r"exactly one 1.*got \[0\.2, 0\.8\] at the start of row 0.*argmax"),
+    ({"y_train": np.eye(2)[TRAIN], "y_test": np.zeros((4, 2))}, "exactly one"),
+    ({"y_train": np.eye(2)[TRAIN], "y_test": np.eye(3)[TEST]},
+     "must have the 2 columns of `y_train`, got 3"),
+    ({"y_train": np.eye(3)[TRAIN], "y_test": np.eye(3)[TEST]},
+     "2 distinct labels up to 2"),
+    ({"y_train": np.array(["a", "b"] * 5)}, "hold words where the other"),
+    ({"y_train": np.array(["a", "b"] * 5), "y_test": np.array(["c"] * 4)},
+     "occur in .*, got 'c'"),
+    ({"y_train": np.array([b"\xff", b"a"] * 5), "y_test": np.array([b"a"] * 4)},
+     "words in UTF-8"),
+  ],
+)  # fmt: skip
+def test_arrays_that_are_not_what_they_must_be_are_refused(
+  tmp_path, changes, message
+):
+  path = tmp_path / "bad.npz"
+  save(path, **changes)
+  refuse(path, message)
+
+
+def test_files_that_hold_no_arrays_are_refused(tmp_path):
+  path = tmp_path / "a\x1b[2Jb\n.npz"
+  for content in (b"", b"not an archive", b"PK\x03\x04xx"):
+    path.write_bytes(content)
+    refuse(path, r"must be an archive of the arrays.*a\\x1b\[2Jb\\n")
+  with path.open("wb") as file:
+    np.save(file, np.zeros(3))
+  refuse(path, "one array, an .npy")
+  os.mkfifo(tmp_path / "pipe.npz")
+  refuse(tmp_path / "pipe.npz", "there is no such file")
+  refuse(tmp_path / "none.npz", "there is no such file")
+
+
+def test_images_keep_their_pixels_and_their_dtype(tmp_path):
+  path = tmp_path / "images.npz"
+  arrays = save(path)
+  images = npz.load(str(path))
+  assert images.image_shape == (8, 8, 1)
+  assert images.x_train.dtype == np.uint8
+  np.testing.assert_array_equal(images.x_train[..., 0], arrays["x_train"])
+  np.testing.assert_array_equal(images.x_test[..., 0], arrays["x_test"])
+  x = np.arange(640).reshape(10, 8, 8)
+  save(path, x_train=x, x_test=x[:4])
+  images = npz.load(str(path))
+  assert images.x_train.dtype == np.float32
+  np.testing.assert_array_equal(images.x_train[..., 0], x)
+
+
+@pytest.mark.parametrize(
+  "x",
+  [
+    1e9 + ROWS,
+    2**30 + np.arange(70).reshape(14, 5),
+    *(np.array(9 * ROWS, dtype) for dtype in (">f4", "<f2", ">i8", "i1")),
+    np.array(ROWS, order="F"),
+  ],
+  ids=["wide", "whole", ">f4", "<f2", ">i8", "i1", "fortran"],
+)
+def test_every_number_is_held_exactly(tmp_path, x):
+  path = tmp_path / "order.npz"
+  save(path, x_train=x[:10], x_test=x[10:])
+  images = npz.load(str(path))
+  assert images.image_shape is None
+  np.testing.assert_array_equal(images.x_train, x[:10])
+  np.testing.assert_array_equal(images.x_test, x[10:])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_that_come_first_are_put_last(tmp_path, channels):
+  path = tmp_path / "first.npz"
+  rng = np.random.default_rng(0)
+  draw = lambda rows: rng.integers(0, 256, (rows, channels, 8, 6), np.uint8)
+  arrays = save(path, x_train=draw(10), x_test=draw(4))
+  images = npz.load(str(path))
+  assert images.image_shape == (8, 6, channels)
+  for row, place in ((0, (2, 5)), (9, (7, 1))):
+    np.testing.assert_array_equal(
+      images.x_train[row][place], arrays["x_train"][row, :, *place]
+    )
+  (note,) = images.notes
+  assert f"as 8 x 6 x {channels}, channels last" in note
+  # The other order is as it was, and says nothing.
+  turn = lambda name: np.moveaxis(arrays[name], 1, 3)
+  save(path, x_train=turn("x_train"), x_test=turn("x_test"))
+  last = npz.load(str(path))
+  assert not last.notes
+  assert last.fingerprint() == images.fingerprint()
+
+
+@pytest.mark.parametrize(
+  "shape", [(3, 8, 3), (1, 8, 1), (3, 8, 1), (1, 1, 3), (4, 8, 8), (2, 9, 9)]
+)
+def test_channels_that_may_be_first_or_last_are_refused(tmp_path, shape):
+  path = tmp_path / "either.npz"
+  save(path, x_train=np.ones((10, *shape)) * np.arange(10).reshape(-1, 1, 1, 1),
+       x_test=np.ones((4, *shape)))  # fmt: skip
+  refuse(path, r"first or last.*x\.transpose\(0, 2, 3, 1\)")
+
+
+def test_an_image_size_is_never_passed_over(tmp_path):
+  path = tmp_path / "images.npz"
+  arrays = save(path)
+  half = npz.load(str(path), image_size=4)
+  assert half.image_shape == (4, 4, 1)
+  np.testing.assert_allclose(
+    half.x_train[3, 1, 2, 0], arrays["x_train"][3, 2:4, 4:6].mean(), rtol=1e-6
+  )
+  for size in (3, 16):
+    with pytest.raises(data.DataError, match=f"--image-size {size} divides"):
+      npz.load(str(path), image_size=size)
+  save(path, x_train=ROWS[:10], x_test=ROWS[10:])
+  with pytest.raises(data.DataError, match=r"rows of shape \[5\]"):
+    npz.load(str(path), image_size=2)
+
+
+@pytest.mark.parametrize("dtype", ["U", "S", ">U7"])
+def test_words_are_numbered_in_sorted_order(tmp_path, dtype):
+  path = tmp_path / "a.npz"
+  save(
+    path,
+    y_train=np.array(["owl", "cat", "dog", "cat", "a\x1b"] * 2, dtype),
+    y_test=np.array(["dog", "owl"] * 2, dtype),
+  )
+  images = npz.load(str(path))
+  np.testing.assert_array_equal(images.y_train, [3, 1, 2, 1, 0] * 2)
+  np.testing.assert_array_equal(images.y_test, [2, 3] * 2)
+  assert (images.y_train.dtype, images.classes) == (np.int32, 4)
+  assert images.notes == (
+    "the labels are words, numbered in sorted order: 0 'a\\x1b', 1 'cat', 2 "
+    "'dog', 3 'owl'",
+  )
+
+
+def test_many_words_are_named_by_the_first_and_the_last(tmp_path):
+  words = np.array([f"w{i:02}" for i in range(10)])
+  save(tmp_path / "a.npz", y_train=words, y_test=words[:4])
+  (note,) = npz.load(str(tmp_path / "a.npz")).notes
+  assert note.endswith("3 'w03', and so on to 9 'w09'")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_one_hot_rows_are_the_place_of_their_one(tmp_path, dtype):
+  path = tmp_path / "a.npz"
+  places = np.array([2, 0, 1, 0, 1] * 2)
+  one_hot = np.eye(3, dtype=dtype)
+  save(path, y_train=one_hot[places], y_test=np.eye(3)[[1, 2, 0, 0]])
+  images = npz.load(str(path))
+  np.testing.assert_array_equal(images.y_train, places)
+  np.testing.assert_array_equal(images.y_test, [1, 2, 0, 0])
+  assert images.classes == 3
+
+
+def test_an_array_that_is_there_twice_is_refused(tmp_path):
+  path = tmp_path / "twice.npz"
+  save(path)
+  with (
+    zipfile.ZipFile(path, "a") as archive,
+    pytest.warns(UserWarning, match="Duplicate name"),
+  ):
+    archive.writestr("y_test.npy", archive.read("y_test.npy"))
+  refuse(path, "it holds y_test 2 times")
+
+
+@pytest.mark.parametrize("method", [0, 8, 12, 14])
+def test_damage_inside_of_an_array_is_found(tmp_path, method):
+  """By the checksum of the archive, whatever it is packed by."""
+  path = tmp_path / "packed.npz"
+  arrays = save(path)
+  with zipfile.ZipFile(path, "w", method) as archive:
+    for name, array in arrays.items():
+      content = io.BytesIO()
+      np.save(content, array)
+      archive.writestr(f"{name}.npy", content.getvalue())
+  np.testing.assert_array_equal(
+    npz.load(str(path)).x_train[..., 0], arrays["x_train"]
+  )
+  content = bytearray(path.read_bytes())
+  content[content.index(b"x_train.npy") + 400] ^= 0x10
+  path.write_bytes(content)
+  refuse(path, "cannot be read as one")

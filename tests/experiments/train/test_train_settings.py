@@ -1,0 +1,244 @@
+"""The flags of ``train``: what they leave open, and what is refused."""
+
+import dataclasses
+import json
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+from small_program import images_of
+from small_program import network_of
+from small_program import settings_of
+
+from fsam_optax.__main__ import main
+from fsam_optax.experiments.common import flags as common_flags
+from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.data import images as images_lib
+from fsam_optax.experiments.train import rows
+from fsam_optax.experiments.train import settings as settings_lib
+from fsam_optax.experiments.train.config import config_of
+
+
+def parse(*words):
+  return common_flags.parse(
+    settings_lib.Settings, words, program="train", description="Train."
+  )
+
+
+def by_flag(*words):
+  return config_of(parse(*words), images_of(128, 32)).by_flag()
+
+
+def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
+  found = by_flag()
+  assert [found[x] for x in ("--model", "--depth", "--width")] == (
+    ["resnet", 18, 64]
+  )
+  assert found.items() >= settings_lib.by_flag(settings_lib.Descent()).items()
+  found = by_flag("--recipe=cifar100-wrn28x10", "--rho=0.1", "--no-flip")
+  assert [found[x] for x in ("--model", "--depth", "--width")] == (
+    ["wide_resnet", 28, 10]
+  )
+  ascent = settings_lib.by_flag(settings_lib.Ascent(rho=0.1))
+  assert found.items() >= ascent.items()
+  assert not found["--flip"]
+  assert None not in [found[x] for x in ("--mean", "--label-noise-kind")]
+
+
+def test_every_option_of_the_step_is_a_flag(capsys):
+  with pytest.raises(SystemExit) as ended:
+    main(["train", "--help"])
+  assert ended.value.code == 0
+  printed = capsys.readouterr().out
+  assert max(map(len, printed.splitlines())) <= 80
+  for option in (
+    *("sync_perturbation", "ema_gradient", "num_microbatches"),
+    *("ascent_fraction", "every", "start", "stop", "skip_nonfinite"),
+    *("adaptive", "mask", "order", "accumulator_dtype", "eta"),
+  ):
+    assert f"--{option.replace('_', '-')}" in by_flag()
+  for flag in by_flag():
+    assert f" {flag}" in printed
+
+
+def error_of(capsys, *words):
+  with pytest.raises(SystemExit) as error:
+    main(["train", *words])
+  assert error.value.code == 2
+  printed = capsys.readouterr().err
+  assert printed.count("\n") == 1, printed
+  return printed
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    ("", "--data: must be given: the path of cifar-100-binary.tar.gz"),
+    ("--depth=12", "--depth: must be 8 n + 2, such as 10 or 18, for resnet"),
+    ("--model=vgg --depth=12", "--depth: must be one of 11, 13, 16, 19"),
+    ("--learning-rate=0", "--learning-rate: must be a finite number above 0"),
+    ("--learning-rate=1e39", "--learning-rate: must be finite in float32"),
+    ("--learning-rate=1e-46", "--learning-rate: must be finite in float32"),
+    ("--rho=1e-300", "--rho: must be finite in float32 and not too small"),
+    ("--ascent-fraction=0", "--ascent-fraction: must be a number in (0, 1]"),
+    ("--rho=-1", "--rho: must be a finite number, 0 or more, got '-1'"),
+    ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
+    ("--mean=a,b", "--mean: must be finite numbers with commas between"),
+    ("--standard-deviation=0", "--standard-deviation: must be numbers above 0"),
+    ("--standard-deviation=1e-300", "with commas between, that float32 holds"),
+    ("--optimizer=adam", "--optimizer: must be one of sgd, sam, fsam, got"),
+    ("--mask=heads", "--mask: must be one of none, exclude_biases_and_norms"),
+    ("--start=5%", "--start: must be a number of steps such as 3000, or of"),
+    ("--nesterov --momentum=0", "--nesterov: must have a --momentum"),
+    ("--eta=0.1", "--eta: must have --adaptive"),
+    ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
+    ("--accumulator-dtype=float64", "must have --dtype float64 to be float64"),
+    ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
+    (
+      "--coordinator-address=host --num-processes=2 --process-id=0",
+      "--coordinator-address: must be a host and a port such as",
+    ),
+    (
+      "--coordinator-address=host:1 --num-processes=2",
+      "--coordinator-address: must come with --num-processes and --process-id",
+    ),
+    (
+      "--coordinator-address=host:1 --num-processes=2 --process-id=2",
+      "--process-id: must be below --num-processes, 2, got 2. Count from 0",
+    ),
+    ("--data=digits --mean=1,2,3", "--mean: must be one number, or one for ea"),
+    ("--data=digits --model=vgg", "--model: vgg must have images of 32 x 32"),
+    ("--data=digits --validation=1297", "--validation: must be at most 1296"),
+    ("--data=digits --batch-size=1298", "--batch-size: must be at most 1297"),
+    ("--data=digits --crop-padding=8", "--crop-padding: must be at most 7"),
+    ("--data=digits --batch-size=20", "--batch-size: must split evenly over 8"),
+    ("--data=no.npz", "--data: must be an archive of the arrays"),
+    ("--data=no", "--data: must be one of"),
+  ],
+)
+def test_a_bad_flag_is_named_with_the_remedy(words, message, capsys, tmp_path):
+  output = tmp_path / "run"
+  assert message in error_of(capsys, f"--output={output}", *words.split())
+  assert not (output / "seed-1").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
+  output = tmp_path / "run"
+  main(
+    [
+      *("train", "--recipe=cifar10-resnet18", "--dry-run"),
+      *(f"--output={output}", "--model=cnn", "--width=4", "--epochs=20"),
+    ]
+  )
+  printed = capsys.readouterr().out
+  assert "cifar10, not read: 50,000 to train on, 10,000 to evaluate" in printed
+  network = network_of("cnn", 10, width=4)
+  variables = jax.eval_shape(
+    lambda: network.init(
+      jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+    )
+  )
+  count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+  assert f"depth 2, width 4: {count:,} parameters, float32" in printed
+  assert "390 an epoch, 7,800 in 20 epochs, 128 rows and 2 gradients" in printed
+  assert "--rho 0.2 --sigma 1.0 --lmbda 0.95" in printed
+  for name in ("memory", "cost"):
+    (line,) = (x for x in printed.splitlines() if x.startswith(name))
+    assert float(line.split()[1].replace(",", "")) > 0
+  assert not output.exists()
+
+
+def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
+  """In this process, on 8 devices."""
+  main(
+    [
+      *("train", "--data=digits", f"--output={tmp_path}", "--tensorboard"),
+      *("--model=cnn", "--batch-size=64", "--no-flip", "--cutout=0"),
+      *("--crop-padding=0", "--epochs=3", "--log-every=7", "--rho=0.05"),
+      "--validation=97",
+    ]
+  )
+  printed = capsys.readouterr().out
+  assert "on 8 devices" in printed
+  assert "validation accuracy" in printed
+  assert "waiting for data" in printed
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert summary["name"] == "digits, cnn"
+  assert summary["evaluated"] == "validation"
+  assert summary["standard_error"] is None
+  assert summary["mean"] > 60  # Of ten classes.
+  assert list((tmp_path / "seed-1" / "tensorboard").iterdir())
+
+
+def test_label_noise_is_exact_but_for_the_authors_own_data():
+  options = {"model": "mlp", "validation": 97, "crop_padding": 1}
+  load = lambda **more: rows.load(
+    dataclasses.replace(settings_of(**options, **more), data="digits")
+  )
+  images, config = load(label_noise=0.4)
+  assert config.label_noise_kind == "symmetric"
+  noisy, clean = rows.rows_of(images, config, 1), rows.rows_of(*load(), 1)
+  assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
+  np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
+  for recipe in settings_lib.RECIPES:
+    settings = dataclasses.replace(settings_of(), recipe=recipe)
+    assert rows.unread(settings)[1].label_noise_kind == "uniform"
+
+
+# The means and deviations that the images are normalized by.
+
+
+def load(path, x, dtype="float32", image_size=None):
+  """The images of a file whose first four rows are those of the test."""
+  y = np.arange(len(x)) % 2
+  np.savez(path, x_train=x[4:], y_train=y[4:], x_test=x[:4], y_test=y[:4])
+  settings = settings_of(
+    dtype=dtype, image_size=image_size, batch_size=8, model="mlp"
+  )
+  return rows.load(dataclasses.replace(settings, data=str(path)))
+
+
+def test_moments_are_measured_in_float64_and_notes_are_said(tmp_path, capsys):
+  x = 1e4 + np.random.default_rng(0).normal(size=(40, 3, 32, 32))
+  images, config = load(tmp_path / "a.npz", x)
+  assert images.x_train.dtype == images.x_test.dtype == np.float32
+  mean, deviation = x[4:].mean((0, 2, 3)), x[4:].std((0, 2, 3))
+  np.testing.assert_allclose(config.mean, mean, rtol=1e-12)
+  np.testing.assert_allclose(config.standard_deviation, deviation, rtol=1e-9)
+  assert "as 32 x 32 x 3, channels last" in capsys.readouterr().err
+
+
+def test_what_float32_would_round_away_is_refused(tmp_path):
+  x = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+  x[..., 1] += 1e9
+  with pytest.raises(FlagError, match=r"--data: .*in channel 1\. Subtract"):
+    load(tmp_path / "a.npz", x)
+  images, _ = load(tmp_path / "a.npz", x, "float64")
+  assert images.x_train.dtype == np.float64
+
+
+def test_no_constant_channel_is_divided_by_0(tmp_path):
+  x = np.random.default_rng(0).normal(size=(21, 32, 32, 3))
+  x[..., 2] = 0.1
+  _, config = load(tmp_path / "a.npz", x)
+  assert config.standard_deviation[2] == 1
+  assert config.mean[2] == 0.1
+
+
+def test_whole_numbers_are_measured_a_part_at_a_time(tmp_path, monkeypatch):
+  x = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), np.uint8)
+  monkeypatch.setattr(images_lib, "_VALUES_AT_A_TIME", 5 * 3072)
+  _, config = load(tmp_path / "a.npz", x)
+  normal = x[4:].astype(np.float64) / 255
+  mean, deviation = normal.mean((0, 1, 2)), normal.std((0, 1, 2))
+  np.testing.assert_allclose(config.mean, mean, rtol=1e-12)
+  np.testing.assert_allclose(config.standard_deviation, deviation, rtol=1e-12)
+
+
+def test_smaller_images_keep_their_unit(tmp_path):
+  x = np.random.default_rng(0).integers(0, 256, (21, 64, 64, 3), np.uint8)
+  images, config = load(tmp_path / "a.npz", x, image_size=32)
+  blocks = x[4:].reshape(17, 32, 2, 32, 2, 3).mean((2, 4)) / 255
+  np.testing.assert_allclose(images.x_train, blocks, atol=1e-7)
+  np.testing.assert_allclose(config.mean, blocks.mean((0, 1, 2)), rtol=1e-6)
