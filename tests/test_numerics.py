@@ -70,6 +70,7 @@ def epsilon_of(dtype):
 # A zero direction.
 
 
+@pytest.mark.device
 @orders
 @adaptivities
 def test_a_zero_gradient_is_no_perturbation(dtype, order, adaptive):
@@ -83,6 +84,7 @@ def test_a_zero_gradient_is_no_perturbation(dtype, order, adaptive):
   assert state[1].perturbation_norm == 0
 
 
+@pytest.mark.device
 def test_a_direction_that_cancels_is_no_perturbation(dtype):
   params, (gradient, _) = parameters(dtype), gradients(dtype)
   perturbation = friendly_perturbation(0.1)
@@ -127,6 +129,7 @@ def poisoned(gradient, value):
   return {**gradient, "bias": gradient["bias"].at[1].set(value)}
 
 
+@pytest.mark.device
 @orders
 @adaptivities
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -213,6 +216,7 @@ def huge(dtype):
   return float(jnp.finfo(wide).max) / 4
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("name", ["bfloat16", "float32", "float64"])
 def test_a_gradient_whose_norm_overflows_is_treated_as_not_finite(name):
   with enable_x64(name == "float64"):

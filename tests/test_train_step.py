@@ -388,6 +388,7 @@ def fragile_step(platform):
   return fsam_optax.make_train_step(fragile_loss)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("site", SITES)
 def test_a_step_that_is_not_finite_changes_no_bit_of_the_state(
