@@ -99,7 +99,7 @@ def x64():
 
 @pytest.fixture
 def widest(device):
-  """The dtype that formulas are held in: of a device, the one it computes in."""
+  """The dtype that formulas are held in; of a device, what it computes in."""
   with enable_x64(device is None):
     yield jnp.dtype("float64" if device is None else "float32")
 

@@ -104,7 +104,7 @@ def weights_of(model):
 
 
 def _nnx_loop(model, optimizer, pass_and_update, state_of_ascent):
-  graphdef, state = nnx.split((model, optimizer))
+  graphdef = nnx.graphdef((model, optimizer))
 
   def carry_of(model, optimizer):
     is_state = lambda x: isinstance(x, nnx.State)

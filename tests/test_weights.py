@@ -1,6 +1,8 @@
 """Masked means: a loss over ragged rows is the mean over all their tokens."""
 
 import chex
+import faces
+from faces import state_of
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -48,15 +50,11 @@ def whole_batch(params, batch):
 
 def by_hand(batch, steps=3):
   """F-SAM on the whole batch, from jax.grad and the perturbation alone."""
-  params, state = PARAMS, PERTURBATION.init(PARAMS)
-  for _ in range(steps):
-    gradient = jax.grad(whole_batch)(params, batch)
-    epsilon, state = PERTURBATION.update(gradient, state, params)
-    perturbed = optax.apply_updates(params, epsilon)
-    loss = whole_batch(params, batch)
-    gradient = jax.grad(whole_batch)(perturbed, batch)
-    params = jax.tree.map(lambda w, g: w - 0.1 * g, params, gradient)
-  return params, loss, whole_batch(perturbed, batch)
+  batches = jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
+  (params, *_), seen = faces.train(
+    faces.chain, whole_batch, PARAMS, batches, optax.sgd(0.1), PERTURBATION
+  )
+  return params, seen.loss[-1], seen.perturbed_loss[-1]
 
 
 def run(fn, batch, steps=3):
@@ -143,9 +141,7 @@ def test_the_train_step_reports_means_over_all_tokens(batch, axis):
   )
   if axis == "replicas":
     step = fsam_optax.sharding.group_step(step, 4)
-  state = fsam_optax.TrainState.create(
-    apply_fn=None, params=PARAMS, tx=optax.sgd(0.1), perturbation=PERTURBATION
-  )
+  state = state_of(PARAMS, PERTURBATION)
   step = jax.jit(step)
   sizes = np.abs(np.asarray(errors(PARAMS, batch)))
   for t in range(3):
@@ -172,19 +168,3 @@ def test_a_batch_of_padding_alone_moves_nothing(batch):
   params, loss, aux, info = run(fn, padding)
   chex.assert_trees_all_equal(params, PARAMS)
   assert loss == aux["tokens"] == info.perturbation_norm == 0
-
-
-@pytest.mark.parametrize(
-  ("aux", "got"),
-  [({}, "nothing"), ({"tokens": jnp.ones(2)}, r"float32\[2\]"), (1.0, "noth")],
-  ids=["missing", "per row", "no dict"],
-)
-def test_a_weight_that_is_none_is_named(batch, aux, got):
-  fn = fsam_optax.value_and_grad(
-    lambda params, batch: (whole_batch(params, batch), aux),
-    PERTURBATION,
-    has_aux=True,
-    weight="tokens",
-  )
-  with pytest.raises(TypeError, match=f"weight 'tokens'.*got {got}"):
-    fn(PARAMS, PERTURBATION.init(PARAMS), batch)
