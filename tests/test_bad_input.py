@@ -242,6 +242,8 @@ CASES = [
    lambda: passes(lambda p, b: (loss(p, b), 1.0), has_aux=True,
                   weight="tokens")),
   # Axes, meshes and groups.
+  ("unbound_axis_of_a_link", ValueError, "`axis_name` must be an axis",
+   lambda: chain(tx=fsam_optax.fsam(axis_name="batch"), grad_fn=grad_fn)),
   ("unbound_axis", ValueError, r"`axis_name`.* got 'batch'.*Wrap",
    lambda: step(axis_name="batch")),
   ("axis_of_a_number", TypeError, "`axis_name` must be the name",

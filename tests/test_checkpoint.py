@@ -238,11 +238,10 @@ def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
   kernel = restored.perturbation_state[0].ema["hidden"]["kernel"]
   assert kernel.addressable_shards[0].data.shape == (1, 8)
 
-  # From eight devices to eight, and on: the unbroken run there, bit for bit.
+  # The unbroken run goes on there, bit for bit, and back to one.
   save(tmp_path / "eight", restored)
   again = restore(tmp_path / "eight", target)
   assert_same_bits(train(train_step, again, 2), train(train_step, restored, 2))
-  # And back to one.
   one = restore(tmp_path / "eight", make_state())
   assert_same_bits(one, state)
   assert one.params["output"].sharding == state.params["output"].sharding

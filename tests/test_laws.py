@@ -1,7 +1,6 @@
 """What F-SAM is, law by law; each test is named after the law it checks."""
 
 from by_hand import assert_near
-from by_hand import flat
 import chex
 from faces import FACES
 from faces import state_of
@@ -513,14 +512,6 @@ def test_a_linear_loss_rises_by_rho_times_its_gradient():
   np.testing.assert_array_equal(grads, slope)
 
 
-def test_schedules_at_a_constant_are_the_constant(problem):
-  hyperparameters = (0.1, 0.9, 0.8)
-  schedules = map(optax.constant_schedule, hyperparameters)
-  found = trained(problem, "chain", SGD, friendly_perturbation(*schedules))
-  constant = friendly_perturbation(*hyperparameters)
-  assert_near(found, trained(problem, "chain", SGD, constant), CANCELLATION)
-
-
 OPTIONS = {
   "micro-batches": {"num_microbatches": 4},
   "each alone": {"num_microbatches": 4, "sync_perturbation": False},
@@ -574,11 +565,3 @@ def test_eight_devices_equal_one(problem):
     for x in (spread, problem)
   )
   assert_near(found, expected, CANCELLATION)
-
-
-def test_flat_is_what_the_comparisons_go_by():
-  """They can fail: a difference in one element of one leaf is found."""
-  tree = {"a": jnp.ones(3), "b": jnp.zeros((2, 2))}
-  assert flat(tree).tolist() == [1, 1, 1, 0, 0, 0, 0]
-  with pytest.raises(AssertionError):
-    assert_near(tree, {**tree, "a": tree["a"].at[1].set(1.001)}, CANCELLATION)

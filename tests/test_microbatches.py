@@ -84,14 +84,6 @@ def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-def test_one_step_updates_the_average_and_the_schedules_once(problem):
-  params, batch = problem
-  perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation, num_microbatches=PARTS)
-  _, _, state, _ = fn(params, perturbation.init(params), batch)
-  assert [int(s.count) for s in state] == [1, 1]
-
-
 def test_local_micro_batches_each_ascend_along_their_own_gradient(problem):
   params, batch = problem
   perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)

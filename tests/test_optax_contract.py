@@ -285,15 +285,3 @@ def test_every_parameter_of_a_factory_has_a_name(factory):
       parameter.POSITIONAL_OR_KEYWORD,
       parameter.KEYWORD_ONLY,
     )
-
-
-def test_learning_rate_schedules_behind_it_are_the_constant():
-  params, _, loss_fn = parabola()
-  run = lambda rate: converge(
-    optax.chain(fsam_optax.fsam(), optax.sgd(rate)),
-    [(params, None, loss_fn)],
-    lengths=10,
-  )
-  chex.assert_trees_all_close(
-    run(1e-2), run(optax.constant_schedule(1e-2)), rtol=1e-6
-  )

@@ -132,8 +132,13 @@ ALIASING = {
 }
 
 
-@pytest.mark.parametrize("placed", [False, True], ids=["one", "eight"])
-@pytest.mark.parametrize("name", [*ALIASING, "field", "model state"])
+@pytest.mark.parametrize(
+  ("name", "placed"),
+  [
+    *((name, False) for name in (*ALIASING, "field", "model state")),
+    *((name, True) for name in ("prodigy", "field")),
+  ],
+)
 def test_no_buffer_is_donated_twice(problem, name, placed):
   tx = ALIASING.get(name, lambda: optax.sgd(RATE))()
   params = jax.tree.map(jnp.copy, problem.params)

@@ -174,47 +174,6 @@ def test_what_is_no_array_reaches_the_loss_and_comes_back(problem):
   assert aux == {"flag": "flag", "rows": 8}
 
 
-def test_runs_map_over_seeds(problem):
-  """Every seed has its parameters, state, batch and radius."""
-
-  def run(rho, params, batch):
-    perturbation = fsam_optax.friendly_perturbation(rho)
-    fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
-    return fn(params, perturbation.init(params), batch)
-
-  rhos = jnp.array([0.0, 0.1, 0.5])
-  scales = jnp.array([0.5, 1.0, 2.0])
-  params = jax.vmap(lambda s: optax.tree.scale(s, problem.params))(scales)
-  batches = jax.tree.map(lambda x: x[:3], problem.batches)
-  together = jax.jit(jax.vmap(run))(rhos, params, batches)
-  alone = jax.jit(run)
-  for seed in range(3):
-    at_seed = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
-    chex.assert_trees_all_close(
-      at_seed(together),
-      alone(rhos[seed], at_seed(params), at_seed(batches)),
-      rtol=1e-4,
-      atol=1e-5,
-    )
-
-
-def test_a_jitted_call_compiles_once(problem):
-  traces = []
-
-  def loss_fn(params, batch):
-    traces.append(None)
-    return problem.loss_fn(params, batch)
-
-  perturbation = fsam_optax.friendly_perturbation(0.1)
-  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation))
-  params, state = problem.params, perturbation.init(problem.params)
-  for t in range(3):
-    _, grads, state, _ = fn(params, state, problem.batch(t))
-    params = optax.apply_updates(params, optax.tree.scale(-0.1, grads))
-  assert fn._cache_size() == 1
-  assert len(traces) == 1  # Both passes share it.
-
-
 def test_the_value_differentiates_to_the_clean_gradient(problem):
   """The value is that of the first pass, for whoever differentiates it."""
   perturbation = fsam_optax.friendly_perturbation(0.1)
