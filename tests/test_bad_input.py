@@ -46,13 +46,8 @@ def chain(params=W, state=None, tx=None, **kwargs):
 def step(loss_fn=None, batch=None, model_state=None, **options):
   """Traces a train step."""
   loss_fn = loss_fn or (lambda p, s, b, r: (loss(p, b), (s, {})))
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=W,
-    tx=optax.sgd(0.1),
-    perturbation=fsam_optax.friendly_perturbation(),
-    model_state=model_state,
-  )
+  ascent = fsam_optax.friendly_perturbation()
+  state = faces.state_of(W, ascent, model_state=model_state)
   fn = fsam_optax.make_train_step(loss_fn, jit=False, **options)
   jax.eval_shape(fn, state, BATCH if batch is None else batch)
 

@@ -2,6 +2,7 @@
 
 import pickle
 
+from faces import state_of
 from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 import jax
@@ -169,12 +170,7 @@ def test_a_key_is_restored_as_the_kind_that_was_saved(tmp_path, saved, target):
 
 
 def test_a_state_without_rng_and_model_state_restores(tmp_path):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.arange(3.0)},
-    tx=optax.sgd(0.1),
-    perturbation=None,
-  )
+  state = state_of({"w": jnp.arange(3.0)}, None)
   save(tmp_path, state)
   restored = restore(tmp_path, state)
   assert_same_bits(restored, state)

@@ -49,15 +49,15 @@ def batches():
 
 def make_state(rng=None):
   draw = np.random.default_rng(1)
-  return fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={
-      "in": jnp.asarray(draw.normal(size=(5, 8))),
-      "bias": jnp.zeros(8),
-      "out": jnp.asarray(draw.normal(size=8)),
-    },
-    tx=optax.sgd(LEARNING_RATE, momentum=0.9),
-    perturbation=fsam_optax.friendly_perturbation(RHO, lmbda=LMBDA),
+  params = {
+    "in": jnp.asarray(draw.normal(size=(5, 8))),
+    "bias": jnp.zeros(8),
+    "out": jnp.asarray(draw.normal(size=8)),
+  }
+  return state_of(
+    params,
+    fsam_optax.friendly_perturbation(RHO, lmbda=LMBDA),
+    optax.sgd(LEARNING_RATE, momentum=0.9),
     model_state={"mean": jnp.zeros(8), "count": jnp.int32(0)},
     rng=rng,
   )
