@@ -500,7 +500,7 @@ def checks_of(runner: Runner, args: argparse.Namespace) -> None:
     arguments = {"device": device, "names": args.checks}
     runner.job(Job("checks", "checks", "check", arguments))
   else:
-    runner.report.skip("checks", "needs pytest and chex. Run: pip install both")
+    runner.report.skip("checks", "needs: pip install pytest chex")
 
 
 def cost_of(
