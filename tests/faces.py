@@ -40,7 +40,7 @@ def chain(loss_fn, params, tx, perturbation, **options):
       grad_fn(params), (state, opt_state), params, grad_fn=grad_fn
     )
     params = optax.apply_updates(params, updates)
-    return (params, state, opt_state), Seen(*losses)
+    return (params, state, opt_state), Seen(losses[0], losses[-1])
 
   return (params, link.init(params), tx.init(params)), step
 
