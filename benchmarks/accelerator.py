@@ -11,8 +11,8 @@ each part, so that a run that is cut short keeps what it had:
 
 Every part runs in processes of its own, one after another: a TPU belongs to
 one process at a time, and a process's peak of memory is then that of one step.
-``checks`` and ``cost`` need jax, flax, optax and numpy; ``train`` needs the
-package installed, with its extra ``experiments``.
+``cost`` needs jax, flax, optax and numpy; ``checks`` pytest and chex, too, and
+``train`` the package installed, with its extra ``experiments``.
 
 The exit status is 1 where a check fails or a part breaks.
 """
@@ -62,6 +62,13 @@ STAGES = {  # The main ones of all models first, before time runs out.
   ),
   "quick": ("fsam in a chain", "train step (default)"),
 }
+# The laws, the recorded trajectories, and steps that are not finite.
+CHECKS = (
+  "test_laws.py",
+  "test_golden.py",
+  "test_numerics.py",
+  "test_train_step.py",
+)
 PEAKS = (("resnet18", 1024), ("perceptron", 128))
 PEAK_STEPS = ("SGD", "floor", "fsam in a chain", "train step (default)")
 OPTIMIZERS = {  # Flags of `train`.
@@ -116,11 +123,50 @@ def describe() -> Iterator[dict[str, Any]]:
   }
 
 
-def check(names: list[str]) -> Iterator[dict[str, Any]]:
-  """Yields the outcomes of the checks of these names, or of all."""
-  import device_checks
+class Outcomes:
+  """What pytest reports, a row a test."""
 
-  yield from device_checks.run(names)
+  def __init__(self) -> None:
+    """Has none yet."""
+    self.rows: list[dict[str, Any]] = []
+
+  def pytest_runtest_logreport(self, report: Any) -> None:
+    """Adds what a test, or what it needs, came to."""
+    if report.skipped or (report.passed and report.when != "call"):
+      return
+    message = "" if report.passed else str(report.longrepr)[-1500:]
+    name = report.nodeid.rpartition("/")[-1]
+    row = {"check": name, "passed": report.passed, "message": message}
+    self.rows.append(row)
+    print(line_of("check", row), flush=True)
+
+
+def check(device: str, names: list[str]) -> Iterator[dict[str, Any]]:
+  """Yields the outcomes of the tests that hold on any device.
+
+  Args:
+    device: "cpu", "gpu" or "tpu".
+    names: parts of the names of those to run; all where empty.
+
+  Yields:
+    Dicts of ``check``, ``passed`` and ``message``, where it failed.
+  """
+  import pytest
+
+  for name in CHECKS:  # What a file came to is kept when time runs out.
+    outcomes = Outcomes()
+    status = pytest.main(
+      [
+        *(str(ROOT / "tests" / name), "-m", "device", f"--device={device}"),
+        # Its own report alone, and no error that is a warning elsewhere.
+        *("-o", "addopts=", "-W", "default", "-p", "no:cacheprovider"),
+        *("-p", "no:terminal", "-k", " or ".join(names)),
+      ],
+      plugins=[outcomes],
+    )
+    yield from outcomes.rows
+    if status not in (0, 1, 5):  # Passed, failed or nothing of these names.
+      raise RuntimeError(f"pytest ended with status {int(status)} in {name}")
 
 
 def time_steps(
@@ -240,7 +286,8 @@ def work(job: Job, path: str) -> None:
     for row in WORKS[job.work](**job.arguments):
       file.write(json.dumps(row) + "\n")
       file.flush()
-      print(line_of(job.work, row), flush=True)
+      if job.work != "check":  # Those are printed as they come.
+        print(line_of(job.work, row), flush=True)
 
 
 def line_of(kind: str, row: dict[str, Any]) -> str:
@@ -250,9 +297,7 @@ def line_of(kind: str, row: dict[str, Any]) -> str:
     return f"{row['devices']} x {row['device']}, {versions}"
   if kind == "check":
     outcome = "PASS" if row["passed"] else "FAIL"
-    error = "" if row["error"] is None else f"{row['error']:.1e}"
-    line = f"{outcome} {row['check']:68} {error:>7} of {row['tolerance']:.0e}"
-    return f"{line} {row['message']}".rstrip()
+    return f"{outcome} {row['check']} {row['message']}".rstrip()
   shown = {
     "ms": ("milliseconds", ".3f"),
     "of the floor": ("ratio_to_floor", ".3f"),
@@ -450,7 +495,12 @@ class Runner:
 
 def checks_of(runner: Runner, args: argparse.Namespace) -> None:
   """The laws and the recorded trajectories."""
-  runner.job(Job("checks", "checks", "check", {"names": args.checks}))
+  if importlib.util.find_spec("pytest") and importlib.util.find_spec("chex"):
+    device = (runner.report.found["device"] or {}).get("platform", "cpu")
+    arguments = {"device": device, "names": args.checks}
+    runner.job(Job("checks", "checks", "check", arguments))
+  else:
+    runner.report.skip("checks", "needs: pip install pytest chex")
 
 
 def cost_of(

@@ -73,3 +73,9 @@ def assert_close(found, expected, tolerance=TOLERANCE):
   np.testing.assert_allclose(
     flat(found), flat(expected), rtol=0, atol=tolerance
   )
+
+
+def assert_near(found, expected, tolerance):
+  """That trees agree, relative to the largest element of what is expected."""
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  assert_close(found, expected, tolerance * np.abs(flat(expected)).max())

@@ -1,4 +1,9 @@
-"""Eight CPU devices, float64 where a test asks for it, one small problem."""
+"""Eight CPU devices, float64 where a test asks for it, one small problem.
+
+`pytest -m device --device gpu` holds what is marked `device` on the GPU (or
+"tpu") of this machine, in float32 and by the tolerances of that;
+benchmarks/accelerator.py calls it. `--device cpu` is the rehearsal.
+"""
 
 from typing import Any, Callable, NamedTuple
 
@@ -8,8 +13,29 @@ import numpy as np
 import pytest
 from versions import enable_x64
 
-# Before anything starts the backend.
-jax.config.update("jax_num_cpu_devices", 8)
+
+def pytest_addoption(parser):
+  parser.addoption("--device", choices=("cpu", "gpu", "tpu"))
+
+
+def pytest_configure(config):
+  # Before anything starts the backend.
+  jax.config.update("jax_num_cpu_devices", 8)
+  device = config.getoption("--device")
+  if device is not None:
+    # Products in float32: not in TF32, nor in the bfloat16 of a TPU.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if jax.default_backend() != device:
+      raise pytest.UsageError(
+        f"`--device` must be a device that JAX finds, got {device}. It finds: "
+        f"{jax.default_backend()}."
+      )
+
+
+@pytest.fixture(scope="session")
+def device(request) -> str | None:
+  """What `--device` names; None is this project's CPU, where all is exact."""
+  return request.config.getoption("--device")
 
 
 class Problem(NamedTuple):
@@ -71,8 +97,17 @@ def x64():
     yield
 
 
+@pytest.fixture
+def widest(device):
+  """The dtype that formulas are held in; of a device, what it computes in."""
+  with enable_x64(device is None):
+    yield jnp.dtype("float64" if device is None else "float32")
+
+
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
 def dtype(request):
   """Each floating dtype in turn, with double precision where it needs it."""
+  if request.param == "float64" and request.config.getoption("--device"):
+    pytest.skip("A device computes in float32.")
   with enable_x64(request.param == "float64"):
     yield jnp.dtype(request.param)

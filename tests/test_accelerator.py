@@ -34,32 +34,28 @@ def quick(tmp_path_factory):
   return run(
     tmp_path_factory.mktemp("quick"),
     *("--quick", "--parts", "checks", "cost"),
-    *("--checks", "norm rho", "skipped", "sgd_default, train step"),
+    *("--checks", "norm_rho", "lmbda_one_freezes", "sgd_default-train_step"),
   )
+
+
+NAMES = [
+  "test_laws.py::test_perturbation_has_norm_rho[official]",
+  "test_laws.py::test_perturbation_has_norm_rho[paper]",
+  "test_laws.py::test_perturbation_of_16_million_weights_has_norm_rho",
+  "test_laws.py::test_adaptive_perturbation_has_norm_rho_relative_to_the_weights",
+  "test_laws.py::test_lmbda_one_freezes_the_ema",
+  "test_golden.py::test_every_face_walks_the_authors_path[sgd_default-train_step]",
+]
 
 
 def test_what_passes_here_passes_there(quick):
   done, report = quick
   assert done.returncode == 0, done.stdout + done.stderr
-  checks = {row["check"]: row for row in report["checks"]}
-  assert set(checks) == {
-    "the perturbation has norm rho",
-    "the perturbation of 16 million weights has norm rho",
-    "a step that is not finite is skipped, bit for bit",
-    "a step whose second loss is not finite is skipped, bit for bit",
-    "a step whose second gradient is not finite is skipped, bit for bit",
-    "the authors' path: sgd_default, train step",
-  }
-  for name, row in checks.items():
-    assert row["passed"], name
-    assert row["error"] <= row["tolerance"]
-    assert f"PASS {name}" in done.stdout
-  # In float32, which is not the recorded float64.
-  assert checks["the authors' path: sgd_default, train step"]["error"] > 0
-
-
-def test_the_report_says_where_it_was_measured(quick):
-  _, report = quick
+  assert [row["check"] for row in report["checks"]] == NAMES
+  for row in report["checks"]:
+    assert row["passed"], row
+    assert f"PASS {row['check']}" in done.stdout
+  # And the report says where.
   assert report["device"]["platform"] == "cpu"
   assert report["device"]["versions"]["jax"] == jax.__version__
 
@@ -85,13 +81,9 @@ def test_the_costs_are_of_steps_that_were_timed(quick):
   assert costs["fsam in a chain"]["words_above_floor"] == pytest.approx(7, 0.1)
 
 
-def test_a_cpu_has_no_memory_statistics(quick):
+def test_what_a_cpu_does_not_know_and_was_not_asked_for_is_named(quick):
   _, report = quick
   assert [row["peak_bytes"] for row in report["peak"]] == [None]
-
-
-def test_what_was_not_asked_for_is_left_out(quick):
-  _, report = quick
   assert report["errors"] == report["skipped"] == report["train"] == []
 
 
@@ -110,21 +102,15 @@ def test_a_law_that_is_broken_fails(tmp_path):
   done, report = run(
     tmp_path,
     *("--quick", "--parts", "checks"),
-    *("--checks", "norm rho", "lmbda 1", "sgd_default, train step"),
+    *("--checks", "norm_rho", "lmbda_one_freezes", "sgd_default-train_step"),
     PYTHONPATH=str(tmp_path),
   )
   assert done.returncode == 1, done.stdout + done.stderr
   outcomes = {row["check"]: row["passed"] for row in report["checks"]}
-  assert outcomes == {
-    "the perturbation has norm rho": False,
-    "the perturbation of 16 million weights has norm rho": False,
-    "lmbda 1 freezes the average": True,
-    "the authors' path: sgd_default, train step": False,
-  }
-  errors = [row["error"] for row in report["checks"]]
-  assert errors[0] == pytest.approx(1e-3, rel=0.01)
-  assert "FAIL the perturbation has norm rho" in done.stdout
-  assert "1 of 4 checks pass" in done.stdout
+  assert outcomes == {name: "freezes" in name for name in NAMES}
+  assert "Not equal to tolerance" in report["checks"][0]["message"]
+  assert f"FAIL {NAMES[0]}" in done.stdout
+  assert "1 of 6 checks pass" in done.stdout
 
 
 def test_no_budget_skips_everything_and_says_so(tmp_path):
@@ -142,7 +128,7 @@ def test_no_budget_skips_everything_and_says_so(tmp_path):
 def test_a_job_that_dies_is_an_error_and_loses_no_other(tmp_path):
   done, report = run(
     tmp_path,
-    *("--quick", "--parts", "checks", "cost", "--checks", "lmbda 1 "),
+    *("--quick", "--parts", "checks", "cost", "--checks", "lmbda_one"),
     XLA_FLAGS="--no_such_flag=1",
   )
   assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 import collections
 
+import faces
 from flax import nnx
 from flax.training import train_state
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 import fsam_optax
 from fsam_optax import masks
+from fsam_optax import sharding
 
 W = {"w": jnp.ones(3)}
 BATCH = {"x": jnp.ones((4, 3)), "y": jnp.ones(4)}
@@ -44,13 +46,8 @@ def chain(params=W, state=None, tx=None, **kwargs):
 def step(loss_fn=None, batch=None, model_state=None, **options):
   """Traces a train step."""
   loss_fn = loss_fn or (lambda p, s, b, r: (loss(p, b), (s, {})))
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=W,
-    tx=optax.sgd(0.1),
-    perturbation=fsam_optax.friendly_perturbation(),
-    model_state=model_state,
-  )
+  ascent = fsam_optax.friendly_perturbation()
+  state = faces.state_of(W, ascent, model_state=model_state)
   fn = fsam_optax.make_train_step(loss_fn, jit=False, **options)
   jax.eval_shape(fn, state, BATCH if batch is None else batch)
 
@@ -76,6 +73,26 @@ def export_rows(rows, **options):
   arguments = W, perturbation.init(W)
   exported = jax_export.export(jax.jit(fn))(*arguments, batch)
   return exported.call(*arguments, {"x": jnp.eye(8, 3), "y": jnp.arange(8.0)})
+
+
+def nnx_fn(own=True, *args, **options):
+  """The passes of a model of `W`, of its optimizer or for a chain."""
+  model = faces.Weights(W)
+  optimizer = fsam_optax.nnx.Optimizer(
+    model,
+    optax.sgd(0.1),
+    wrt=nnx.Param,
+    perturbation=fsam_optax.friendly_perturbation(),
+  )
+  of = optimizer if own else fsam_optax.nnx
+  return of.value_and_grad(
+    lambda m, *args: loss(faces.weights_of(m), BATCH), **options
+  )(model, *args)
+
+
+def mesh():
+  axis_types = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((8,), ("batch",), axis_types=axis_types)
 
 
 grad_fn = jax.grad(lambda p: loss(p, BATCH))
@@ -131,6 +148,9 @@ CASES = [
    lambda: passes(lambda p, b: (loss(p, b), 1, 2), has_aux=True)),
   ("aux_not_promised", TypeError, "`has_aux=True`",
    lambda: passes(lambda p, b: (loss(p, b), {}))),
+  ("aux_of_rows_of_parts", TypeError, r"floating scalars.*\['out'\]",
+   lambda: passes(lambda p, b: (loss(p, b), {"out": b["x"]}), has_aux=True,
+                  num_microbatches=2)),
   ("integer_aux_of_parts", TypeError, "floating scalars",
    lambda: passes(lambda p, b: (loss(p, b), 1), has_aux=True,
                   num_microbatches=2)),
@@ -186,6 +206,78 @@ CASES = [
    lambda: passes(perturbation=optax.scale(0.1), every=2)),
   ("string_for_sync", TypeError, "`sync_perturbation` must be a bool",
    lambda: passes(sync_perturbation="no")),
+  ("group_that_is_no_axis", ValueError,
+   r"`sync_perturbation` must name axes out of `axis_name`.*'b'",
+   lambda: step(axis_name="a", sync_perturbation="b")),
+  ("unknown_ema_gradient", ValueError, "`ema_gradient` must be",
+   lambda: step(ema_gradient="g")),
+  ("fraction_of_a_string", TypeError, "`ascent_fraction` must be a real number",
+   lambda: step(ascent_fraction="x")),
+  ("fraction_of_a_row", ValueError, "`ascent_fraction` must",
+   lambda: passes(ascent_fraction=0.3)),
+  ("weight_that_is_no_name", TypeError, "`weight` must be the name",
+   lambda: passes(weight=3)),
+  ("checked_by_a_number", TypeError, "`checked` must be a bool",
+   lambda: passes(checked=1)),
+  ("extra_args_of_a_string", TypeError, "`extra_args` must be a collection",
+   lambda: step(extra_args="heat")),
+  ("no_fraction", ValueError, r"`ascent_fraction` must be in \(0, 1\], got 0",
+   lambda: step(ascent_fraction=0)),
+  ("no_batch_to_split", TypeError, "`batch` must be given",
+   lambda: fsam_optax.value_and_grad(
+     lambda p: loss(p, BATCH), fsam_optax.sam_perturbation(),
+     num_microbatches=2)(W, fsam_optax.sam_perturbation().init(W))),
+  ("no_batch_to_take_from", TypeError, "`batch` must be given",
+   lambda: fsam_optax.value_and_grad(
+     lambda p: loss(p, BATCH), fsam_optax.sam_perturbation(),
+     ascent_fraction=0.5)(W, fsam_optax.sam_perturbation().init(W))),
+  ("leaf_that_is_no_array", TypeError, r"\['activation'\].*eqx.is_inexact",
+   lambda: fsam_optax.value_and_grad(loss, fsam_optax.sam_perturbation())(
+     {**W, "activation": jnp.tanh}, fsam_optax.sam_perturbation().init(W),
+     BATCH)),
+  ("weight_that_is_missing", TypeError, "weight 'tokens'.*got nothing",
+   lambda: passes(lambda p, b: (loss(p, b), {}), has_aux=True,
+                  weight="tokens")),
+  ("weight_per_row", TypeError, r"weight 'tokens'.*got float32\[2\]",
+   lambda: passes(lambda p, b: (loss(p, b), {"tokens": jnp.ones(2)}),
+                  has_aux=True, weight="tokens")),
+  ("weight_of_no_dict", TypeError, "weight 'tokens'.*got noth",
+   lambda: passes(lambda p, b: (loss(p, b), 1.0), has_aux=True,
+                  weight="tokens")),
+  # Axes, meshes and groups.
+  ("unbound_axis_of_a_link", ValueError, "`axis_name` must be an axis",
+   lambda: chain(tx=fsam_optax.fsam(axis_name="batch"), grad_fn=grad_fn)),
+  ("unbound_axis", ValueError, r"`axis_name`.* got 'batch'.*Wrap",
+   lambda: step(axis_name="batch")),
+  ("axis_of_a_number", TypeError, "`axis_name` must be the name",
+   lambda: step(axis_name=3)),
+  ("no_axis", ValueError, "`axis_name` must name", lambda: step(axis_name=())),
+  ("axis_of_another_mesh", ValueError, "`axis_name` must name axes of.*rows",
+   lambda: sharding.BatchFeeder(mesh(), "rows")),
+  ("fsdp_over_another_axis", ValueError, "must name axes of the mesh",
+   lambda: sharding.fsdp_rule(mesh(), "model")),
+  ("no_groups", ValueError, "`num_groups`",
+   lambda: sharding.group_step(loss, 0)),
+  ("groups_of_a_float", TypeError, "`num_groups`",
+   lambda: sharding.group_step(loss, 2.0)),
+  ("step_that_averages_over_no_axis", ValueError,
+   "`step` must average over the axes",
+   lambda: sharding.shard_map_step(
+     faces.step_of(loss, jit=False), mesh(), check_vma=False)),
+  ("groups_of_a_step_over_no_axis", ValueError,
+   "axis_name='group', jit=False",
+   lambda: sharding.group_step(faces.step_of(loss, jit=False), 2, "group")),
+  # NNX.
+  ("nnx_argnums", TypeError, "`argnums`.*`wrt`",
+   lambda: nnx_fn(argnums=nnx.DiffState(0, nnx.Param))),
+  ("nnx_argnums_of_a_chain", TypeError, "`argnums`.*`wrt`",
+   lambda: nnx_fn(False, argnums=nnx.DiffState(0, nnx.Param))),
+  ("nnx_unknown_option", TypeError, "`rows` must be one of",
+   lambda: nnx_fn(rows=2)),
+  ("nnx_option_of_a_chain", TypeError, "`num_microbatches` must be left out",
+   lambda: nnx_fn(False, num_microbatches=2)),
+  ("nnx_without_a_batch", TypeError, "`batch` must be given",
+   lambda: nnx_fn(num_microbatches=2)),
   # What is no perturbation or no loss.
   ("perturbation_is_a_number", TypeError, "`perturbation` must be",
    lambda: fsam_optax.value_and_grad(loss, 0.05)),
@@ -200,6 +292,14 @@ CASES = [
    lambda: fsam_optax.make_train_step(None)),
   ("perturbation_with_fsam_itself", TypeError, "asks for `grad_fn`",
    lambda: passes(perturbation=fsam_optax.fsam())),
+  ("state_with_a_radius", TypeError, "`perturbation` .*got 0.05",
+   lambda: faces.state_of(W, 0.05)),
+  ("state_with_fsam_itself", TypeError, "asks for `grad_fn`",
+   lambda: faces.state_of(W, fsam_optax.fsam())),
+  ("nnx_with_a_radius", TypeError, "`perturbation` .*got 0.05",
+   lambda: faces.nnx_optimizer(loss, W, optax.sgd(0.1), 0.05)),
+  ("nnx_with_fsam_itself", TypeError, "asks for `grad_fn`",
+   lambda: faces.nnx_optimizer(loss, W, optax.sgd(0.1), fsam_optax.fsam())),
   # The chain.
   ("missing_params", ValueError, "`params` must be given",
    lambda: chain(params=None, grad_fn=grad_fn)),
@@ -274,6 +374,8 @@ def test_bad_input_is_refused(error, message, call):
 
 
 def test_good_input_is_not():
+  nnx_fn()
+  nnx_fn(False)
   passes()
   passes(num_microbatches=2, every=2, sync_perturbation=False)
   chain(grad_fn=grad_fn)

@@ -1,8 +1,9 @@
 """`checked=True` finds a wrong loop, and lets a right one be."""
 
+from faces import state_of
+from faces import step_of
 import jax
 from jax import numpy as jnp
-import optax
 import pytest
 
 import fsam_optax
@@ -123,20 +124,8 @@ def test_averages_that_differ_between_replicas_are_found(
 
 @pytest.mark.parametrize("loss_fn", [loss_of, impure_loss()])
 def test_the_train_step_reports_nan_and_steps_no_further(loss_fn, capfd):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=jax.tree.map(jnp.copy, PARAMS),
-    tx=optax.sgd(0.1),
-    perturbation=PERTURBATION,
-  )
-  step = fsam_optax.make_train_step(
-    lambda params, model_state, rows, rng: (
-      loss_fn(params, rows),
-      (model_state, {}),
-    ),
-    checked=True,
-    every=2,
-  )
+  state = state_of(PARAMS, PERTURBATION)
+  step = step_of(loss_fn, checked=True, every=2)
   for rows in BATCHES:
     state, metrics = step(state, rows)
   jax.effects_barrier()

@@ -1,13 +1,8 @@
 """Orbax saves the whole state; a resumed run is the unbroken run."""
 
-import os
-from pathlib import Path
 import pickle
-import signal
-import subprocess
-import sys
-import time
 
+from faces import state_of
 from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 import jax
@@ -18,10 +13,67 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-import resumable_run
 
 import fsam_optax
 from fsam_optax import checkpoint
+
+# One of each, for a jitted step to be compiled once for all states.
+ADAMW = optax.adamw(1e-2)
+PERTURBATION = fsam_optax.friendly_perturbation(rho=0.05)
+
+
+def loss_fn(params, model_state, batch, rng):
+  inputs, targets = batch
+  hidden = inputs @ params["hidden"]["kernel"] + params["hidden"]["bias"]
+  mean = hidden.mean(0)
+  hidden = jnp.tanh(hidden - mean)
+  if rng is not None:
+    hidden = hidden * jax.random.bernoulli(rng, 0.8, hidden.shape)
+  loss = jnp.mean((hidden @ params["output"] - targets) ** 2)
+  old = model_state["batch_stats"]["mean"]
+  return loss, ({"batch_stats": {"mean": 0.9 * old + 0.1 * mean}}, {})
+
+
+def make_state(*, key=None, width=8, tx=ADAMW):
+  """Adamw, statistics of BatchNorm's kind, a dropout key, F-SAM."""
+  kernel = np.random.default_rng(1).normal(size=(width, width))
+  return fsam_optax.TrainState.create(
+    apply_fn=loss_fn,
+    params={
+      "hidden": {
+        "kernel": jnp.array(kernel / width**0.5, jnp.float32),
+        "bias": jnp.zeros(width),
+      },
+      "output": jnp.ones(width),
+    },
+    tx=tx,
+    perturbation=PERTURBATION,
+    model_state={"batch_stats": {"mean": jnp.zeros(width)}},
+    rng=jax.random.key(2) if key is None else key,
+  )
+
+
+def batch_of(step, width=8):
+  """The batch of a step: a resumed run must see the data it would have seen."""
+  rng = np.random.default_rng((2, step))
+  draw = lambda *shape: np.asarray(rng.normal(size=shape), np.float32)
+  return draw(16, width), draw(16)
+
+
+def make_manager(directory):
+  return ocp.CheckpointManager(
+    directory,
+    options=ocp.CheckpointManagerOptions(max_to_keep=2),
+    item_handlers=ocp.StandardCheckpointHandler(),
+  )
+
+
+def restore_latest(manager, state):
+  checkpoint.check(manager.item_metadata(manager.latest_step()), state)
+  return manager.restore(
+    manager.latest_step(), args=ocp.args.StandardRestore(state)
+  )
+
 
 KEYS = {
   "typed": lambda: jax.random.key(2),
@@ -32,23 +84,23 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def train_step():
-  return fsam_optax.make_train_step(resumable_run.loss_fn)
+  return fsam_optax.make_train_step(loss_fn)
 
 
 def train(train_step, state, number):
   for step in range(int(state.step), int(state.step) + number):
-    state, _ = train_step(state, resumable_run.batch_of(step))
+    state, _ = train_step(state, batch_of(step))
   return state
 
 
 def save(directory, state):
-  with resumable_run.make_manager(directory) as manager:
+  with make_manager(directory) as manager:
     manager.save(int(state.step), args=ocp.args.StandardSave(state))
 
 
 def restore(directory, state):
-  with resumable_run.make_manager(directory) as manager:
-    return resumable_run.restore_latest(manager, state)
+  with make_manager(directory) as manager:
+    return restore_latest(manager, state)
 
 
 def metadata_of(directory, state):
@@ -84,11 +136,11 @@ def assert_same_bits(found, expected):
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
   tmp_path, train_step, key
 ):
-  state = train(train_step, resumable_run.make_state(key=key()), 3)
+  state = train(train_step, make_state(key=key()), 3)
   expected = bits(state)
   save(tmp_path, state)
   # Of another seed, so that nothing of the target can pass for the restored.
-  fresh = resumable_run.make_state(
+  fresh = make_state(
     key=jax.tree.map(jnp.zeros_like, key())
     if not is_key(key())
     else jax.random.key(9, impl=jax.random.key_impl(key()))
@@ -105,23 +157,20 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
     ".model_state['batch_stats']['mean']",
   } <= expected.keys()
   assert_same_bits(train(train_step, restored, 3), train(train_step, state, 3))
+  # It is donated like one that was never saved.
+  assert all(x.is_deleted() for x in jax.tree.leaves(restored.params))
 
 
 @pytest.mark.parametrize("saved", ["typed", "legacy"])
 @pytest.mark.parametrize("target", ["typed", "legacy"])
 def test_a_key_is_restored_as_the_kind_that_was_saved(tmp_path, saved, target):
-  save(tmp_path, resumable_run.make_state(key=KEYS[saved]()))
-  state = restore(tmp_path, resumable_run.make_state(key=KEYS[target]()))
+  save(tmp_path, make_state(key=KEYS[saved]()))
+  state = restore(tmp_path, make_state(key=KEYS[target]()))
   assert_same_bits(state.rng, KEYS[saved]())
 
 
 def test_a_state_without_rng_and_model_state_restores(tmp_path):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.arange(3.0)},
-    tx=optax.sgd(0.1),
-    perturbation=None,
-  )
+  state = state_of({"w": jnp.arange(3.0)}, None)
   save(tmp_path, state)
   restored = restore(tmp_path, state)
   assert_same_bits(restored, state)
@@ -133,7 +182,7 @@ def test_the_loss_scale_is_converted_and_restored(tmp_path):
   flax = flax_state()
   make = lambda scale: fsam_optax.TrainState.from_flax(
     flax,
-    perturbation=resumable_run.PERTURBATION,
+    perturbation=PERTURBATION,
     dynamic_scale=DynamicScale(scale=scale, fin_steps=7),
   )
   save(tmp_path, make(8.0))
@@ -143,7 +192,7 @@ def test_the_loss_scale_is_converted_and_restored(tmp_path):
 
 
 def test_a_restore_unpickles_nothing(tmp_path, monkeypatch):
-  state = resumable_run.make_state()
+  state = make_state()
   save(tmp_path, state)
 
   def forbidden(*args, **kwargs):
@@ -167,7 +216,7 @@ def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
     return NamedSharding(mesh, PartitionSpec("shard" if rows else None))
 
   sharding_of_scalar = NamedSharding(mesh, PartitionSpec())
-  state = train(train_step, resumable_run.make_state(), 2)
+  state = train(train_step, make_state(), 2)
   shardings = jax.tree.map(
     lambda x: sharding_of(x) if x.ndim else sharding_of_scalar, state
   )
@@ -185,12 +234,11 @@ def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
   kernel = restored.perturbation_state[0].ema["hidden"]["kernel"]
   assert kernel.addressable_shards[0].data.shape == (1, 8)
 
-  # From eight devices to eight, and on: the unbroken run there, bit for bit.
+  # The unbroken run goes on there, bit for bit, and back to one.
   save(tmp_path / "eight", restored)
   again = restore(tmp_path / "eight", target)
   assert_same_bits(train(train_step, again, 2), train(train_step, restored, 2))
-  # And back to one.
-  one = restore(tmp_path / "eight", resumable_run.make_state())
+  one = restore(tmp_path / "eight", make_state())
   assert_same_bits(one, state)
   assert one.params["output"].sharding == state.params["output"].sharding
 
@@ -199,34 +247,27 @@ def test_steps_that_donate_the_state_do_not_reach_a_save_on_its_way(
   tmp_path, train_step
 ):
   width = 512
-  state = resumable_run.make_state(width=width)
-  state, _ = train_step(state, resumable_run.batch_of(0, width))
+  state = make_state(width=width)
+  state, _ = train_step(state, batch_of(0, width))
   # Of a copy, to leave no view behind that would keep the state from donation.
   expected = bits(jax.tree.map(jnp.copy, state))
-  with resumable_run.make_manager(tmp_path) as manager:
+  with make_manager(tmp_path) as manager:
     manager.save(1, args=ocp.args.StandardSave(state))
     for step in range(1, 4):
-      state, _ = train_step(state, resumable_run.batch_of(step, width))
+      state, _ = train_step(state, batch_of(step, width))
     manager.wait_until_finished()
-    restored = resumable_run.restore_latest(manager, state)
+    restored = restore_latest(manager, state)
   assert bits(restored) == expected
 
 
-def test_a_restored_state_is_donated_like_a_fresh_one(tmp_path, train_step):
-  save(tmp_path, resumable_run.make_state())
-  restored = restore(tmp_path, resumable_run.make_state())
-  train(train_step, restored, 1)
-  assert all(x.is_deleted() for x in jax.tree.leaves(restored.params))
-
-
 def with_params(**changes):
-  state = resumable_run.make_state()
+  state = make_state()
   return state.replace(params={**state.params, **changes})
 
 
 DIFFERENCES = {
   "smaller model": (
-    lambda: resumable_run.make_state(width=4),
+    lambda: make_state(width=4),
     r"of another shape or dtype: .*params\.hidden\.kernel \(saved "
     r"float32\[8, 8\], state float32\[4, 4\]\)",
   ),
@@ -239,25 +280,25 @@ DIFFERENCES = {
     r"missing in the checkpoint: params\.head\. Build",
   ),
   "a layer less": (
-    lambda: resumable_run.make_state().replace(params={}),
+    lambda: make_state().replace(params={}),
     r"missing in the state: params\.hidden\.bias, params\.hidden\.kernel, "
     r"params\.output\. Build",
   ),
   "another optimizer": (
-    lambda: resumable_run.make_state(tx=optax.sgd(0.1, momentum=0.9)),
+    lambda: make_state(tx=optax.sgd(0.1, momentum=0.9)),
     r"missing in the checkpoint: opt_state\.0\.trace.*; missing in the state: "
     r"opt_state\.0\.count, .*opt_state\.0\.nu\.hidden\.kernel",
   ),
   "no perturbation": (
-    lambda: resumable_run.make_state().replace(perturbation_state=None),
+    lambda: make_state().replace(perturbation_state=None),
     r"missing in the state: perturbation_state\.0\.count",
   ),
   "no rng": (
-    lambda: resumable_run.make_state().replace(rng=None),
+    lambda: make_state().replace(rng=None),
     r"missing in the state: rng\.",
   ),
   "another generator": (
-    lambda: resumable_run.make_state(key=jax.random.key(0, impl="rbg")),
+    lambda: make_state(key=jax.random.key(0, impl="rbg")),
     r"rng \(saved uint32\[2\], state uint32\[4\]\)",
   ),
 }
@@ -265,9 +306,7 @@ DIFFERENCES = {
 
 @pytest.fixture(scope="module")
 def metadata(tmp_path_factory):
-  return metadata_of(
-    tmp_path_factory.mktemp("saved"), resumable_run.make_state()
-  )
+  return metadata_of(tmp_path_factory.mktemp("saved"), make_state())
 
 
 @pytest.mark.parametrize(
@@ -281,7 +320,7 @@ def test_a_checkpoint_of_another_structure_is_an_error_that_names_it(
 
 
 def test_what_fits_is_not_an_error(metadata):
-  state = resumable_run.make_state()
+  state = make_state()
   checkpoint.check(metadata, state)
   checkpoint.check(metadata.item_metadata, state)
   checkpoint.check(metadata, jax.eval_shape(lambda: state))
@@ -298,7 +337,7 @@ def test_what_fits_is_not_an_error(metadata):
 )
 def test_the_width_of_a_count_is_no_difference(tmp_path, step):
   """Flax's own train state saves the Python int that it begins with."""
-  state = resumable_run.make_state()
+  state = make_state()
   saved = metadata_of(tmp_path, state.replace(step=step))
   checkpoint.check(saved, state)
   assert restore_state(tmp_path, state).step == 3
@@ -334,11 +373,11 @@ def test_a_long_list_of_differences_is_cut(metadata):
 
 def test_a_manager_without_a_handler_is_told_what_it_lacks(tmp_path):
   with pytest.raises(ValueError, match="Create the manager with"):
-    checkpoint.check(None, resumable_run.make_state())
+    checkpoint.check(None, make_state())
 
 
 def flax_state():
-  state = resumable_run.make_state()
+  state = make_state()
   return train_state.TrainState.create(
     apply_fn=state.apply_fn, params=state.params, tx=state.tx
   )
@@ -348,7 +387,7 @@ def flax_state():
 def flax_train_step(state, model_state, batch):
   """A step as flax's users write it, with the rng folded as ours."""
   rng = jax.random.fold_in(jax.random.key(2), state.step)
-  grads, (model_state, _) = jax.grad(resumable_run.loss_fn, has_aux=True)(
+  grads, (model_state, _) = jax.grad(loss_fn, has_aux=True)(
     state.params, model_state, batch, rng
   )
   return state.apply_gradients(grads=grads), model_state
@@ -356,25 +395,20 @@ def flax_train_step(state, model_state, batch):
 
 def flax_train(state, model_state, number):
   for step in range(int(state.step), int(state.step) + number):
-    batch = resumable_run.batch_of(step)
+    batch = batch_of(step)
     state, model_state = flax_train_step(state, model_state, batch)
   return state, model_state
 
 
-def convert(state, model_state, perturbation=resumable_run.PERTURBATION):
-  return fsam_optax.TrainState.from_flax(
-    state,
-    perturbation=perturbation,
-    model_state=model_state,
-    rng=jax.random.key(2),
-  )
-
-
 def test_a_flax_state_goes_on_with_its_step_and_optimizer_state(train_step):
-  old, model_state = flax_train(
-    flax_state(), resumable_run.make_state().model_state, 3
+  old, model_state = flax_train(flax_state(), make_state().model_state, 3)
+  key = jax.random.key(2)
+  state = fsam_optax.TrainState.from_flax(
+    old,
+    perturbation=PERTURBATION,
+    model_state=model_state,
+    rng=key,
   )
-  state = convert(old, model_state)
   assert isinstance(state, fsam_optax.TrainState)
   assert state.apply_fn is old.apply_fn
   assert state.tx is old.tx
@@ -386,60 +420,34 @@ def test_a_flax_state_goes_on_with_its_step_and_optimizer_state(train_step):
   assert_same_bits(
     state.perturbation_state, state.perturbation.init(old.params)
   )
-  expected_loss, _ = resumable_run.loss_fn(
+  expected_loss, _ = loss_fn(
     old.params,
     model_state,
-    resumable_run.batch_of(3),
+    batch_of(3),
     jax.random.fold_in(jax.random.key(2), 3),
   )
-  state, metrics = train_step(state, resumable_run.batch_of(3))
+  state, metrics = train_step(state, batch_of(3))
   assert int(state.step) == 4
   assert int(state.opt_state[0].count) == 4
   np.testing.assert_allclose(metrics["loss"], expected_loss, rtol=1e-5)
   np.testing.assert_allclose(metrics["perturbation_norm"], 0.05, rtol=1e-5)
-
-
-def test_a_converted_run_of_zero_radius_is_the_flax_run(train_step):
-  old, model_state = flax_train(
-    flax_state(), resumable_run.make_state().model_state, 2
-  )
-  expected, _ = flax_train(old, model_state, 3)
-  state = convert(old, model_state, fsam_optax.friendly_perturbation(rho=0.0))
-  state = train(train_step, state, 3)
-  assert int(state.step) == int(expected.step) == 5
-  for found, wanted in zip(
-    jax.tree.leaves((state.params, state.opt_state)),
-    jax.tree.leaves((expected.params, expected.opt_state)),
-    strict=True,
-  ):
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+  # The step took its state, and not the key of the caller.
+  assert (jax.random.split(key) == jax.random.split(jax.random.key(2))).all()
 
 
 def test_a_checkpoint_of_flax_is_converted_by_one_call(tmp_path, train_step):
-  old, _ = flax_train(flax_state(), resumable_run.make_state().model_state, 2)
+  old, _ = flax_train(flax_state(), make_state().model_state, 2)
   save(tmp_path, old)
   with pytest.raises(ValueError, match=r"TrainState\.from_flax"):
-    restore(tmp_path, resumable_run.make_state())
+    restore(tmp_path, make_state())
   state = fsam_optax.TrainState.from_flax(
     restore(tmp_path, flax_state()),
-    perturbation=resumable_run.PERTURBATION,
-    model_state=resumable_run.make_state().model_state,
+    perturbation=PERTURBATION,
+    model_state=make_state().model_state,
     rng=jax.random.key(2),
   )
   assert_same_bits((state.params, state.opt_state), (old.params, old.opt_state))
   assert int(train(train_step, state, 1).step) == 3
-
-
-def test_the_key_of_the_caller_outlives_a_converted_state(train_step):
-  key = jax.random.key(2)
-  state = fsam_optax.TrainState.from_flax(
-    flax_state(),
-    perturbation=resumable_run.PERTURBATION,
-    model_state=resumable_run.make_state().model_state,
-    rng=key,
-  )
-  train(train_step, state, 1)
-  assert (jax.random.split(key) == jax.random.split(jax.random.key(2))).all()
 
 
 def test_only_a_state_of_flax_is_converted():
@@ -447,92 +455,4 @@ def test_only_a_state_of_flax_is_converted():
   with pytest.raises(TypeError, match=r"must be a flax.*got dict"):
     fsam_optax.TrainState.from_flax({}, perturbation=perturbation)
   with pytest.raises(TypeError, match=r"state\.replace\("):
-    fsam_optax.TrainState.from_flax(
-      resumable_run.make_state(), perturbation=perturbation
-    )
-
-
-def temporary(directory, pattern):
-  """Whether a save on its way has a file of that name."""
-  return any(directory.glob(f"*.orbax-checkpoint-tmp/{pattern}"))
-
-
-def committed(directory):
-  """The last committed step, or 0."""
-  names = [path.name for path in directory.iterdir()]
-  return max((int(name) for name in names if name.isdigit()), default=0)
-
-
-# From a first save without anything to fall back on to a save all but done. The
-# later two wait for a commit of their own run, which also replaces whatever
-# temporary directory the run before left.
-MOMENTS = {
-  "directory made": lambda d, before: temporary(d, ""),
-  "arrays on their way": lambda d, before: (
-    temporary(d, "default*/ocdbt.process_0/d/*") and committed(d) > before
-  ),
-  "before the rename": lambda d, before: (
-    temporary(d, "default*/_METADATA") and committed(d) > before
-  ),
-}
-
-
-def start_run(directory):
-  return subprocess.Popen(
-    [sys.executable, resumable_run.__file__, str(directory)],
-    stdout=subprocess.PIPE,
-    text=True,
-    # The package under test, wherever it was imported from.
-    env=os.environ | {"PYTHONPATH": str(Path(fsam_optax.__file__).parents[1])},
-  )
-
-
-def kill_in_a_save(process, directory, is_moment):
-  """Freezes the run to look, and kills it where the save is still on its way.
-
-  A frozen run cannot finish the save between the look and the kill.
-  """
-  before = committed(directory)
-  while process.poll() is None:
-    if is_moment(directory, before):
-      process.send_signal(signal.SIGSTOP)
-      if is_moment(directory, before):
-        process.kill()
-        process.wait()
-        return
-      process.send_signal(signal.SIGCONT)
-    time.sleep(0.002)
-  raise AssertionError("The run ended before it could be killed in a save.")
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_saves_ends_like_the_unbroken_run(
-  tmp_path,
-):
-  unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-  broken.mkdir()
-  reference = start_run(unbroken)
-  processes, starts, last = [reference], [], []
-  try:
-    for is_moment in MOMENTS.values():
-      processes.append(start_run(broken))
-      kill_in_a_save(processes[-1], broken, is_moment)
-      assert processes[-1].returncode == -signal.SIGKILL
-      starts.append(int(processes[-1].stdout.read()))
-      last.append(committed(broken))
-    processes.append(start_run(broken))
-    starts.append(int(processes[-1].communicate(timeout=120)[0]))
-    assert processes[-1].returncode == 0
-    reference.communicate(timeout=120)
-    assert reference.returncode == 0
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-      process.stdout.close()
-  assert starts == [0, *last]  # Each run starts at the last committed step.
-  assert last[0] == 0 < last[1] < last[2] < resumable_run.STEPS
-  state = resumable_run.make_state(width=resumable_run.WIDTH)
-  final = restore(broken, state)
-  assert int(final.step) == resumable_run.STEPS
-  assert_same_bits(final, restore(unbroken, state))
+    fsam_optax.TrainState.from_flax(make_state(), perturbation=perturbation)

@@ -4,11 +4,8 @@
 the name of the row.
 """
 
-import functools
-
 import chex
-import flax
-from flax import nnx
+import faces
 from flax.training import train_state
 import jax
 from jax import numpy as jnp
@@ -16,7 +13,6 @@ import numpy as np
 import optax
 import optax.tree
 import pytest
-from versions import as_pure
 
 import fsam_optax
 
@@ -100,7 +96,8 @@ ROWS = [
     "fsam_optax.TrainState",
   ),
 ]
-_tested = set()
+# Rows that a file of their own tests.
+_tested = {"pmap, shard_map, vmap"}  # test_fsam_replicas.py
 
 
 def row(name):
@@ -138,21 +135,16 @@ def train(problem, tx, **extra):
 
 
 def two_pass(problem, tx, perturbation):
-  """The same through value_and_grad, which fits any optimizer."""
-  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
-
-  def body(carry, batch):
-    params, state, ascent = carry
-    _, grads, ascent, _ = fn(params, ascent, batch)
-    updates, state = tx.update(grads, state, params)
-    return (optax.apply_updates(params, updates), state, ascent), None
-
-  @jax.jit
-  def run(params):
-    carry = params, tx.init(params), perturbation.init(params)
-    return jax.lax.scan(body, carry, problem.batches)[0]
-
-  return run(problem.params)
+  """Parameters through value_and_grad, which fits any optimizer."""
+  (params, *_), _ = faces.train(
+    faces.value_and_grad,
+    problem.loss_fn,
+    problem.params,
+    problem.batches,
+    tx,
+    perturbation,
+  )
+  return params
 
 
 def mean_loss(problem, params):
@@ -172,26 +164,8 @@ def test_what_follows_in_the_chain_sees_the_sharpness_aware_gradient(problem):
   )
   perturbation = fsam_optax.friendly_perturbation(0.2)
   chained, _ = train(problem, optax.chain(fsam_optax.fsam(0.2), base))
-  by_hand, _, _ = two_pass(problem, base, perturbation)
+  by_hand = two_pass(problem, base, perturbation)
   chex.assert_trees_all_close(chained, by_hand, rtol=1e-4, atol=1e-5)
-
-
-@row("chain")
-def test_clipping_in_front_changes_the_average_and_behind_does_not(problem):
-  fsam, clip = fsam_optax.fsam(0.1), optax.clip_by_global_norm(0.1)
-  batch, params = problem.batch(0), problem.params
-  grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
-  gradient = grad_fn(params)
-  assert optax.tree.norm(gradient) > 1
-  ema = {}
-  for name, tx in {
-    "front": optax.chain(clip, fsam),
-    "behind": optax.chain(fsam, clip),
-  }.items():
-    _, state = tx.update(gradient, tx.init(params), params, grad_fn=grad_fn)
-    (ema[name],) = optax.tree.get_all_with_path(state, "ema")
-  chex.assert_trees_all_equal(ema["behind"][1], gradient)
-  np.testing.assert_allclose(optax.tree.norm(ema["front"][1]), 0.1, rtol=1e-5)
 
 
 # inject_hyperparams
@@ -308,7 +282,7 @@ def test_the_wrapper_goes_behind_fsam_or_around_the_two_passes(
   chained, _ = train(
     problem, optax.chain(fsam_optax.fsam(0.1, mask=MASK), base)
   )
-  by_hand, _, _ = two_pass(
+  by_hand = two_pass(
     problem, base, fsam_optax.friendly_perturbation(0.1, mask=MASK)
   )
   chex.assert_trees_all_close(chained, by_hand, rtol=1e-4, atol=1e-5)
@@ -347,25 +321,6 @@ def test_multi_steps_ascends_and_descends_on_the_last_micro_batch(problem):
   chex.assert_trees_all_close(ema[1], mean, rtol=1e-5, atol=1e-6)
 
 
-@row("MultiSteps")
-def test_multi_steps_around_the_base_accumulates_two_pass_gradients(problem):
-  perturbation = fsam_optax.friendly_perturbation(0.1)
-  fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, perturbation))
-  tx = optax.MultiSteps(optax.sgd(1.0), every_k_schedule=2)
-  params, ascent = problem.params, perturbation.init(problem.params)
-  state, seen = tx.init(params), []
-  for t in range(2):
-    _, grads, ascent, _ = fn(params, ascent, problem.batch(t))
-    updates, state = tx.update(grads, state, params)
-    seen.append(grads)
-  chex.assert_trees_all_close(
-    updates,
-    jax.tree.map(lambda x, y: -(x + y) / 2, *seen),
-    rtol=1e-5,
-    atol=1e-6,
-  )
-
-
 # apply_if_finite
 
 
@@ -382,28 +337,18 @@ def broken_at(point):
 def test_apply_if_finite_around_the_base_sees_the_second_gradient():
   params = {"w": jnp.array([1.0, 2.0])}
   grad_fn = broken_at(params)
-  tx = optax.chain(
-    fsam_optax.fsam(0.1), optax.apply_if_finite(optax.adam(0.1), 5)
-  )
-  state = tx.init(params)
-  updates, new_state = tx.update(
-    grad_fn(params), state, params, grad_fn=grad_fn
-  )
-  chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
-  chex.assert_trees_all_equal(new_state[1].inner_state, state[1].inner_state)
-  assert new_state[1].total_notfinite == 1
-
-
-@row("apply_if_finite")
-def test_apply_if_finite_around_the_chain_misses_the_second_gradient():
-  params = {"w": jnp.array([1.0, 2.0])}
-  grad_fn = broken_at(params)
-  tx = optax.apply_if_finite(
-    optax.chain(fsam_optax.fsam(0.1), optax.adam(0.1)), 5
-  )
-  updates, state = tx.update(
+  update = lambda tx: tx.update(
     grad_fn(params), tx.init(params), params, grad_fn=grad_fn
   )
+  fsam, adam = fsam_optax.fsam(0.1), optax.adam(0.1)
+  updates, (_, state) = update(
+    optax.chain(fsam, optax.apply_if_finite(adam, 5))
+  )
+  chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
+  chex.assert_trees_all_equal(state.inner_state, adam.init(params))
+  assert state.total_notfinite == 1
+  # Around the chain it misses it.
+  updates, state = update(optax.apply_if_finite(optax.chain(fsam, adam), 5))
   assert jnp.all(jnp.isnan(updates["w"]))
   assert state.total_notfinite == 0
 
@@ -589,17 +534,6 @@ def test_conditionally_transform_gates_fsam(problem):
 
 
 @row("tree.map_params, None leaves")
-def test_map_params_casts_the_average_alone(problem):
-  tx = optax.chain(fsam_optax.fsam(), optax.sgd(0.1, momentum=0.9))
-  state = tx.init(problem.params)
-  cast = optax.tree.map_params(tx, lambda x: x.astype(jnp.bfloat16), state)
-  dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
-  assert dtypes(cast[0][0].ema) == {jnp.dtype(jnp.bfloat16)}
-  assert cast[0][0].count.dtype == jnp.int32
-  assert dtypes(cast[0][1]) == dtypes(state[0][1])
-
-
-@row("tree.map_params, None leaves")
 @pytest.mark.parametrize(
   "mask", [None, {"w": True, "frozen": None, "b": False}]
 )
@@ -621,32 +555,19 @@ def test_none_leaves_stay_none(mask):
 
 
 @row("nnx.Optimizer")
-def test_nnx_optimizer_forwards_grad_fn():
-  class Model(nnx.Module):
-    def __init__(self, rngs):
-      self.linear = nnx.Linear(3, 2, rngs=rngs)
-
-    def __call__(self, x):
-      return self.linear(x)
-
-  model = Model(nnx.Rngs(0))
-  inputs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
-  graph, start = nnx.split(model)
-  start = jax.tree.map(jnp.copy, as_pure(start))
-  loss_of = lambda p: jnp.mean((nnx.merge(graph, p)(inputs) - 1.0) ** 2)
-  tx = optax.chain(fsam_optax.fsam(rho=0.2), optax.sgd(0.1))
-  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-  expected, state = start, tx.init(start)
-  for _ in range(3):
-    grads = nnx.grad(lambda m: jnp.mean((m(inputs) - 1.0) ** 2))(model)
-    optimizer.update(model, grads, grad_fn=jax.grad(loss_of))
-    updates, state = tx.update(
-      jax.grad(loss_of)(expected), state, expected, grad_fn=jax.grad(loss_of)
-    )
-    expected = optax.apply_updates(expected, updates)
-  chex.assert_trees_all_close(
-    as_pure(nnx.state(model)), expected, rtol=1e-5, atol=1e-6
+def test_nnx_optimizer_forwards_grad_fn(problem):
+  found, expected = (
+    faces.train(
+      face,
+      problem.loss_fn,
+      problem.params,
+      problem.batches,
+      optax.sgd(0.05),
+      fsam_optax.friendly_perturbation(0.2),
+    )[0][0]
+    for face in (faces.nnx_chain, faces.chain)
   )
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # linen TrainState
@@ -667,18 +588,9 @@ def test_apply_gradients_of_flax_does_not_forward_grad_fn(problem):
 @row("linen TrainState")
 def test_train_state_takes_the_two_passes_instead(problem):
   base = optax.sgd(0.05, momentum=0.9)
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=problem.params,
-    tx=base,
-    perturbation=fsam_optax.friendly_perturbation(0.1),
-  )
-  step = fsam_optax.make_train_step(
-    lambda p, model_state, batch, rng: (
-      problem.loss_fn(p, batch),
-      (model_state, {}),
-    ),
-    jit=False,
+  step = faces.step_of(problem.loss_fn, jit=False)
+  state = faces.state_of(
+    problem.params, fsam_optax.friendly_perturbation(0.1), base
   )
   state, _ = jax.jit(lambda s: jax.lax.scan(step, s, problem.batches))(state)
   chained, _ = train(problem, optax.chain(fsam_optax.fsam(0.1), base))
@@ -740,24 +652,6 @@ def test_frozen_weights_do_not_fill_the_radius_behind_a_mask(problem):
   assert float(jnp.abs(unmasked["output"] - found["output"]).max()) > 1e-4
 
 
-@row("pmap, shard_map, vmap")
-def test_an_axis_name_makes_replicas_one(problem):
-  tx = optax.chain(fsam_optax.fsam(0.1, axis_name="batch"), optax.sgd(0.05))
-  params, state = problem.params, tx.init(problem.params)
-  split = jax.tree.map(
-    lambda x: x.reshape(4, 2, *x.shape[1:]), problem.batch(0)
-  )
-  found, _ = jax.vmap(
-    make_step(problem, tx), in_axes=(None, None, 0), axis_name="batch"
-  )(params, state, split)
-  alone = optax.chain(fsam_optax.fsam(0.1), optax.sgd(0.05))
-  expected, _ = make_step(problem, alone)(params, state, problem.batch(0))
-  for i in range(4):
-    chex.assert_trees_all_close(
-      jax.tree.map(lambda x, i=i: x[i], found), expected, rtol=1e-4, atol=1e-5
-    )
-
-
 @row("optimizers that read the value or keep the parameters")
 @pytest.mark.parametrize(
   "tx",
@@ -767,18 +661,8 @@ def test_an_axis_name_makes_replicas_one(problem):
 def test_the_train_step_gives_optimizers_what_they_ask_for(problem, tx):
   """Against the same optimizer fed by hand with loss and gradient."""
   perturbation = fsam_optax.friendly_perturbation(0.1)
-  step = fsam_optax.make_train_step(
-    lambda p, model_state, batch, rng: (
-      problem.loss_fn(p, batch),
-      (model_state, {}),
-    )
-  )
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=jax.tree.map(jnp.copy, problem.params),
-    tx=tx,
-    perturbation=perturbation,
-  )
+  step = faces.step_of(problem.loss_fn)
+  state = faces.state_of(problem.params, perturbation, tx)
   params, opt_state = problem.params, tx.init(problem.params)
   ascent = perturbation.init(params)
   update = optax.with_extra_args_support(tx).update
@@ -795,70 +679,12 @@ def test_the_train_step_gives_optimizers_what_they_ask_for(problem, tx):
   chex.assert_trees_all_close(state.params, params, rtol=1e-4, atol=1e-5)
 
 
-# What fsam itself asks of the call.
+# What fsam itself asks of the call: test_bad_input.py has the rest.
 
 
-@pytest.fixture
-def call():
-  """`update` of fsam with one argument replaced."""
-  params = {"w": jnp.ones(2), "b": jnp.ones(1)}
+def test_grad_fn_runs_once_a_step():
+  params, calls = {"w": jnp.ones(2)}, []
   tx = fsam_optax.fsam()
-
-  def update(**changes):
-    arguments = {"updates": params, "state": tx.init(params), "params": params}
-    arguments |= {"grad_fn": lambda p: p} | changes
-    return tx.update(
-      arguments.pop("updates"), arguments.pop("state"), **arguments
-    )
-
-  return update
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    ({"params": None}, "`params` must be given, got None"),
-    ({"grad_fn": None}, "`grad_fn` must be given, got None"),
-    (
-      {"grad_fn": lambda p: (p, 1.0)},
-      "`grad_fn` must return gradients of the structure of `updates`",
-    ),
-    ({"grad_fn": lambda p: p["w"]}, "must return gradients of the structure"),
-    (
-      {"grad_fn": lambda p: p | {"w": jnp.ones(3)}},
-      r"got float32\[3\] for float32\[2\] at \['w'\]",
-    ),
-    (
-      {"grad_fn": lambda p: p | {"b": p["b"].astype(jnp.bfloat16)}},
-      r"got bfloat16\[1\] for float32\[1\] at \['b'\]",
-    ),
-  ],
-  ids=["params", "grad_fn", "aux", "structure", "shape", "dtype"],
-)
-def test_a_wrong_call_says_what_it_got(call, changes, message):
-  call()
-  with pytest.raises(ValueError, match=message):
-    call(**changes)
-
-
-def test_grad_fn_of_optax_contrib_sam_takes_one_argument_too_many(call):
-  with pytest.raises(TypeError, match="`grad_fn` must take the parameters alo"):
-    call(grad_fn=lambda params, step: params)
-
-
-def test_grad_fn_runs_once_a_step(call):
-  calls = []
-  call(grad_fn=lambda p: (calls.append(p), p)[1])
+  grad_fn = lambda p: (calls.append(p), p)[1]
+  tx.update(params, tx.init(params), params, grad_fn=grad_fn)
   assert len(calls) == 1
-
-
-def test_the_containers_of_flax_are_trees_like_any_other(problem):
-  frozen = flax.core.freeze(problem.params)
-  perturbation = fsam_optax.friendly_perturbation(0.1)
-  run = functools.partial(
-    two_pass, tx=optax.sgd(0.05), perturbation=perturbation
-  )
-  (trained, _, ascent) = run(problem._replace(params=frozen))
-  expected = run(problem)[0]
-  assert isinstance(ascent[0].ema, flax.core.FrozenDict)
-  chex.assert_trees_all_close(flax.core.unfreeze(trained), expected, rtol=1e-6)

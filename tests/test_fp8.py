@@ -2,6 +2,9 @@
 
 from by_hand import flat
 from by_hand import unflat
+import faces
+from faces import state_of
+from faces import step_of
 from flax import linen as nn
 from flax import nnx
 from flax.core import freeze
@@ -11,6 +14,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+from oracle import FriendlySam
 import pytest
 
 import fsam_optax
@@ -61,34 +65,24 @@ def variables(batches):
   return variables
 
 
-def train_by_hand(variables, batches, selected=lambda weights: 1.0):
+def train_by_hand(variables, batches):
   """F-SAM with SGD over one long vector of the weights alone, in NumPy.
 
   The scales and maxima are what the gradient at the perturbed weights says.
   """
-  average = None
-  history = []
+  ascent = FriendlySam(RHO, 1.0, LMBDA)
   for batch in batches:
-    weights = variables["params"]
+    weights = flat(variables["params"])
     gradient = flat(grad_fn(variables, batch)["params"])
-    gradient = gradient * selected(weights)
-    direction = gradient if average is None else gradient - average
-    average = (
-      gradient if average is None else LMBDA * average + (1 - LMBDA) * gradient
-    )
-    epsilon = RHO * direction / np.linalg.norm(direction)
-    perturbed = {
-      **variables,
-      "params": unflat(flat(weights) + epsilon, weights),
-    }
-    second = grad_fn(perturbed, batch)
-    moved = flat(weights) - LEARNING_RATE * flat(second["params"])
+    perturbed = weights + ascent(gradient, weights)
+    like = variables["params"]
+    second = grad_fn({**variables, "params": unflat(perturbed, like)}, batch)
+    moved = weights - LEARNING_RATE * flat(second["params"])
     variables = {
-      "params": unflat(moved, weights),
+      "params": unflat(moved, like),
       OVERWRITTEN: second[OVERWRITTEN],
     }
-    history.append(variables)
-  return history
+    yield variables
 
 
 def assert_follows(found, expected):
@@ -107,84 +101,53 @@ def perturbation(**kwargs):
   return fsam_optax.friendly_perturbation(rho=RHO, lmbda=LMBDA, **kwargs)
 
 
-def with_two_passes(variables, batches):
-  ascent = perturbation()
-  fn = jax.jit(fsam_optax.value_and_grad(lambda p, b: loss_fn(p, b), ascent))
-  state = ascent.init(variables)
-  for batch in batches:
-    _, grads, state, info = fn(variables, state, batch)
-    own = flat(grad_fn(variables, batch)["params"])
-    np.testing.assert_allclose(
-      info.gradient_norm, np.linalg.norm(own), rtol=1e-4
-    )
-    weights = jax.tree.map(
-      lambda w, g: w - LEARNING_RATE * g, variables["params"], grads["params"]
-    )
-    variables = {"params": weights, OVERWRITTEN: grads[OVERWRITTEN]}
-    yield variables
-
-
-def with_train_step(variables, batches):
-  def loss(params, model_state, batch, rng):
-    del rng
-    return loss_fn(params, batch), (model_state, {})
-
-  state = fsam_optax.TrainState.create(
-    apply_fn=NETWORK.apply,
-    params=jax.tree.map(jnp.copy, variables),
-    tx=optax.sgd(LEARNING_RATE),
-    perturbation=perturbation(),
-  )
-  step = fsam_optax.make_train_step(loss)
-  for batch in batches:
-    state, metrics = step(state, batch)
-    np.testing.assert_allclose(metrics["perturbation_norm"], RHO, rtol=1e-5)
-    yield jax.tree.map(jnp.copy, state.params)
-
-
-def with_link(variables, batches):
-  link = fsam_optax.fsam(rho=RHO, lmbda=LMBDA)
-  tx = optax.sgd(LEARNING_RATE)
-  state, opt_state = link.init(variables), tx.init(variables["params"])
-  for batch in batches:
-    updates, state = link.update(
-      grad_fn(variables, batch),
-      state,
-      variables,
-      grad_fn=lambda p, batch=batch: grad_fn(p, batch),
-    )
-    overwritten = updates[OVERWRITTEN]
-    updates, opt_state = tx.update(updates["params"], opt_state)
-    weights = optax.apply_updates(variables["params"], updates)
-    variables = {"params": weights, OVERWRITTEN: overwritten}
-    yield variables
-
-
 def test_the_collection_is_the_one_that_flax_names(variables):
   assert _perturbation.OVERWRITTEN == OVERWRITTEN
   assert set(variables) == {"params", OVERWRITTEN}
 
 
-@pytest.mark.parametrize(
-  "loop",
-  [with_two_passes, with_train_step, with_link],
-  ids=lambda f: f.__name__,
-)
-def test_a_loop_is_fsam_by_hand_on_the_weights_alone(loop, variables, batches):
-  expected = train_by_hand(variables, batches)
-  found = list(loop(variables, batches))
-  assert len(found) == STEPS
-  for one, other in zip(found, expected, strict=True):
-    assert_follows(one, other)
-  # That a step is anything but the plain gradient's, and the scales move.
-  plain = flat(grad_fn(variables, batches[0])["params"])
-  step = (flat(variables["params"]) - flat(expected[0]["params"])) / (
-    LEARNING_RATE
-  )
-  assert np.linalg.norm(step - plain) > 1e-2 * np.linalg.norm(plain)
-  assert np.abs(
-    flat(expected[-1][OVERWRITTEN]) - flat(variables[OVERWRITTEN])
-  ).max()
+def overwrite(updates, params):
+  return jax.tree.map(lambda new, old: new - old, updates, params)
+
+
+# The train state overwrites by itself; other loops by their optimizer.
+SGD = optax.sgd(LEARNING_RATE)
+OPTIMIZERS = {
+  "params": SGD,
+  OVERWRITTEN: optax.stateless(overwrite),
+}
+BY_COLLECTION = optax.partition(OPTIMIZERS, {name: name for name in OPTIMIZERS})
+LOOPS = [
+  (faces.value_and_grad, BY_COLLECTION),
+  (faces.chain, BY_COLLECTION),
+  (faces.train_step, SGD),
+]
+
+
+@pytest.mark.parametrize(("face", "tx"), LOOPS, ids=["passes", "link", "step"])
+def test_a_loop_is_fsam_by_hand_on_the_weights_alone(
+  face, tx, variables, batches
+):
+  carry, step = face(loss_fn, variables, tx, perturbation())
+  step, expected = jax.jit(step), None
+  for batch, expected in zip(
+    batches, train_by_hand(variables, batches), strict=True
+  ):
+    carry, _ = step(carry, batch)
+    assert_follows(carry[0], expected)
+  # The scales move, and the weights not as by the gradient alone.
+  plain = variables
+  for batch in batches:
+    grads = grad_fn(plain, batch)
+    weights = flat(plain["params"]) - LEARNING_RATE * flat(grads["params"])
+    plain = {
+      "params": unflat(weights, plain["params"]),
+      OVERWRITTEN: grads[OVERWRITTEN],
+    }
+  for name, value in variables.items():
+    assert np.abs(flat(expected[name]) - flat(value)).max() > 0
+  away = flat(plain["params"]) - flat(expected["params"])
+  assert np.abs(away).max() > 1e-3
 
 
 @pytest.mark.parametrize("container", [dict, freeze])
@@ -264,26 +227,6 @@ def test_a_mask_of_nothing_else_is_an_error(variables):
     ascent.init(variables)
 
 
-@pytest.mark.parametrize(
-  ("make", "expected"),
-  [
-    (
-      fsam_optax.friendly_perturbation,
-      "(SubtractGradientEmaState, ScaleToRadiusState)",
-    ),
-    (fsam_optax.sam_perturbation, "ScaleToRadiusState"),
-  ],
-  ids=["fsam", "sam"],
-)
-def test_the_state_of_other_trees_has_no_wrapper(make, expected, variables):
-  state = make().init(variables["params"])
-  name = lambda x: type(x).__name__
-  found = (
-    f"({', '.join(map(name, state))})" if type(state) is tuple else name(state)
-  )
-  assert found == expected
-
-
 # The maximum over parts and replicas, by an operation of two rows, 1 and 9.
 
 
@@ -357,16 +300,10 @@ def test_what_the_rows_weigh_does_not_scale_it(options):
 
 
 def test_a_loss_scale_does_not_divide_it():
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=REMEMBERED,
-    tx=optax.sgd(1.0),
-    perturbation=perturbation(),
-    dynamic_scale=dynamic_scale.DynamicScale(scale=2.0**20),
-  )
-  step = fsam_optax.make_train_step(
-    lambda p, s, b, r: (remembered_loss(p, b)[0], (s, {})), jit=False
-  )
+  scale = dynamic_scale.DynamicScale(scale=2.0**20)
+  params = jax.tree.map(jnp.asarray, REMEMBERED)
+  state = state_of(params, perturbation(), optax.sgd(1.0), dynamic_scale=scale)
+  step = step_of(lambda p, b: remembered_loss(p, b)[0], jit=False)
   state, _ = step(state, TWO_ROWS)
   assert state.params[OVERWRITTEN]["largest"] == 9
   np.testing.assert_allclose(state.params["params"]["w"], 2 - 5)

@@ -1,10 +1,11 @@
 """`fsam` on several replicas, and what it checks of its two gradients."""
 
+import by_hand
 import chex
+import faces
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-import numpy as np
 import optax
 import pytest
 from versions import as_varying
@@ -95,52 +96,48 @@ def test_with_an_axis_name_replicas_do_what_one_device_does(problem, mapped):
   chex.assert_trees_all_close(found, one_device(problem), rtol=1e-4, atol=1e-5)
 
 
-def test_a_mean_outside_and_the_axis_are_the_same_mean(problem):
+def test_a_mean_outside_is_the_same_and_alone_lets_replicas_drift(problem):
   tx = chain(axis_name="batch")
   step = over_pmap(update_of(problem, tx, mean_outside=True))
-  params, _ = run(problem, step, tx)
-  found = jax.tree.map(lambda x: x[0], params)
+  found = jax.tree.map(lambda x: x[0], run(problem, step, tx)[0])
   chex.assert_trees_all_close(found, one_device(problem), rtol=1e-4, atol=1e-5)
-
-
-def test_without_it_a_mean_outside_lets_replicas_drift_apart(problem):
   tx = chain()
-  step = over_pmap(update_of(problem, tx, mean_outside=True))
-  params, _ = run(problem, step, tx)
+  params, _ = run(
+    problem, over_pmap(update_of(problem, tx, mean_outside=True)), tx
+  )
   spread = max(float(jnp.ptp(x, axis=0).max()) for x in jax.tree.leaves(params))
   assert spread > 1e-3
 
 
+def on_mesh(problem, tx, loss_fn=None, own=None, outside=False, **options):
+  """The parameters after one step in a `shard_map`, replicated."""
+  loss_fn = loss_fn or problem.loss_fn
+  own = own or (lambda params: params)
+
+  def update(params, state, batch):
+    grad_fn = lambda params: jax.grad(loss_fn)(own(params), batch)
+    grads = grad_fn(params)
+    grads = jax.lax.pmean(grads, "batch") if outside else grads
+    updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+    return optax.apply_updates(params, updates)
+
+  specs = dict(in_specs=(P(), P(), P("batch")), out_specs=P())
+  mapped = jax.shard_map(update, mesh=mesh_of_replicas(), **specs, **options)
+  params = problem.params
+  return jax.jit(mapped)(params, tx.init(params), problem.batch(0))
+
+
+def as_own(params):
+  return as_varying(params, "batch")
+
+
 def test_shard_map_sees_the_drift_before_it_happens(problem):
   """Where JAX tracks what varies, the second gradient alone still does."""
-  mesh = mesh_of_replicas()
-
-  def mapped(tx):
-    def update(params, state, batch):
-      own = lambda params: as_varying(params, "batch")
-      grad_fn = lambda params: jax.grad(problem.loss_fn)(own(params), batch)
-      grads = jax.lax.pmean(grad_fn(params), "batch")
-      updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
-      return optax.apply_updates(params, updates)
-
-    return jax.jit(
-      jax.shard_map(
-        update, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=P()
-      )
-    )
-
-  arguments = lambda tx: (
-    problem.params,
-    tx.init(problem.params),
-    problem.batch(0),
-  )
   with pytest.raises(ValueError, match=r"differs along \['batch'\].*axis_name"):
-    mapped(chain())(*arguments(chain()))
-  tx = chain(axis_name="batch")
-  found = mapped(tx)(*arguments(tx))
-  chex.assert_trees_all_close(
-    found, one_device(problem, steps=1), rtol=1e-4, atol=1e-5
-  )
+    on_mesh(problem, chain(), own=as_own, outside=True)
+  found = on_mesh(problem, chain("batch"), own=as_own, outside=True)
+  expected = one_device(problem, steps=1)
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -148,46 +145,18 @@ def test_a_gradient_that_shard_map_has_summed_is_no_mean_of_replicas(
   outside, problem
 ):
   """By its default check JAX sums the gradient of replicated parameters."""
-  arguments = lambda tx: (
-    problem.params,
-    tx.init(problem.params),
-    problem.batch(0),
-  )
-
-  def mapped(tx, loss_fn, own=lambda params: params, **options):
-    def update(params, state, batch):
-      grad_fn = lambda p: jax.grad(loss_fn)(own(p), batch)
-      grads = grad_fn(params)
-      grads = jax.lax.pmean(grads, "batch") if outside else grads
-      updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
-      return optax.apply_updates(params, updates)
-
-    specs = dict(in_specs=(P(), P(), P("batch")), out_specs=P())
-    mesh = mesh_of_replicas()
-    return jax.jit(jax.shard_map(update, mesh=mesh, **specs, **options))
-
-  tx = chain(axis_name="batch")
+  tx = chain("batch")
   with pytest.raises(ValueError, match=r"same along \['batch'\].*check_vma"):
-    mapped(tx, problem.loss_fn)(*arguments(tx))
+    on_mesh(problem, tx, outside=outside)
   # The remedies that it names.
   mean_inside = lambda p, b: jax.lax.pmean(problem.loss_fn(p, b), "batch")
-  own = lambda p: as_varying(p, "batch")
-  found = [
-    mapped(chain(), mean_inside)(*arguments(chain())),
-    mapped(tx, problem.loss_fn, own)(*arguments(tx)),
-    mapped(tx, problem.loss_fn, check_vma=False)(*arguments(tx)),
-  ]
   expected = one_device(problem, steps=1)
-  for params in found:
-    chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_an_axis_that_nobody_names_is_an_error(problem):
-  tx = chain(axis_name="batch")
-  with pytest.raises(ValueError, match="`axis_name` must be an axis"):
-    update_of(problem, tx)(
-      problem.params, tx.init(problem.params), problem.batch(0)
-    )
+  for found in (
+    on_mesh(problem, chain(), mean_inside, outside=outside),
+    on_mesh(problem, tx, own=as_own, outside=outside),
+    on_mesh(problem, tx, outside=outside, check_vma=False),
+  ):
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # checked=True.
@@ -212,9 +181,6 @@ def checked_step(problem, before=(), scale=1.0, other_rows=False, jit=False):
 
 
 FAULTS = {
-  "behind an optimizer": dict(before=(optax.sgd(RATE),)),
-  "behind clipping": dict(before=(optax.clip_by_global_norm(0.1),)),
-  "behind weight decay": dict(before=(optax.add_decayed_weights(0.1),)),
   "a loss scale": dict(scale=128.0),
   "other rows": dict(other_rows=True),
 }
@@ -290,27 +256,17 @@ def test_gradients_of_single_rows_are_refused(problem):
 
 def test_accumulation_behind_fsam_is_a_mean_of_second_gradients(problem):
   """By hand: four pairs of passes at one place, one step with their mean."""
-  tx = optax.chain(
-    fsam_optax.fsam(RHO, lmbda=0.8), optax.MultiSteps(optax.sgd(RATE), 4)
-  )
-  params, state = problem.params, tx.init(problem.params)
+  base = optax.MultiSteps(optax.sgd(RATE), 4).gradient_transformation()
+  by_hand_loop = by_hand.ByHand(problem.params, base)
   for t in range(4):
-    grad_fn = lambda p, t=t: jax.grad(problem.loss_fn)(p, problem.batch(t))
-    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
-    params = optax.apply_updates(params, updates)
-
-  flat, unflatten = jax.flatten_util.ravel_pytree(problem.params)
-  at = lambda w, t: np.asarray(
-    jax.flatten_util.ravel_pytree(
-      jax.grad(problem.loss_fn)(unflatten(jnp.asarray(w)), problem.batch(t))
-    )[0]
+    batch = problem.batch(t)
+    by_hand_loop.step(lambda p, b=batch: jax.grad(problem.loss_fn)(p, b))
+  (params, *_), _ = faces.train(
+    faces.chain,
+    problem.loss_fn,
+    problem.params,
+    jax.tree.map(lambda x: x[:4], problem.batches),
+    base,
+    fsam_optax.friendly_perturbation(by_hand.RHO, lmbda=by_hand.LMBDA),
   )
-  weights, average, total = np.asarray(flat), None, 0.0
-  for t in range(4):
-    gradient = at(weights, t)
-    direction = gradient if average is None else gradient - average
-    average = gradient if average is None else 0.8 * average + 0.2 * gradient
-    perturbed = weights + RHO * direction / np.linalg.norm(direction)
-    total = total + at(perturbed.astype(np.float32), t)
-  expected = unflatten(jnp.asarray(weights - RATE * total / 4))
-  chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-5)
+  by_hand_loop.assert_followed_by(params)

@@ -1,5 +1,7 @@
 """Gates: at which steps the ascent runs, and what it costs at the others."""
 
+from faces import state_of
+from faces import step_of
 from flax.training import dynamic_scale as dynamic_scale_lib
 import jax
 from jax import numpy as jnp
@@ -35,15 +37,8 @@ def train(options, via="value_and_grad", steps=STEPS):
       norms.append(float(info.perturbation_norm))
       calls.clear()
     return evaluations, norms, state
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=params,
-    tx=optax.sgd(0.0),
-    perturbation=perturbation,
-  )
-  step = fsam_optax.make_train_step(
-    lambda p, s, b, r: (loss_fn(p, b), (s, {})), **options
-  )
+  state = state_of(params, perturbation)
+  step = step_of(loss_fn, **options)
   for batch in batches:
     state, metrics = jax.block_until_ready(step(state, batch))
     jax.effects_barrier()
@@ -97,19 +92,11 @@ def test_gates_work_on_micro_batches_of_their_own():
   np.testing.assert_allclose(norms, [0.5, 0.0, 0.5, 0.0], rtol=1e-6)
 
 
-def test_a_perturbation_that_counts_nothing_cannot_be_gated():
-  fn = fsam_optax.value_and_grad(
-    lambda w, batch: jnp.sum(w * batch), optax.scale(0.1), every=2
-  )
-  with pytest.raises(ValueError, match=r"`perturbation` must count"):
-    fn(jnp.ones(2), optax.scale(0.1).init(jnp.ones(2)), jnp.ones(2))
-
-
 # Compiled by `make_train_step`: two steps, between which the host picks.
 
 
-def loss_fn(params, model_state, batch, rng):
-  return jnp.sum(jnp.tanh(params["w"] @ batch) ** 2), (model_state, {})
+def loss_fn(params, batch):
+  return jnp.sum(jnp.tanh(params["w"] @ batch) ** 2)
 
 
 # One object each, so that the states share the compiled steps.
@@ -118,12 +105,7 @@ PERTURBATION = fsam_optax.friendly_perturbation(rho=0.5, lmbda=0.5)
 
 
 def make_state(size=3, step=0):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.eye(size)},
-    tx=OPTIMIZER,
-    perturbation=PERTURBATION,
-  )
+  state = state_of({"w": jnp.eye(size)}, PERTURBATION, OPTIMIZER)
   return state.replace(step=jnp.int32(step))
 
 
@@ -137,13 +119,13 @@ def batches():
 
 @pytest.fixture(scope="module")
 def on_host():
-  return fsam_optax.make_train_step(loss_fn, **GATES)
+  return step_of(loss_fn, **GATES)
 
 
 @pytest.fixture(scope="module")
 def in_graph(platform):
   del platform
-  return jax.jit(fsam_optax.make_train_step(loss_fn, jit=False, **GATES))
+  return jax.jit(step_of(loss_fn, jit=False, **GATES))
 
 
 def assert_close(got, expected):
@@ -165,16 +147,8 @@ def test_the_host_picks_the_steps_that_the_graph_does(
   assert_close(state, expected)
 
 
-def test_a_resumed_run_goes_on_at_its_own_step(on_host, in_graph, batches):
-  on_host(make_state(), batches[0])
-  for step in (5, 2, 3):
-    _, metrics = on_host(make_state(step=step), batches[0])
-    _, expected = in_graph(make_state(step=step), batches[0])
-    assert_close(metrics, expected)
-    assert (metrics["perturbation_norm"] > 0) == (step in (3, 5))
-
-
 def test_two_runs_in_turn_keep_their_own_count(on_host, batches):
+  # The second goes on where another was interrupted.
   states = [make_state(step=0), make_state(step=1)]
   norms = []
   for batch in batches[:4]:
@@ -208,21 +182,17 @@ def test_what_the_step_is_lowered_to_is_right_at_every_step(
 
 def test_in_the_graph_a_narrow_loss_gets_narrow_weights(platform):
   del platform
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.eye(3, dtype=jnp.bfloat16)},
-    tx=OPTIMIZER,
-    perturbation=PERTURBATION,
-    # Whose gradients are of float32.
-    dynamic_scale=dynamic_scale_lib.DynamicScale(),
-  )
+  # Whose gradients are of float32.
+  scale = dynamic_scale_lib.DynamicScale()
+  narrow = {"w": jnp.eye(3, dtype=jnp.bfloat16)}
+  state = state_of(narrow, PERTURBATION, OPTIMIZER, dynamic_scale=scale)
   seen = []
 
-  def narrow_loss(params, *args):
+  def narrow_loss(params, batch):
     seen.append(params["w"].dtype)
-    return loss_fn(params, *args)
+    return loss_fn(params, batch)
 
-  step = fsam_optax.make_train_step(narrow_loss, jit=False, every=2)
+  step = step_of(narrow_loss, jit=False, every=2)
   jax.jit(step)(state, jnp.ones(3, jnp.bfloat16))
   assert set(seen) == {jnp.dtype("bfloat16")}
 
@@ -237,26 +207,14 @@ def test_neither_step_holds_the_memory_of_the_other():
     .memory_analysis()
     .temp_size_in_bytes
   )
-  build = lambda **options: fsam_optax.make_train_step(
-    loss_fn, jit=False, **options
-  )
+  build = lambda **options: step_of(loss_fn, jit=False, **options)
   in_graph = memory(build(every=2))
   assert memory(build()) <= in_graph
   assert memory(build(stop=0)) < in_graph
 
 
-def test_no_perturbation_compiles_one_pass():
+def test_no_perturbation_traces_one_pass():
   calls = []
-
-  def loss_fn(params, model_state, batch, rng):
-    calls.append(None)
-    return jnp.sum(params["w"] * batch), (model_state, {})
-
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.ones(2)},
-    tx=optax.sgd(0.1),
-    perturbation=None,
-  )
-  fsam_optax.make_train_step(loss_fn)(state, jnp.ones(2))
+  step = step_of(lambda p, b: (calls.append(None), jnp.sum(p["w"] * b))[1])
+  step(state_of({"w": jnp.ones(2)}, None), jnp.ones(2))
   assert len(calls) == 1

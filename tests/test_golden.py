@@ -1,14 +1,14 @@
 """The trajectories of the authors' PyTorch code, recorded in float64.
 
 Each file of `golden/` carries its configuration, data and batches. The package
-must walk the same path to 1e-12 through each of its three doors.
+must walk the same path through each of its faces.
 """
 
 import json
-import operator
 import pathlib
 from typing import NamedTuple
 
+from faces import FACES
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -16,6 +16,8 @@ import optax
 import pytest
 
 import fsam_optax
+
+pytestmark = pytest.mark.device
 
 FILES = sorted((pathlib.Path(__file__).parent / "golden").glob("*.json"))
 
@@ -30,7 +32,7 @@ class Steps(NamedTuple):
   ema_after: dict[str, jax.Array]
 
 
-@pytest.fixture(params=FILES, ids=lambda file: file.stem, scope="module")
+@pytest.fixture(scope="module")
 def record(request):
   return json.loads(request.param.read_text())
 
@@ -48,12 +50,14 @@ def loss_of(record):
   return loss_fn
 
 
-def start_of(record):
-  params = {k: jnp.asarray(v) for k, v in record["initial_params"].items()}
+def start_of(record, dtype):
+  params = {
+    k: jnp.asarray(v, dtype) for k, v in record["initial_params"].items()
+  }
   rows = np.asarray(record["batches"])
   batches = tuple(
-    jnp.asarray(np.asarray(record[name])[rows])
-    for name in ("inputs", "targets", "labels")
+    jnp.asarray(np.asarray(record[name])[rows], kind)
+    for name, kind in (("inputs", dtype), ("targets", dtype), ("labels", int))
   )
   return params, batches
 
@@ -95,108 +99,60 @@ def remembering(perturbation):
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def through_chain(record) -> Steps:
-  loss_fn = loss_of(record)
-  params, batches = start_of(record)
-  tx = optax.chain(
-    fsam_optax.fsam(**hyperparameters_of(record)), base_of(record)
-  )
-
-  def step(carry, batch):
-    params, state = carry
-    seen = []
-
-    def grad_fn(perturbed):
-      loss, grads = jax.value_and_grad(loss_fn)(perturbed, batch)
-      seen.append((perturbed, loss))
-      return grads
-
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
-    ((perturbed, perturbed_loss),) = seen
-    perturbation = jax.tree.map(jnp.subtract, perturbed, params)
-    params = optax.apply_updates(params, updates)
-    return (params, state), Steps(
-      loss, perturbed_loss, perturbation, params, ema_of(state)
-    )
-
-  return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
+# NNX is the same engine around another model: two of the runs show it.
+WALKS = [
+  pytest.param(file, face, id=f"{file.stem}-{face}")
+  for file in FILES
+  for face in FACES
+  if "nnx" not in face or file.stem in ("adaptive", "sgd_default")
+]
 
 
-def through_value_and_grad(record) -> Steps:
-  params, batches = start_of(record)
-  tx = base_of(record)
+@pytest.mark.parametrize(("record", "face"), WALKS, indirect=["record"])
+def test_every_face_walks_the_authors_path(record, face, widest):
+  """To 1e-12 in float64; on a device in float32, which strays far less.
+
+  In sixty steps each loses the digits that two gradients have in common and
+  hands the rest on to the next: on a CPU, 4e-6 of the largest number of a leaf.
+  Any wrong formula moves a run by 1e-3 and more.
+  """
+  params, batches = start_of(record, widest)
   perturbation = remembering(
     fsam_optax.friendly_perturbation(**hyperparameters_of(record))
   )
-  fn = fsam_optax.value_and_grad(loss_of(record), perturbation)
-
-  def step(carry, batch):
-    params, state, ascent = carry
-    loss, grads, ascent, info = fn(params, ascent, batch)
-    updates, state = tx.update(grads, state, params)
-    params = optax.apply_updates(params, updates)
-    return (params, state, ascent), Steps(
-      loss, info.perturbed_value, ascent[1], params, ema_of(ascent)
-    )
-
-  carry = params, tx.init(params), perturbation.init(params)
-  return jax.lax.scan(step, carry, batches)[1]
-
-
-def through_train_step(record) -> Steps:
-  params, batches = start_of(record)
-  loss_of_batch = loss_of(record)
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=params,
-    tx=base_of(record),
-    perturbation=remembering(
-      fsam_optax.friendly_perturbation(**hyperparameters_of(record))
-    ),
-  )
-  train_step = fsam_optax.make_train_step(
-    lambda params, model_state, batch, rng: (
-      loss_of_batch(params, batch),
-      (model_state, {}),
-    ),
-    jit=False,
+  carry, step = FACES[face](
+    loss_of(record), params, base_of(record), perturbation
   )
 
-  def step(state, batch):
-    state, metrics = train_step(state, batch)
-    ascent = state.perturbation_state
-    return state, Steps(
-      metrics["loss"],
-      metrics["perturbed_loss"],
-      ascent[1],
-      state.params,
-      ema_of(ascent),
-    )
+  def seen_step(carry, batch):
+    carry, seen = step(carry, batch)
+    params, ascent, _ = carry
+    steps = Steps(*seen, ascent[1], params, ema_of(ascent))
+    return carry, steps._asdict()
 
-  return jax.lax.scan(step, state, batches)[1]
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-  "door", [through_chain, through_value_and_grad, through_train_step]
-)
-def test_every_door_walks_the_authors_path(record, door):
-  steps = door(record)
-  assert len(steps.loss) == len(record["batches"])
+  run = jax.jit(lambda carry: jax.lax.scan(seen_step, carry, batches)[1])
+  steps = run(carry)
+  if face == "nnx_chain":  # Where the loop sees one loss alone.
+    del steps["perturbed_loss"]
+  assert len(steps["loss"]) == len(record["batches"])
   for recorded in record["trajectory"]:
     t = recorded["step"]
-    seen = jax.tree.map(operator.itemgetter(t), steps)._asdict()
-    assert seen.keys() | {"step"} == recorded.keys()
-    for name, value in seen.items():
-      leaves = value if isinstance(value, dict) else {"": value}
+    for name, values in steps.items():
       expected = recorded[name]
-      expected = expected if isinstance(value, dict) else {"": expected}
-      assert leaves.keys() == expected.keys()
-      for key, leaf in leaves.items():
-        assert leaf.dtype == jnp.float64
+      if not isinstance(expected, dict):
+        values, expected = {"": values}, {"": expected}
+      assert set(values) == set(expected)
+      for key, wanted in expected.items():
+        assert values[key].dtype == widest
+        tolerance = 1e-12
+        if widest != "float64":
+          tolerance = 1e-4 * np.abs(wanted).max()
         np.testing.assert_allclose(
-          leaf, expected[key], rtol=0, atol=1e-12, err_msg=f"{t} {name} {key}"
+          values[key][t],
+          wanted,
+          rtol=0,
+          atol=tolerance,
+          err_msg=f"{t} {name} {key}",
         )
 
 
@@ -211,10 +167,10 @@ def test_the_six_recorded_runs_are_here():
   ]
 
 
-@pytest.mark.usefixtures("x64")
-def test_a_wrong_average_leaves_the_authors_path(record):
+@pytest.mark.parametrize("record", FILES[:1], indirect=True)
+def test_a_wrong_average_leaves_the_authors_path(record, widest):
   """The comparison can fail: the paper's order starts from another average."""
-  params, batches = start_of(record)
+  params, batches = start_of(record, widest)
   loss_fn = loss_of(record)
   perturbation = fsam_optax.friendly_perturbation(
     **hyperparameters_of(record), order="paper"

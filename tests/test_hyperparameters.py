@@ -3,6 +3,7 @@
 A tracer or a schedule has no value yet: it passes.
 """
 
+import functools
 import math
 
 import jax
@@ -30,167 +31,94 @@ FACTORIES = {
   "sam_perturbation": (fsam_optax.sam_perturbation, ("rho",)),
   "fsam": (fsam_optax.fsam, ("rho", "sigma", "lmbda")),
 }
-SLOTS = [
-  pytest.param(factory, name, id=f"{factory_name}-{name}")
-  for factory_name, (factory, names) in FACTORIES.items()
-  for name in names
-]
-slots = pytest.mark.parametrize(("factory", "name"), SLOTS)
-scheduled_slots = pytest.mark.parametrize(
-  ("factory", "name"), [slot for slot in SLOTS if slot.values[1] != "eps"]
-)
-
-
-@slots
-@pytest.mark.parametrize(
-  "value",
-  [-0.1, -1, np.float32(-0.5), np.array(-2.0), -1e-30],
-  ids=repr,
-)
-def test_negative_values_are_refused(factory, name, value):
-  must = r"must be in \[0, 1\]" if name == "lmbda" else "must be non-negative"
-  with pytest.raises(ValueError, match=f"^`{name}` {must}, got -"):
-    factory(**{name: value})
-
-
-@slots
-@pytest.mark.parametrize(
-  "value",
-  [math.nan, math.inf, -math.inf, np.float64("nan"), np.array(np.inf)],
-  ids=repr,
-)
-def test_values_that_are_not_finite_are_refused(factory, name, value):
-  with pytest.raises(
-    ValueError, match=f"^`{name}` must be finite, got (nan|-?inf)"
-  ):
-    factory(**{name: value})
-
-
-@slots
-@pytest.mark.parametrize(
-  "value",
+slots = pytest.mark.parametrize(
+  ("factory", "name"),
   [
-    "0.1",
-    b"0.1",
-    None,
-    True,
-    False,
-    1 + 0j,
-    np.True_,
-    np.complex64(1),
-    {},
-    {"rho": 0.1},
-    Ellipsis,
-    [None],
-    ["a", "b"],
-    [0.1],
-    (0.1, 0.2),
-    [[0.1], [0.2, 0.3]],
+    pytest.param(factory, name, id=f"{factory_name}-{name}")
+    for factory_name, (factory, names) in FACTORIES.items()
+    for name in names
   ],
-  ids=repr,
 )
-def test_values_of_another_type_are_refused(factory, name, value):
-  with pytest.raises(TypeError, match=f"^`{name}` must be a real number"):
-    factory(**{name: value})
+
+# What is refused: the error, its message behind the name, and the values.
+REFUSED = [
+  (
+    ValueError,
+    r"must be (in \[0, 1\]|non-negative), got -",
+    [-0.1, -1, np.float32(-0.5), np.array(-2.0), -1e-30, jnp.asarray(-1.0)],
+  ),
+  (
+    ValueError,
+    "must be finite, got (nan|-?inf)",
+    [math.nan, math.inf, -math.inf, np.array(np.inf), jnp.asarray(jnp.nan)],
+  ),
+  (
+    TypeError,
+    "must be a real number",
+    [
+      *("0.1", b"0.1", None, True, False, 1 + 0j, np.True_, np.complex64(1)),
+      *({}, {"rho": 0.1}, Ellipsis, [None], ["a", "b"], [0.1], (0.1, 0.2)),
+      *([[0.1], [0.2, 0.3]], jnp.asarray(True), jnp.asarray(1j)),
+    ],
+  ),
+  (
+    ValueError,
+    r"must be a real .*got an array of shape \(",
+    [np.ones(1), np.zeros((2, 2)), np.zeros(0), np.array([0.1]), jnp.ones(3)],
+  ),
+]
+TAKEN = [
+  *(0, 1, 0.0, 1.0, -0.0, 0.5, 5e-324, np.float16(0.5), np.float32(1)),
+  *(np.int64(1), np.uint8(0), np.array(0.25), jnp.asarray(0.5)),
+  *map(functools.partial(jnp.ones, ()), ("bfloat16", "int32", "uint8")),
+]
 
 
 @slots
-@pytest.mark.parametrize(
-  "value",
-  [np.ones(1), np.zeros((2, 2)), np.zeros(0), np.array([0.1, 0.2])],
-  ids=repr,
-)
-def test_arrays_that_are_not_scalars_are_refused(factory, name, value):
-  with pytest.raises(
-    ValueError, match=rf"^`{name}` must be a real .*got an array of shape \("
-  ):
-    factory(**{name: value})
+@pytest.mark.parametrize(("error", "message", "values"), REFUSED)
+def test_a_value_that_is_no_hyperparameter_is_refused(
+  factory, name, error, message, values
+):
+  for value in values:
+    with pytest.raises(error, match=f"^`{name}` {message}"):
+      factory(**{name: value})
 
 
 @slots
-def test_jax_arrays_are_checked_as_values(factory, name):
-  factory(**{name: jnp.asarray(0.5)})
-  with pytest.raises(ValueError, match=f"^`{name}` must be finite, got nan"):
-    factory(**{name: jnp.asarray(jnp.nan)})
-  with pytest.raises(ValueError, match=f"^`{name}` must be .*got an array"):
-    factory(**{name: jnp.ones(3)})
-  with pytest.raises(ValueError, match=rf"^`{name}` must be .*got -1\.0\."):
-    factory(**{name: jnp.asarray(-1.0)})
-  with pytest.raises(TypeError, match=f"^`{name}` must be a real number"):
-    factory(**{name: jnp.asarray(True)})
-  with pytest.raises(TypeError, match=f"^`{name}` must be a real number"):
-    factory(**{name: jnp.asarray(1j)})
+def test_edge_values_and_scalars_of_numpy_and_jax_pass(factory, name):
+  for value in TAKEN:
+    assert jax.tree.leaves(factory(**{name: value}).init(jnp.ones(2)))
 
 
 @pytest.mark.parametrize("factory", ["subtract_gradient_ema", "fsam"])
-@pytest.mark.parametrize("value", [1.0001, 2, np.nextafter(1.0, 2.0)])
-def test_a_decay_above_one_is_refused(factory, value):
-  factory, _ = FACTORIES[factory]
-  with pytest.raises(ValueError, match=r"^`lmbda` must be in \[0, 1\], got"):
-    factory(lmbda=value)
+def test_a_decay_alone_must_not_be_above_one(factory):
+  factory, names = FACTORIES[factory]
+  for value in (1.0001, 2, np.nextafter(1.0, 2.0)):
+    with pytest.raises(ValueError, match=r"^`lmbda` must be in \[0, 1\], got"):
+      factory(lmbda=value)
+  for name in set(names) - {"lmbda"}:
+    assert factory(**{name: 1e6}).init(jnp.ones(1)) is not None
 
 
 @pytest.mark.parametrize(
-  "factory",
-  [
-    fsam_optax.fsam,
-    fsam_optax.friendly_perturbation,
-    fsam_optax.subtract_gradient_ema,
-  ],
+  "factory", ["fsam", "friendly_perturbation", "subtract_gradient_ema"]
 )
-@pytest.mark.parametrize(
-  "order", ["Official", "", None, 1, ["paper"]], ids=repr
-)
-def test_an_unknown_order_is_refused(factory, order):
-  with pytest.raises(
-    ValueError, match=r"^`order` must be 'official' or 'paper', got"
-  ):
-    factory(order=order)
+def test_an_unknown_order_is_refused(factory):
+  for order in ("Official", "", None, 1, ["paper"]):
+    with pytest.raises(
+      ValueError, match=r"^`order` must be 'official' or 'paper', got"
+    ):
+      FACTORIES[factory][0](order=order)
 
 
 @slots
-@pytest.mark.parametrize(
-  "value",
-  [
-    0,
-    1,
-    0.0,
-    1.0,
-    -0.0,
-    0.5,
-    5e-324,
-    np.float16(0.5),
-    np.float32(1),
-    np.int64(1),
-    np.uint8(0),
-    np.array(0.25),
-  ],
-  ids=repr,
-)
-def test_edge_values_and_scalars_of_numpy_pass(factory, name, value):
-  params = jnp.ones(2)
-  tx = factory(**{name: value})
-  assert jax.tree.leaves(tx.init(params))
-
-
-@slots
-@pytest.mark.parametrize(
-  "dtype", ["bfloat16", "float16", "float32", "int32", "uint8"]
-)
-def test_scalars_of_jax_pass(factory, name, dtype):
-  tx = factory(**{name: jnp.ones([], dtype)})
-  assert isinstance(tx, optax.GradientTransformation)
-
-
-@pytest.mark.parametrize("name", ["rho", "sigma"])
-def test_a_large_radius_or_share_passes(name):
-  assert fsam_optax.fsam(**{name: 1e6}).init(jnp.ones(1)) is not None
-
-
-@scheduled_slots
 def test_schedules_pass_and_are_called_at_update_only(factory, name):
   counts = []
   schedule = lambda count: (counts.append(count), 0.5)[1]
+  if name == "eps":
+    with pytest.raises(TypeError, match="`eps` must be a real number, got"):
+      factory(eps=schedule)
+    return
   tx = factory(**{name: schedule})
   state = tx.init(jnp.ones(2))
   assert not counts
@@ -200,18 +128,9 @@ def test_schedules_pass_and_are_called_at_update_only(factory, name):
   assert [int(count) for count in counts] == [0, 1]
 
 
-def test_eps_is_no_schedule():
-  with pytest.raises(TypeError, match="`eps` must be a real number, got"):
-    fsam_optax.scale_to_radius(0.1, eps=lambda count: 1e-12)
-
-
 @slots
 def test_tracers_pass(factory, name):
-  @jax.jit
-  def build(value):
-    tx = factory(**{name: value})
-    return tx.init(jnp.ones(2))
-
+  build = jax.jit(lambda value: factory(**{name: value}).init(jnp.ones(2)))
   # Out of range, but nobody can know while it is traced.
   assert jax.tree.leaves(build(0.5))
   assert jax.tree.leaves(build(-0.5))
@@ -231,16 +150,14 @@ def test_hyperparameters_can_be_mapped_over_and_differentiated():
   np.testing.assert_allclose(jax.grad(norm_of)(0.3), 1.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_adaptive_needs_the_parameters(adaptive):
-  tx = fsam_optax.scale_to_radius(0.1, adaptive=adaptive)
+def test_only_the_adaptive_radius_needs_the_parameters():
   direction = jnp.array([3.0, 4.0])
-  if adaptive:
-    with pytest.raises(ValueError, match="`params` must be given when `adapt"):
-      tx.update(direction, tx.init(direction))
-  else:
-    epsilon, _ = tx.update(direction, tx.init(direction))
-    np.testing.assert_allclose(epsilon, [0.06, 0.08], rtol=1e-6)
+  tx = fsam_optax.scale_to_radius(0.1, adaptive=True)
+  with pytest.raises(ValueError, match="`params` must be given when `adapt"):
+    tx.update(direction, tx.init(direction))
+  tx = fsam_optax.scale_to_radius(0.1)
+  epsilon, _ = tx.update(direction, tx.init(direction))
+  np.testing.assert_allclose(epsilon, [0.06, 0.08], rtol=1e-6)
 
 
 def test_no_factory_swallows_a_misspelt_hyperparameter():
@@ -274,14 +191,73 @@ def test_a_schedule_that_leaves_the_range_is_refused_or_brought_back(
       found, state = tx.update(gradient, state)
     return found, state
 
-  def late(count):
-    return jnp.where(count > 0, value, 0.5)
-
+  late = lambda count: jnp.where(count > 0, value, 0.5)
   with pytest.raises(ValueError, match=f"`{name}` must be"):
     directions(late)
   found = jax.jit(lambda: directions(late))()
   expected = directions(lambda count: instead if count else 0.5)
-  for one, other in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(one, other, rtol=1e-6)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, expected
+  )
+
+
+# Schedules of rho, sigma and lmbda advance once a step.
+
+RHO = optax.linear_schedule(0.1, 0.5, transition_steps=4)
+
+
+@pytest.mark.parametrize(
+  ("options", "radii"),
+  [
+    ({}, [0.1, 0.2, 0.3, 0.4, 0.5]),
+    ({"num_microbatches": 3}, [0.1, 0.2, 0.3, 0.4, 0.5]),
+    (
+      {"num_microbatches": 3, "sync_perturbation": False},
+      [0.1, 0.2, 0.3, 0.4, 0.5],
+    ),
+    ({"every": 2}, [0.1, 0.0, 0.3, 0.0, 0.5]),
+  ],
+  ids=str,
+)
+def test_the_radius_advances_once_a_step(options, radii):
+  loss_fn = lambda w, batch: jnp.mean((batch @ w) ** 2)
+  perturbation = fsam_optax.friendly_perturbation(rho=RHO, sigma=0.5)
+  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation, **options))
+  w, norms = jnp.ones(3), []
+  state = perturbation.init(w)
+  for _ in range(5):
+    _, _, state, info = fn(w, state, jnp.eye(6, 3) + 1)
+    norms.append(float(info.perturbation_norm))
+  np.testing.assert_allclose(norms, radii, rtol=1e-5)
+
+
+def test_the_radius_follows_the_learning_rate_between_its_ends():
+  learning_rate = optax.warmup_cosine_decay_schedule(0.0, 0.4, 10, 50)
+  rho = fsam_optax.radius_schedule(
+    learning_rate, rho_min=0.05, rho_max=0.2, learning_rate_max=0.4
+  )
+  for t in (0, 5, 10, 30, 50, 99):
+    fraction = float(learning_rate(t)) / 0.4
+    np.testing.assert_allclose(rho(t), 0.05 + 0.15 * fraction, rtol=1e-5)
+  rho = fsam_optax.radius_schedule(
+    lambda t: 0.1 * t,
+    rho_min=0.1,
+    rho_max=0.3,
+    learning_rate_min=0.2,
+    learning_rate_max=0.4,
+  )
+  np.testing.assert_allclose([rho(0), rho(9)], [0.1, 0.3], rtol=1e-6)
+
+
+def test_eta_moves_weights_at_zero_in_the_adaptive_metric():
+  w, g = jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0])
+  for eta, expected in [
+    (0.0, np.array([0.0, 4.0]) / 2.0),
+    (0.5, np.array([0.25, 6.25]) / np.sqrt(0.25 + 6.25)),
+  ]:
+    tx = fsam_optax.scale_to_radius(0.1, adaptive=True, eta=eta)
+    epsilon, state = tx.update(g, tx.init(w), w)
+    np.testing.assert_allclose(epsilon, 0.1 * expected, rtol=1e-6)
+    np.testing.assert_allclose(
+      state.perturbation_norm, np.linalg.norm(0.1 * expected), rtol=1e-6
+    )

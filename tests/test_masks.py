@@ -1,12 +1,12 @@
 """Masks: which leaves are perturbed, and what the others save."""
 
 import equinox as eqx
+from faces import state_of
 from flax import linen as nn
 from flax import nnx
 import jax
 from jax import numpy as jnp
 import numpy as np
-import optax
 import pytest
 from versions import as_pure
 
@@ -23,21 +23,15 @@ def params():
   }
 
 
-SELECTED = {
-  "exclude_biases_and_norms": {"kernel", "lora_a", "lora_b"},
-  "norms_only": {"scale", "bias"},
-  "by_path": {"lora_a", "lora_b"},
+MASKS = {
+  "exclude_biases_and_norms": masks.exclude_biases_and_norms,
+  "norms_only": masks.norms_only,
+  "by_path": masks.by_path("LoRA"),
 }
 
 
-def ready_mask(name):
-  mask = getattr(masks, name)
-  return mask("LoRA") if name == "by_path" else mask
-
-
-@pytest.mark.parametrize("name", SELECTED)
-def test_excluded_leaves_stay_and_cost_no_memory(name, params):
-  mask = ready_mask(name)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_excluded_leaves_stay_and_cost_no_memory(mask, params):
   bools = mask(params)
   perturbation = fsam_optax.friendly_perturbation(rho=0.5, mask=mask)
   state = perturbation.init(params)
@@ -74,19 +68,6 @@ def test_compiled_excluded_weights_are_not_even_copied(params):
   assert norms < bytes_accessed(None) / 2
 
 
-@pytest.mark.parametrize(
-  ("name", "leaves"),
-  [
-    ("exclude_biases_and_norms", {"Dense_0/kernel"}),
-    ("norms_only", {"BatchNorm_0/scale", "BatchNorm_0/bias"}),
-  ],
-)
-def test_ready_masks_select_what_they_say(name, leaves, params):
-  flat = jax.tree_util.tree_leaves_with_path(ready_mask(name)(params))
-  chosen = {"/".join(k.key for k in path) for path, m in flat if m}
-  assert {p for p in chosen if "adapter" not in p} == leaves
-
-
 def chosen(mask):
   """The paths at True, spelled by hand rather than by the package."""
   leaves = jax.tree_util.tree_leaves_with_path(mask)
@@ -96,12 +77,12 @@ def chosen(mask):
   return {"/".join(map(index, path)) for path, m in leaves if m}
 
 
-def test_norms_are_found_by_the_names_flax_and_others_give():
-  names = {"LayerNorm_0", "bn1", "norm", "GroupNorm_2", "RMSNorm_0", "ln_f"}
-  names |= {"query_ln", "attention_ln_1"}
-  others = {"Dense_0", "ebn", "kiln", "lnorm_w"}
-  params = {name: jnp.ones(2) for name in names | others}
-  assert chosen(masks.norms_only(params)) == names
+def test_ready_masks_select_what_they_say(params):
+  adapter = {"adapter/lora_a", "adapter/lora_b"}
+  norm = {"BatchNorm_0/scale", "BatchNorm_0/bias"}
+  kernels = adapter | {"Dense_0/kernel"}
+  for name, leaves in zip(MASKS, (kernels, norm, adapter), strict=True):
+    assert chosen(MASKS[name](params)) == leaves
 
 
 class Block(nn.Module):
@@ -255,110 +236,103 @@ def test_equinox_layers_alone_and_stacked(stacked):
   }
 
 
-def test_an_equinox_convolution_has_a_bias_of_three_dimensions():
-  layer = eqx.nn.Conv2d(1, 2, 3, key=jax.random.key(0))
-  params = eqx.filter({"conv": layer}, eqx.is_inexact_array)
-  assert chosen(masks.exclude_biases_and_norms(params)) == {"conv/weight"}
-  assert chosen(masks.norms_only(params)) == set()
+def ones(**shapes):
+  return {name: jnp.ones(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("stack", [(), (3,)], ids=["single", "stacked"])
-def test_haiku_names_modules_in_one_key(stack):
-  ones = lambda *shape: jnp.ones(stack + shape)
-  params = {
-    "mlp/~/linear_0": {"w": ones(4, 8), "b": ones(8)},
-    "mlp/~/layer_norm": {"scale": ones(8), "offset": ones(8)},
-    "resnet/~/initial_batchnorm": {"scale": ones(1, 1, 4), "offset": ones(1)},
-    "gru": {"w_i": ones(4, 12), "w_h": ones(4, 12), "b": ones(12)},
-    "conv2_d": {"w": ones(3, 3, 4, 4), "b": ones(4, 1, 1)},
-    "embed": {"embeddings": ones(5, 4)},
+NORMS = ["LayerNorm_0", "bn1", "norm", "GroupNorm_2", "RMSNorm_0", "ln_f"]
+NORMS += ["query_ln", "attention_ln_1"]
+OTHERS = ["Dense_0", "ebn", "kiln", "lnorm_w"]
+DENSE = ones(kernel=(4, 4), bias=(4,))
+
+
+def haiku(*stack):
+  """Haiku names modules in one key; stacked, all have one dimension more."""
+  of = lambda **shapes: ones(**{k: stack + x for k, x in shapes.items()})
+  return {
+    "mlp/~/linear_0": of(w=(4, 8), b=(8,)),
+    "mlp/~/layer_norm": of(scale=(8,), offset=(8,)),
+    "resnet/~/initial_batchnorm": of(scale=(1, 1, 4), offset=(1, 1, 4)),
+    "gru": of(w_i=(4, 12), w_h=(4, 12), b=(12,)),
+    "conv2_d": of(w=(3, 3, 4, 4), b=(4, 1, 1)),
+    "embed": of(embeddings=(5, 4)),
   }
-  assert chosen(masks.exclude_biases_and_norms(params)) == {
-    "mlp/~/linear_0/w",
-    "gru/w_i",
-    "gru/w_h",
-    "conv2_d/w",
-    "embed/embeddings",
-  }
-  params["resnet/~/initial_batchnorm"]["offset"] = ones(1, 1, 4)
-  assert chosen(masks.norms_only(params)) == {
-    "mlp/~/layer_norm/scale",
-    "mlp/~/layer_norm/offset",
+
+
+OF_HAIKU = (
+  {"mlp/~/linear_0/w", "gru/w_i", "gru/w_h", "conv2_d/w", "embed/embeddings"},
+  {
+    *("mlp/~/layer_norm/scale", "mlp/~/layer_norm/offset"),
     "resnet/~/initial_batchnorm/scale",
     "resnet/~/initial_batchnorm/offset",
-  }
-
-
-def test_names_that_say_half():
-  params = {
-    "lora": {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 4))},
-    "lora_beside": {
-      "w": jnp.ones((4, 4)),
-      "a": jnp.ones((4, 2)),
-      "b": jnp.ones((2, 4)),
+  },
+)
+# Trees; what exclude_biases_and_norms selects; and what norms_only.
+NAMED = {
+  "norms": (ones(**dict.fromkeys(NORMS + OTHERS, (2,))), set(), set(NORMS)),
+  "Haiku": (haiku(), *OF_HAIKU),
+  "Haiku, stacked": (haiku(3), *OF_HAIKU),
+  "a bias of three dimensions": (
+    {"conv": ones(weight=(2, 1, 3, 3), bias=(2, 1, 1))},
+    {"conv/weight"},
+    set(),
+  ),
+  "names that say half": (
+    {
+      "lora": ones(a=(4, 2), b=(2, 4)),
+      "lora_beside": ones(w=(4, 4), a=(4, 2), b=(2, 4)),
+      "mine": ones(
+        w1=(3, 4, 4),
+        b1=(3, 4),
+        ln1_scale=(3, 4),
+        norm_gain=(3, 4),
+        scale_kernel=(4, 4),
+        cls_token=(1, 1, 4),
+        temperature=(),
+        value=(4, 4),
+      ),
+      **ones(kernel=(8,), value=(4, 4)),
     },
-    "mine": {
-      "w1": jnp.ones((3, 4, 4)),
-      "b1": jnp.ones((3, 4)),
-      "ln1_scale": jnp.ones((3, 4)),
-      "norm_gain": jnp.ones((3, 4)),
-      "scale_kernel": jnp.ones((4, 4)),
-      "cls_token": jnp.ones((1, 1, 4)),
-      "temperature": jnp.ones(()),
-      "value": jnp.ones((4, 4)),
+    {
+      *("lora/a", "lora/b", "lora_beside/w", "lora_beside/a", "lora_beside/b"),
+      *("mine/w1", "mine/scale_kernel", "mine/cls_token", "mine/value"),
+      "value",
     },
-    "kernel": jnp.ones(8),
-    "value": jnp.ones((4, 4)),
-  }
-  assert chosen(masks.exclude_biases_and_norms(params)) == {
-    "lora/a",
-    "lora/b",
-    "lora_beside/w",
-    "lora_beside/a",
-    "lora_beside/b",
-    "mine/w1",
-    "mine/scale_kernel",
-    "mine/cls_token",
-    "mine/value",
-    "value",
-  }
-  assert chosen(masks.norms_only(params)) == {
-    "mine/ln1_scale",
-    "mine/norm_gain",
-  }
-
-
-def test_a_layer_with_a_kernel_is_no_norm():
-  dense = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-  params = {
-    "prenorm_mlp": dense,
-    "norm_and_dense": {
-      "Dense_0": dense,
-      "LayerNorm_0": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    {"mine/ln1_scale", "mine/norm_gain"},
+  ),
+  "a layer with a kernel is no norm": (
+    {
+      "prenorm_mlp": DENSE,
+      "norm_and_dense": {
+        "Dense_0": DENSE,
+        "LayerNorm_0": ones(scale=(4,), bias=(4,)),
+      },
+      # As its flax twin under nn.scan, where the bias has two dimensions.
+      "norm_stack": ones(kernel=(3, 4, 4), bias=(3, 4)),
+      # Of Equinox, where a norm's scale is a weight, too.
+      "norm_linear": ones(weight=(4, 4), bias=(4,)),
     },
-    # As its flax twin under nn.scan, where the bias has two dimensions.
-    "norm_stack": {"kernel": jnp.ones((3, 4, 4)), "bias": jnp.ones((3, 4))},
-    # Of Equinox, where a norm's scale is a weight, too.
-    "norm_linear": {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4)},
-  }
-  assert chosen(masks.norms_only(params)) == {
-    "norm_and_dense/LayerNorm_0/scale",
-    "norm_and_dense/LayerNorm_0/bias",
-  }
-  assert chosen(masks.exclude_biases_and_norms(params)) == {
-    "prenorm_mlp/kernel",
-    "norm_and_dense/Dense_0/kernel",
-    "norm_stack/kernel",
-    "norm_linear/weight",
-  }
+    {
+      *("prenorm_mlp/kernel", "norm_and_dense/Dense_0/kernel"),
+      *("norm_stack/kernel", "norm_linear/weight"),
+    },
+    {"norm_and_dense/LayerNorm_0/scale", "norm_and_dense/LayerNorm_0/bias"},
+  ),
+  # As under jax.eval_shape, before there is an array.
+  "shapes alone": (
+    jax.eval_shape(lambda: {"query": ones(kernel=(4, 2, 2), bias=(2, 2))}),
+    {"query/kernel"},
+    set(),
+  ),
+}
 
 
-def test_names_are_read_off_shapes_alone():
-  """As under jax.eval_shape, before there is an array."""
-  params = jax.eval_shape(
-    lambda: {"query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}}
-  )
-  assert chosen(masks.exclude_biases_and_norms(params)) == {"query/kernel"}
+@pytest.mark.parametrize(
+  ("tree", "kernels", "norms"), NAMED.values(), ids=NAMED
+)
+def test_leaves_are_told_by_the_names_that_libraries_give(tree, kernels, norms):
+  assert chosen(masks.exclude_biases_and_norms(tree)) == kernels
+  assert chosen(masks.norms_only(tree)) == norms
 
 
 def test_adapters_train_without_gradient_or_average_of_the_frozen_weights():
@@ -370,11 +344,9 @@ def test_adapters_train_without_gradient_or_average_of_the_frozen_weights():
     return jnp.mean((batch @ kernel) ** 2), (model_state, {})
 
   frozen = jax.random.normal(jax.random.key(0), (16, 16))
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"lora_a": jnp.ones((16, 1)), "lora_b": jnp.zeros((1, 16))},
-    tx=optax.sgd(0.1),
-    perturbation=fsam_optax.friendly_perturbation(),
+  state = state_of(
+    {"lora_a": jnp.ones((16, 1)), "lora_b": jnp.zeros((1, 16))},
+    fsam_optax.friendly_perturbation(),
     model_state={"frozen": frozen},
   )
   step = fsam_optax.make_train_step(loss_fn, jit=False)

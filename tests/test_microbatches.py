@@ -2,6 +2,7 @@
 
 import functools
 
+from faces import state_of
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -32,23 +33,6 @@ def problem():
     "y": jax.random.normal(keys[3], (ROWS,)),
   }
   return params, batch
-
-
-def run(params, batch, steps=3, **options):
-  perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
-  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation, **options))
-  state = perturbation.init(params)
-  for _ in range(steps):
-    loss, grads, state, info = fn(params, state, batch)
-    params = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
-  return loss, params, state, info
-
-
-def test_synchronous_micro_batches_equal_one_large_batch(problem):
-  whole = run(*problem)
-  parts = run(*problem, num_microbatches=PARTS)
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -100,11 +84,6 @@ def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-def test_one_step_updates_the_average_and_the_schedules_once(problem):
-  _, _, state, _ = run(*problem, num_microbatches=PARTS)
-  assert [int(s.count) for s in state] == [3, 3]
-
-
 def test_local_micro_batches_each_ascend_along_their_own_gradient(problem):
   params, batch = problem
   perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
@@ -138,14 +117,6 @@ def test_local_micro_batches_each_ascend_along_their_own_gradient(problem):
   bad = {**batch, "y": batch["y"].at[1].set(jnp.nan)}
   (kept, _), before = fn(params, state, bad)[2], state[0]
   jax.tree.map(np.testing.assert_array_equal, kept, before)
-
-
-def test_ragged_batches_are_refused_with_the_numbers(problem):
-  params, batch = problem
-  perturbation = fsam_optax.sam_perturbation()
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation, num_microbatches=5)
-  with pytest.raises(ValueError, match=r"`num_microbatches`.* 5 for 12 rows"):
-    fn(params, perturbation.init(params), batch)
 
 
 def test_temporary_memory_is_that_of_one_micro_batch():
@@ -186,11 +157,9 @@ def test_statistics_fold_in_order_and_keys_differ_by_part():
     return loss, ({"mean": mean}, {"noise": noise, "noise_squared": noise**2})
 
   batch = jax.random.normal(jax.random.key(3), (ROWS, 2))
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.ones(2)},
-    tx=optax.sgd(0.1),
-    perturbation=fsam_optax.friendly_perturbation(),
+  state = state_of(
+    {"w": jnp.ones(2)},
+    fsam_optax.friendly_perturbation(),
     model_state={"mean": jnp.zeros([])},
     rng=jax.random.key(7),
   )
@@ -213,18 +182,6 @@ def test_statistics_fold_in_order_and_keys_differ_by_part():
   )
 
 
-def test_integer_metrics_cannot_be_averaged_and_are_refused():
-  perturbation = fsam_optax.sam_perturbation()
-  fn = fsam_optax.value_and_grad(
-    lambda w, batch: (jnp.mean((batch * w) ** 2), {"rows": batch.shape[0]}),
-    perturbation,
-    has_aux=True,
-    num_microbatches=2,
-  )
-  with pytest.raises(TypeError, match=r"floating scalars.*rows"):
-    fn(jnp.ones([]), perturbation.init(jnp.ones([])), jnp.ones(4))
-
-
 def test_a_metric_may_be_a_python_number():
   step = fsam_optax.make_train_step(
     lambda params, model_state, batch, rng: (
@@ -234,11 +191,6 @@ def test_a_metric_may_be_a_python_number():
     num_microbatches=2,
     jit=False,
   )
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.ones([])},
-    tx=optax.sgd(0.1),
-    perturbation=fsam_optax.sam_perturbation(),
-  )
+  state = state_of({"w": jnp.ones([])}, fsam_optax.sam_perturbation())
   _, metrics = step(state, jnp.ones(4))
   assert metrics["temperature"] == 0.25

@@ -3,14 +3,15 @@
 import functools
 
 import chex
-from flax import nnx
+from faces import FACES
+from faces import state_of
+from faces import step_of
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
 import optax.tree
 import pytest
-from versions import as_pure
 from versions import enable_x64
 
 import fsam_optax
@@ -70,6 +71,7 @@ def epsilon_of(dtype):
 # A zero direction.
 
 
+@pytest.mark.device
 @orders
 @adaptivities
 def test_a_zero_gradient_is_no_perturbation(dtype, order, adaptive):
@@ -83,6 +85,7 @@ def test_a_zero_gradient_is_no_perturbation(dtype, order, adaptive):
   assert state[1].perturbation_norm == 0
 
 
+@pytest.mark.device
 def test_a_direction_that_cancels_is_no_perturbation(dtype):
   params, (gradient, _) = parameters(dtype), gradients(dtype)
   perturbation = friendly_perturbation(0.1)
@@ -97,19 +100,6 @@ def test_zero_weights_are_no_adaptive_perturbation(dtype):
   ((epsilon, state),) = run(perturbation, [gradient], params)
   chex.assert_trees_all_equal(epsilon, params)
   chex.assert_trees_all_equal(state[0].ema, gradient)
-
-
-@adaptivities
-def test_a_zero_gradient_trains_on(dtype, adaptive):
-  """The whole transformation, not the perturbation alone."""
-  tx = fsam_optax.fsam(0.1, adaptive=adaptive)
-  params = parameters(dtype)
-  grad_fn = lambda p: jax.tree.map(lambda x, y: x - y, p, params)
-  updates, state = tx.update(
-    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
-  )
-  chex.assert_trees_all_equal(updates, zeros(params))
-  chex.assert_tree_all_finite(state)
 
 
 def test_zero_eps_divides_nothing_by_zero():
@@ -127,6 +117,7 @@ def poisoned(gradient, value):
   return {**gradient, "bias": gradient["bias"].at[1].set(value)}
 
 
+@pytest.mark.device
 @orders
 @adaptivities
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -173,11 +164,11 @@ def test_a_bad_first_gradient_leaves_the_first_step_to_the_next(dtype, order):
 
 
 @narrow
-def test_a_norm_beyond_the_range_of_float16_is_still_a_norm(narrow):
-  """Squares in float16 overflow at 256; norms are taken in float32."""
+@pytest.mark.parametrize("size", [60000.0, 2.0**-20], ids=["huge", "tiny"])
+def test_norms_of_float16_go_beyond_its_range(narrow, size):
+  """There squares overflow at 256 and vanish at 2 ** -13: not in float32."""
   params = parameters(narrow)
-  gradient = tree(narrow, np.full((2, 2), 60000.0), [60000.0, -60000.0])
-  gradient = jax.tree.map(lambda x: x.astype(narrow), gradient)
+  gradient = tree(narrow, np.full((2, 2), size), [size, -size])
   perturbation = friendly_perturbation(0.5)
   ((epsilon, state),) = run(perturbation, [gradient], params)
   wide = np.float64(gradient["bias"][0])
@@ -192,27 +183,13 @@ def test_a_norm_beyond_the_range_of_float16_is_still_a_norm(narrow):
   chex.assert_trees_all_equal(state[0].ema, gradient)
 
 
-@narrow
-def test_tiny_gradients_of_float16_do_not_vanish_in_the_norm(narrow):
-  params = parameters(narrow)
-  tiny = 2.0**-20  # Its square is zero in float16.
-  gradient = tree(narrow, np.full((2, 2), tiny), [tiny, -tiny])
-  perturbation = fsam_optax.sam_perturbation(0.5)
-  ((epsilon, state),) = run(perturbation, [gradient], params)
-  np.testing.assert_allclose(state.direction_norm, tiny * np.sqrt(6), rtol=1e-6)
-  np.testing.assert_allclose(
-    np.float64(epsilon["bias"]),
-    0.5 / np.sqrt(6) * np.array([1, -1]),
-    rtol=2 * epsilon_of(narrow),
-  )
-
-
 def huge(dtype):
   """Finite, but its norm is not in the dtype of the norm (float32 at least)."""
   wide = jnp.promote_types(dtype, jnp.float32)
   return float(jnp.finfo(wide).max) / 4
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("name", ["bfloat16", "float32", "float64"])
 def test_a_gradient_whose_norm_overflows_is_treated_as_not_finite(name):
   with enable_x64(name == "float64"):
@@ -317,26 +294,6 @@ def test_norms_are_float32_at_least(dtype):
     assert getattr(info, name).shape == ()
 
 
-@pytest.mark.usefixtures("x64")
-def test_float64_is_not_rounded_to_float32():
-  params = parameters("float64")
-  perturbation = friendly_perturbation(0.1, 0.7, 0.6)
-  first, second = gradients("float64")
-  second = optax.tree.scale(1 / 3, second)
-  _, (epsilon, state) = run(perturbation, [first, second], params)
-  ravel = lambda t: np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)])
-  direction = ravel(second) - 0.7 * ravel(first)
-  np.testing.assert_allclose(
-    ravel(epsilon),
-    0.1 * direction / (np.linalg.norm(direction) + 1e-12),
-    rtol=0,
-    atol=1e-15,
-  )
-  np.testing.assert_allclose(
-    ravel(state[0].ema), 0.6 * ravel(first) + 0.4 * ravel(second), rtol=1e-14
-  )
-
-
 def test_parameters_of_mixed_dtypes_keep_each_their_own():
   params = {
     "a": jnp.ones(2, jnp.bfloat16),
@@ -405,36 +362,6 @@ def test_complex_parameters_are_as_real_ones_turned(order, adaptive):
     assert state[1].direction_norm.dtype == jnp.float32
 
 
-def test_complex_parameters_are_pairs_of_real_ones():
-  """The loss, too, sees complex numbers and their halves alike.
-
-  jax.grad conjugates: its result is a descent only once conjugated.
-  """
-  rng = np.random.default_rng(0)
-  draw = lambda: rng.normal(size=5) + 1j * rng.normal(size=5)
-  params, batches = jnp.asarray(draw(), jnp.complex64), [draw(), draw()]
-  pair = lambda z: {"re": z.real, "im": z.imag}
-  loss_fn = lambda z, b: jnp.sum(jnp.abs(z - b) ** 2 * jnp.abs(z + 1j))
-  perturbation = friendly_perturbation(0.3, 0.8)
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
-  fn_of_pairs = fsam_optax.value_and_grad(
-    lambda p, b: loss_fn(p["re"] + 1j * p["im"], b), perturbation
-  )
-  state, state_of_pairs = (
-    perturbation.init(params),
-    perturbation.init(pair(params)),
-  )
-  for batch in batches:
-    _, grads, state, info = fn(params, state, batch)
-    _, expected, state_of_pairs, expected_info = fn_of_pairs(
-      pair(params), state_of_pairs, batch
-    )
-    chex.assert_trees_all_close(
-      pair(jnp.conj(grads)), expected, rtol=1e-4, atol=1e-5
-    )
-    chex.assert_trees_all_close(info, expected_info, rtol=1e-4, atol=1e-5)
-
-
 COMPLEX = np.array([1 + 2j, -3 + 0.5j], np.complex64)
 
 
@@ -442,82 +369,23 @@ def complex_loss(z, b):
   return jnp.sum(jnp.abs(z - b) ** 2)
 
 
-def complex_of_value_and_grad(z, b):
-  perturbation = friendly_perturbation(0.3)
-  fn = fsam_optax.value_and_grad(complex_loss, perturbation)
-  _, grads, (ema, _), _ = fn(z, perturbation.init(z), b)
-  return grads, ema.ema
-
-
-def complex_of_fsam(z, b):
-  link = fsam_optax.fsam(0.3, checked=True)
-  grad_fn = lambda z: jax.grad(complex_loss)(z, b)
-  grads, (ema, _) = link.update(grad_fn(z), link.init(z), z, grad_fn=grad_fn)
-  return grads, ema.ema
-
-
-def complex_of_make_train_step(z, b):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"z": z},
-    tx=optax.sgd(1.0),
-    perturbation=friendly_perturbation(0.3),
-  )
-  step = fsam_optax.make_train_step(
-    lambda p, s, b, r: (complex_loss(p["z"], b), (s, {})), jit=False
-  )
-  state, _ = step(state, b)
-  return z - state.params["z"], state.perturbation_state[0].ema["z"]
-
-
-class Weights(nnx.Module):
-  def __init__(self, z):
-    self.z = nnx.Param(z)
-
-
-def complex_of_nnx(z, b):
-  model = Weights(z)
-  optimizer = fsam_optax.nnx.Optimizer(
-    model,
-    optax.sgd(1.0),
-    wrt=nnx.Param,
-    perturbation=friendly_perturbation(0.3),
-  )
-  loss_fn = lambda model, b: complex_loss(model.z[...], b)
-  _, grads = optimizer.value_and_grad(loss_fn)(model, b)
-  ema = optimizer.perturbation_state[0].ema
-  return grads["z"][...], ema["z"][...]
-
-
-def complex_of_nnx_and_fsam(z, b):
-  model, link = Weights(z), fsam_optax.fsam(0.3)
-  loss_fn = lambda model, b: complex_loss(model.z[...], b)
-  _, grads, grad_fn = fsam_optax.nnx.value_and_grad(loss_fn)(model, b)
-  params = as_pure(nnx.state(model))
-  grads, (ema, _) = link.update(
-    as_pure(grads), link.init(params), params, grad_fn=grad_fn
-  )
-  return grads["z"], ema.ema["z"]
-
-
-@pytest.mark.parametrize(
-  "face",
-  [
-    complex_of_value_and_grad,
-    complex_of_fsam,
-    complex_of_make_train_step,
-    complex_of_nnx,
-    complex_of_nnx_and_fsam,
-  ],
-  ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("face", FACES)
 def test_complex_gradients_are_those_of_jax_in_every_face(face):
   """And the ascent goes up: along the conjugate, which the average holds."""
+  z, batch = jnp.asarray(COMPLEX), jnp.array([1j, 1j], jnp.complex64)
+  options = {"checked": True} if face == "chain" else {}
+  carry, step = FACES[face](
+    lambda params, b: complex_loss(params["z"], b),
+    {"z": z},
+    optax.sgd(1.0),
+    friendly_perturbation(0.3),
+    **options,
+  )
+  (params, (average, _), _), _ = step(carry, batch)
   away = COMPLEX - 1j
   perturbed = away + 0.3 * away / np.linalg.norm(away)
-  found, ema = face(jnp.asarray(COMPLEX), jnp.array([1j, 1j], jnp.complex64))
-  np.testing.assert_allclose(found, 2 * np.conj(perturbed), rtol=1e-5)
-  np.testing.assert_allclose(ema, 2 * away, rtol=1e-5)
+  np.testing.assert_allclose(z - params["z"], 2 * np.conj(perturbed), rtol=1e-5)
+  np.testing.assert_allclose(average.ema["z"], 2 * away, rtol=1e-5)
 
 
 # Large leaves and degenerate trees.
@@ -564,15 +432,6 @@ def test_nothing_to_perturb_is_no_error(params):
   chex.assert_tree_all_finite(state)
 
 
-def test_a_scalar_parameter_moves_by_rho():
-  perturbation = friendly_perturbation(0.1)
-  params = jnp.asarray(2.0)
-  epsilon, _ = perturbation.update(
-    jnp.asarray(-7.0), perturbation.init(params), params
-  )
-  np.testing.assert_allclose(epsilon, -0.1, rtol=1e-6)
-
-
 def test_the_state_does_not_alias_the_parameters():
   params = parameters("float32")
   pointers = lambda t: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(t)}
@@ -598,18 +457,14 @@ def test_slopes_of_hyperparameters_pass_through_a_step_that_does_nothing(value):
   """As if that step had not been taken: skipped, or of a zero gradient."""
   target = jnp.eye(4, 3)
   loss_fn = lambda params, batch: jnp.mean((batch @ params["w"] - 1) ** 2)
-  step_of = lambda params, state, batch, _: (loss_fn(params, batch), (None, {}))
 
   def final_loss(hyperparameters, batches):
     learning_rate, rho = hyperparameters
-    state = fsam_optax.TrainState.create(
-      apply_fn=None,
-      params={"w": jnp.array([1.0, 2.0, 3.0])},
-      tx=optax.sgd(learning_rate),
-      # Without a memory, in which the zero gradient would be one.
-      perturbation=fsam_optax.sam_perturbation(rho=rho),
-    )
-    step = fsam_optax.make_train_step(step_of, jit=False)
+    # Without a memory, in which the zero gradient would be one.
+    ascent = fsam_optax.sam_perturbation(rho=rho)
+    params = {"w": jnp.array([1.0, 2.0, 3.0])}
+    state = state_of(params, ascent, optax.sgd(learning_rate))
+    step = step_of(loss_fn, jit=False)
     for batch in batches:
       state, _ = step(state, batch)
     return loss_fn(state.params, target)

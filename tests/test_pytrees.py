@@ -4,6 +4,8 @@ import dataclasses
 
 import chex
 import equinox as eqx
+import faces
+import flax
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -24,35 +26,14 @@ def batch():
 
 def train(loss_fn, params, batch):
   """Losses and parameters of a run, in both forms: a chain and two passes."""
-  base = optax.sgd(0.1, momentum=0.9)
-  tx = optax.chain(fsam_optax.fsam(rho=0.05), base)
+  batches = jax.tree.map(lambda x: jnp.stack([x] * STEPS), batch)
   perturbation = fsam_optax.friendly_perturbation(rho=0.05)
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
-
-  def chained(carry, _):
-    params, state = carry
-    grad_fn = jax.grad(lambda p: loss_fn(p, batch))
-    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
-    return (optax.apply_updates(params, updates), state), loss_fn(params, batch)
-
-  def two_passes(carry, _):
-    params, opt_state, state = carry
-    loss, grads, state, _ = fn(params, state, batch)
-    updates, opt_state = base.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state, state), loss
-
-  @jax.jit
-  def run(params):
-    (chain_params, _), chain_losses = jax.lax.scan(
-      chained, (params, tx.init(params)), length=STEPS
+  base = optax.sgd(0.1, momentum=0.9)
+  for face in (faces.chain, faces.value_and_grad):
+    (trained, *_), seen = faces.train(
+      face, loss_fn, params, batches, base, perturbation
     )
-    carry = params, base.init(params), perturbation.init(params)
-    (pass_params, *_), pass_losses = jax.lax.scan(
-      two_passes, carry, length=STEPS
-    )
-    return (chain_losses, chain_params), (pass_losses, pass_params)
-
-  return run(params)
+    yield seen.loss, trained
 
 
 def dict_loss(params, batch):
@@ -80,28 +61,7 @@ def arrays_of(model):
 @pytest.fixture(scope="module")
 def references(model, batch):
   """What every run below must equal: the arrays in a plain dict."""
-  return train(dict_loss, arrays_of(model), batch)
-
-
-def test_the_equinox_example_trains(model, batch):
-  params, static = eqx.partition(model, eqx.is_inexact_array)
-  tx = optax.chain(fsam_optax.fsam(rho=0.05), optax.sgd(0.1, momentum=0.9))
-  state = tx.init(params)
-
-  @jax.jit
-  def step(params, state, x, y):
-    loss = lambda p: jnp.mean((jax.vmap(eqx.combine(p, static))(x) - y) ** 2)
-    value, grads = jax.value_and_grad(loss)(params)
-    updates, state = tx.update(grads, state, params, grad_fn=jax.grad(loss))
-    return eqx.apply_updates(params, updates), state, value
-
-  losses = []
-  for _ in range(STEPS):
-    params, state, value = step(params, state, *batch)
-    losses.append(value)
-  model = eqx.combine(params, static)
-  assert losses[-1] < 0.3 * losses[0]
-  np.testing.assert_array_equal(jax.vmap(model)(batch[0]).shape, (16, 2))
+  return list(train(dict_loss, arrays_of(model), batch))
 
 
 def test_an_equinox_module_trains_as_its_arrays_in_a_dict(
@@ -124,21 +84,6 @@ def test_an_equinox_module_trains_as_its_arrays_in_a_dict(
     chex.assert_trees_all_close(arrays_of(trained), expected, rtol=1e-4)
 
 
-def test_filter_grad_gives_the_gradient_that_the_chain_takes(model, batch):
-  params, static = eqx.partition(model, eqx.is_inexact_array)
-  tx = fsam_optax.fsam(rho=0.05)
-
-  @eqx.filter_grad
-  def filtered(model):
-    return jnp.mean((jax.vmap(model)(batch[0]) - batch[1]) ** 2)
-
-  grad_fn = lambda params: filtered(eqx.combine(params, static))
-  updates, _ = jax.jit(
-    lambda p: tx.update(grad_fn(p), tx.init(p), p, grad_fn=grad_fn)
-  )(params)
-  chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Layer:
@@ -150,6 +95,7 @@ class Layer:
 
 
 CONTAINERS = {
+  "frozen dict": flax.core.freeze,
   "list": lambda p: [p["w1"], p["b1"], p["w2"], p["b2"]],
   "tuple of pairs": lambda p: ((p["w1"], p["b1"]), (p["w2"], p["b2"])),
   "None leaves": lambda p: [p["w1"], None, p["b1"], [], (p["w2"], p["b2"])],
@@ -167,8 +113,10 @@ def test_the_container_does_not_change_the_run(
   contain = CONTAINERS[container]
 
   def loss_fn(params, batch):
-    w1, b1, w2, b2 = jax.tree.leaves(params)
-    return dict_loss({"w1": w1, "b1": b1, "w2": w2, "b2": b2}, batch)
+    if not isinstance(params, flax.core.FrozenDict):
+      names = ("w1", "b1", "w2", "b2")
+      params = dict(zip(names, jax.tree.leaves(params), strict=True))
+    return dict_loss(params, batch)
 
   params = arrays_of(model)
   runs = train(loss_fn, contain(params), batch)

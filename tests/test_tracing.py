@@ -1,6 +1,7 @@
 """The loss is traced once for both passes, and uncompiled nothing compiles."""
 
 import chex
+from faces import state_of
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -163,13 +164,8 @@ def compilations():
 def test_uncompiled_nothing_is_compiled_after_the_first_steps(
   compilations, options
 ):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=PARAMS,
-    tx=optax.sgd(0.1, momentum=0.9),
-    perturbation=PERTURBATION,
-    rng=jax.random.key(0),
-  )
+  momentum, key = optax.sgd(0.1, momentum=0.9), jax.random.key(0)
+  state = state_of(PARAMS, PERTURBATION, momentum, rng=key)
   step = fsam_optax.make_train_step(
     lambda params, model_state, rows, rng: (
       loss_of(params, rows),

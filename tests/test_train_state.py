@@ -3,6 +3,8 @@
 from typing import Any
 
 import chex
+from faces import state_of
+from faces import step_of
 import flax
 from flax.training import dynamic_scale as dynamic_scale_lib
 import jax
@@ -18,22 +20,9 @@ RHO, RATE = 0.1, 0.05
 PERTURBATION = fsam_optax.friendly_perturbation(rho=RHO)
 
 
-def loss_of(problem):
-  return lambda params, model_state, batch, rng: (
-    problem.loss_fn(params, batch),
-    (model_state, {}),
-  )
-
-
 def make_state(problem, tx=None, **kwargs):
   kwargs.setdefault("perturbation", PERTURBATION)
-  return fsam_optax.TrainState.create(
-    apply_fn=None,
-    # The step donates them.
-    params=jax.tree.map(jnp.copy, problem.params),
-    tx=tx or optax.sgd(RATE),
-    **kwargs,
-  )
+  return state_of(problem.params, tx=tx or optax.sgd(RATE), **kwargs)
 
 
 # Half-adopted loops.
@@ -49,20 +38,18 @@ def test_gradients_of_one_pass_are_refused_by_a_state_with_a_perturbation(
 
 
 def test_gradients_of_two_passes_are_taken_with_their_state(problem):
-  state = make_state(problem)
+  state, expected = make_state(problem), make_state(problem)
   fn = fsam_optax.value_and_grad(problem.loss_fn, state.perturbation)
-  expected = make_state(problem)
-  step = fsam_optax.make_train_step(loss_of(problem), jit=False)
-  for t in range(3):
-    _, grads, perturbation_state, _ = fn(
-      state.params, state.perturbation_state, problem.batch(t)
-    )
-    state = state.apply_gradients(
-      grads=grads, perturbation_state=perturbation_state
-    )
-    expected, _ = step(expected, problem.batch(t))
+  step = step_of(problem.loss_fn, jit=False)
+  _, grads, perturbation_state, _ = fn(
+    state.params, state.perturbation_state, problem.batch(0)
+  )
+  state = state.apply_gradients(
+    grads=grads, perturbation_state=perturbation_state
+  )
+  expected, _ = step(expected, problem.batch(0))
   chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
-  assert int(state.step) == 3
+  assert int(state.step) == 1
 
 
 def test_a_chain_with_fsam_gets_its_grad_fn(problem):
@@ -85,18 +72,6 @@ def test_a_chain_with_fsam_gets_its_grad_fn(problem):
   chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  ("perturbation", "message"),
-  [(0.05, "got 0.05"), (fsam_optax.fsam(), "asks for `grad_fn`")],
-  ids=["a radius", "fsam"],
-)
-def test_what_is_no_perturbation_is_refused_at_once(
-  problem, perturbation, message
-):
-  with pytest.raises(TypeError, match=message):
-    make_state(problem, perturbation=perturbation)
-
-
 # What the optimizer gets by name.
 
 
@@ -109,28 +84,8 @@ def test_the_optimizer_gets_the_clean_loss_as_value(problem):
   square = sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads))
   rate = min(0.05, float(loss) / square)
   expected = jax.tree.map(lambda w, g: w - rate * g, problem.params, grads)
-  state, _ = fsam_optax.make_train_step(loss_of(problem))(state, batch)
+  state, _ = step_of(problem.loss_fn)(state, batch)
   chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-  "tx",
-  [
-    optax.chain(
-      optax.sgd(RATE), optax.contrib.reduce_on_plateau(accumulation_size=1)
-    ),
-    optax.contrib.momo(RATE),
-  ],
-  ids=["reduce_on_plateau", "momo"],
-)
-def test_optimizers_that_read_the_value_train(problem, tx):
-  step = fsam_optax.make_train_step(loss_of(problem))
-  state = make_state(problem, tx)
-  losses = []
-  for _ in range(5):
-    state, metrics = step(state, problem.batch(0))
-    losses.append(float(metrics["loss"]))
-  assert losses[-1] < losses[0]
 
 
 def scaled_by_a_metric():
@@ -151,7 +106,7 @@ def test_metrics_reach_the_optimizer_by_name(problem):
   state = make_state(problem, scaled_by_a_metric())
   step = fsam_optax.make_train_step(loss_fn, extra_args=("temperature",))
   state, _ = step(state, problem.batch(0))
-  plain = fsam_optax.make_train_step(loss_of(problem))
+  plain = step_of(problem.loss_fn)
   expected, _ = plain(make_state(problem), problem.batch(0))
   chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
   wrong = fsam_optax.make_train_step(loss_fn, extra_args=("heat",))
@@ -177,8 +132,13 @@ ALIASING = {
 }
 
 
-@pytest.mark.parametrize("placed", [False, True], ids=["one", "eight"])
-@pytest.mark.parametrize("name", [*ALIASING, "field", "model state"])
+@pytest.mark.parametrize(
+  ("name", "placed"),
+  [
+    *((name, False) for name in (*ALIASING, "field", "model state")),
+    *((name, True) for name in ("prodigy", "field")),
+  ],
+)
 def test_no_buffer_is_donated_twice(problem, name, placed):
   tx = ALIASING.get(name, lambda: optax.sgd(RATE))()
   params = jax.tree.map(jnp.copy, problem.params)
@@ -196,7 +156,7 @@ def test_no_buffer_is_donated_twice(problem, name, placed):
       (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     state = sharding.place_state(state, mesh)
-  step = fsam_optax.make_train_step(loss_of(problem))
+  step = step_of(problem.loss_fn)
   for t in range(2):
     state, metrics = step(state, problem.batch(t))
   assert np.isfinite(metrics["loss"])
@@ -211,9 +171,7 @@ def test_placing_copies_what_was_aliased_after_creation(problem):
     (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
   )
   state = sharding.place_state(state, mesh)
-  state, _ = fsam_optax.make_train_step(loss_of(problem))(
-    state, problem.batch(0)
-  )
+  state, _ = step_of(problem.loss_fn)(state, problem.batch(0))
   chex.assert_trees_all_equal(state.model_state["reference"], problem.params)
 
 
@@ -235,7 +193,7 @@ def test_a_subclass_declares_fields_as_flax_does(problem):
     batch_stats={"mean": jnp.ones(2)},
   )
   np.testing.assert_array_equal(state.batch_stats["mean"], np.ones(2))
-  step = fsam_optax.make_train_step(loss_of(problem), jit=False)
+  step = step_of(problem.loss_fn, jit=False)
   state, _ = step(state, problem.batch(0))
   np.testing.assert_array_equal(state.batch_stats["mean"], np.ones(2))
 
@@ -318,7 +276,7 @@ def test_an_empty_array_among_others_is_no_empty_batch(problem):
   step = fsam_optax.make_train_step(loss_fn, jit=False)
   batch = problem.batch(0)
   state, _ = step(make_state(problem), (batch, jnp.zeros((0, 2))))
-  plain = fsam_optax.make_train_step(loss_of(problem), jit=False)
+  plain = step_of(problem.loss_fn, jit=False)
   expected, _ = plain(make_state(problem), batch)
   chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
 
@@ -331,7 +289,7 @@ def test_float16_parameters_keep_their_optimizer_states_types(problem, tx):
   state = make_state(
     half, tx, dynamic_scale=dynamic_scale_lib.DynamicScale(scale=8.0)
   )
-  step = fsam_optax.make_train_step(loss_of(half))
+  step = step_of(half.loss_fn)
   types = jax.tree.map(lambda x: x.dtype, (state.params, state.opt_state))
   losses = []
   for _ in range(5):
@@ -346,7 +304,7 @@ def test_float16_parameters_keep_their_optimizer_states_types(problem, tx):
 @pytest.mark.parametrize("options", [{}, {"every": 2}], ids=str)
 def test_an_array_that_a_step_took_is_named(problem, options):
   state = make_state(problem)
-  step = fsam_optax.make_train_step(loss_of(problem), **options)
+  step = step_of(problem.loss_fn, **options)
   after, _ = step(state, problem.batch(0))
   with pytest.raises(ValueError, match=r"an earlier step took at \['state'\]"):
     step(state, problem.batch(0))
@@ -359,15 +317,8 @@ def test_an_array_that_a_step_took_is_named(problem, options):
 
 def test_a_bare_array_trains_as_a_dict_of_one():
   def trained(params, pick):
-    state = fsam_optax.TrainState.create(
-      apply_fn=None,
-      params=params,
-      tx=optax.adamw(RATE),
-      perturbation=PERTURBATION,
-    )
-    step = fsam_optax.make_train_step(
-      lambda p, s, batch, rng: (jnp.sum((pick(p) - batch) ** 4), (s, {}))
-    )
+    state = state_of(params, PERTURBATION, optax.adamw(RATE))
+    step = step_of(lambda p, batch: jnp.sum((pick(p) - batch) ** 4))
     for t in range(3):
       state, _ = step(state, jnp.full(3, float(t)))
     return pick(state.params)

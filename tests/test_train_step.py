@@ -1,5 +1,6 @@
 """The Flax step: what moves, what does not, and what the caller keeps."""
 
+from faces import state_of
 from flax import linen as nn
 from flax import struct
 from flax.training import train_state
@@ -66,7 +67,7 @@ OPTIMIZER = optax.adam(1e-2)
 def new_state(variables):
   """Makes a state of fresh arrays, because a step deletes those it gets."""
 
-  def make(perturbation=PERTURBATION, tx=OPTIMIZER, rng=7, **kwargs):
+  def make(perturbation=PERTURBATION, tx=OPTIMIZER, rng=None, **kwargs):
     return fsam_optax.TrainState.create(
       apply_fn=NETWORK.apply,
       params=jax.tree.map(jnp.asarray, variables["params"]),
@@ -75,7 +76,7 @@ def new_state(variables):
       model_state={
         "batch_stats": jax.tree.map(jnp.asarray, variables["batch_stats"])
       },
-      rng=jax.random.key(rng),
+      rng=jax.random.key(7) if rng is None else rng,
       **kwargs,
     )
 
@@ -150,34 +151,20 @@ def test_statistics_move_once_a_step_and_from_the_clean_pass(
     assert abs(float(metrics["sharpness"])) > 1e-2
 
 
-def test_statistics_of_the_perturbed_pass_would_differ(
-  new_state, batches, clean_pass
-):
-  """The test above can fail: the perturbed statistics are others."""
-  state, key = new_state(), jax.random.fold_in(jax.random.key(7), 0)
-  arguments = state.model_state, at(batches, 0), key
-  (_, (clean, _)), gradient = clean_pass(state.params, *arguments)
-  epsilon, _ = PERTURBATION.update(
-    gradient, state.perturbation_state, state.params
-  )
-  perturbed = optax.apply_updates(state.params, epsilon)
-  (_, (other, _)), _ = clean_pass(perturbed, *arguments)
-  distance = optax.tree.norm(optax.tree.sub(clean, other))
-  assert distance > 1e-3
-
-
 def test_the_optimizer_gets_the_gradient_of_the_perturbed_pass(
   new_state, step, batches, clean_pass
 ):
   state, key = new_state(), jax.random.fold_in(jax.random.key(7), 0)
   arguments = state.model_state, at(batches, 0), key
-  _, gradient = clean_pass(state.params, *arguments)
+  (_, (clean, _)), gradient = clean_pass(state.params, *arguments)
   epsilon, ascent = PERTURBATION.update(
     gradient, state.perturbation_state, state.params
   )
-  (perturbed_loss, _), grads = clean_pass(
+  (perturbed_loss, (other, _)), grads = clean_pass(
     optax.apply_updates(state.params, epsilon), *arguments
   )
+  # So that the comparison of the statistics above can fail.
+  assert optax.tree.norm(optax.tree.sub(clean, other)) > 1e-3
   _, expected = OPTIMIZER.update(grads, state.opt_state, state.params)
   state, metrics = step(state, at(batches, 0))
   # Adam's moments after one step are the gradient and its square. (Not its
@@ -209,27 +196,21 @@ def test_both_passes_see_the_same_dropout_mask_and_steps_do_not(
 def test_the_key_of_the_state_stays_and_the_step_counts(
   new_state, step, batches
 ):
-  state = new_state()
+  state, losses = new_state(), []
   key = copy(state.rng)
   for t in range(3):
     assert state.step == t
-    state, _ = step(state, at(batches, t))
+    state, metrics = step(state, at(batches, t))
+    losses.append(float(metrics["loss"]))
     assert_equal_bits(copy(state.rng), key)
   assert state.step.dtype == jnp.int32
   assert state.perturbation_state[0].count == 3
-
-
-def test_another_key_is_another_run(new_state, step, batches):
-  losses = {
-    float(step(new_state(rng=seed), at(batches, 0))[1]["loss"])
-    for seed in (1, 2, 1)
-  }
-  assert len(losses) == 2
+  # Another key is another run.
+  other = new_state(rng=jax.random.key(8))
+  assert step(other, at(batches, 0))[1]["loss"] != losses[0]
 
 
 # Metrics.
-
-ALWAYS = {"loss", "perturbed_loss", "sharpness", "perturbation_norm", "skipped"}
 
 
 @pytest.fixture(scope="module")
@@ -245,43 +226,31 @@ def line():
 
 
 def line_state(perturbation=PERTURBATION, tx=OPTIMIZER, **kwargs):
-  return fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.array([[1.0, -1.0], [0.5, 2.0], [0.0, 1.0]]),
-            "b": jnp.zeros(2)},
-    tx=tx,
-    perturbation=perturbation,
-    **kwargs,
-  )  # fmt: skip
+  params = {
+    "w": jnp.array([[1.0, -1.0], [0.5, 2.0], [0.0, 1.0]]),
+    "b": jnp.zeros(2),
+  }
+  return state_of(params, perturbation, tx, **kwargs)
 
 
-@pytest.mark.parametrize(
-  "names",
-  [
-    (),
-    {"direction_norm", "gradient_ema_cosine"},
-    ["gradient_norm", "direction_norm", "gradient_ema_cosine"],
-  ],
-  ids=["none", "set", "all"],
-)
+NAMES = ("gradient_norm", "direction_norm", "gradient_ema_cosine")
+
+
+@pytest.mark.parametrize("names", [(), set(NAMES[1:]), list(NAMES)], ids=len)
 def test_metrics_are_those_asked_for_and_those_of_the_two_passes(
   line, batches, names
 ):
-  train_step = fsam_optax.make_train_step(line, metrics=names, jit=False)
-  state = line_state()
-  fn = fsam_optax.value_and_grad(
-    lambda p, b: line(p, None, b, None)[0], PERTURBATION
-  )
-  run = jax.jit(
-    lambda state, batch: (
-      train_step(state, batch),
-      fn(state.params, state.perturbation_state, batch),
+  step = jax.jit(fsam_optax.make_train_step(line, metrics=names, jit=False))
+  fn = jax.jit(
+    fsam_optax.value_and_grad(
+      lambda p, b: line(p, None, b, None)[0], PERTURBATION
     )
   )
+  state = line_state()
   for t in range(2):
-    (state, metrics), (loss, _, _, info) = run(state, at(batches, t))
-    assert metrics.keys() == ALWAYS | set(names) | {"own"}
-    assert metrics["own"].shape == (16, 2)
+    batch = at(batches, t)
+    loss, _, _, info = fn(state.params, state.perturbation_state, batch)
+    state, metrics = step(state, batch)
     expected = {
       "loss": loss,
       "perturbed_loss": info.perturbed_value,
@@ -290,10 +259,12 @@ def test_metrics_are_those_asked_for_and_those_of_the_two_passes(
       "skipped": 0,
       **{name: getattr(info, name) for name in names},
     }
+    assert metrics.pop("own").shape == (16, 2)
+    assert metrics.keys() == expected.keys()
     for name, value in expected.items():
       assert metrics[name].shape == ()
       np.testing.assert_allclose(
-        metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name
+        metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name
       )
   assert metrics["skipped"].dtype == jnp.int32
   np.testing.assert_allclose(metrics["perturbation_norm"], 0.5, rtol=1e-5)
@@ -359,6 +330,7 @@ def fragile_loss(params, model_state, batch, rng):
   return jnp.mean(residual**2) + added, (model_state, {})
 
 
+fragile_gradient = jax.jit(jax.grad(lambda *args: fragile_loss(*args)[0]))
 # One object, so that the states of all tests share one compiled step.
 FRAGILE_OPTIMIZER = optax.adam(optax.linear_schedule(0.1, 0.0, 9))
 
@@ -388,6 +360,7 @@ def fragile_step(platform):
   return fsam_optax.make_train_step(fragile_loss)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("site", SITES)
 def test_a_step_that_is_not_finite_changes_no_bit_of_the_state(
@@ -397,14 +370,12 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_the_state(
   state, metrics = fragile_step(state, fragile_batch(state, batches, 0))
   assert metrics["skipped"] == 0
   before = copy(state)
-  grads = jax.grad(
-    lambda params: fragile_loss(
-      params,
-      state.model_state,
-      fragile_batch(state, batches, 1),
-      jax.random.fold_in(state.rng, state.step),
-    )[0]
-  )(state.params)
+  grads = fragile_gradient(
+    state.params,
+    state.model_state,
+    fragile_batch(state, batches, 1),
+    jax.random.fold_in(state.rng, state.step),
+  )
   state, metrics = fragile_step(
     state, fragile_batch(state, batches, 1, SITES[site], value)
   )
@@ -476,9 +447,11 @@ def arrays(tree):
 def test_the_state_is_donated_and_nothing_else(new_state, step, batches):
   """A buffer that cannot be donated warns, and a warning fails the test."""
   key = jax.random.key(3)
-  state = new_state().replace(rng=jnp.copy(key))
+  state = new_state(rng=key)
   batch = jax.tree.map(jnp.asarray, at(batches, 0))
+  types = jax.tree.map(jax.typeof, state)
   state, _ = step(state, batch)
+  assert jax.tree.map(jax.typeof, state) == types
   for t in range(2):
     before = state
     state, _ = step(state, batch)
@@ -487,30 +460,7 @@ def test_the_state_is_donated_and_nothing_else(new_state, step, batches):
     for x in arrays(before.replace(rng=None)):
       assert x.is_deleted(), t
     assert not any(x.is_deleted() for x in arrays(state))
-  assert not any(x.is_deleted() for x in arrays(batch))
-
-
-def test_the_key_of_the_caller_survives(variables, step, batches):
-  key = jax.random.key(7)
-  state = fsam_optax.TrainState.create(
-    apply_fn=NETWORK.apply,
-    params=jax.tree.map(jnp.asarray, variables["params"]),
-    tx=OPTIMIZER,
-    perturbation=PERTURBATION,
-    model_state={
-      "batch_stats": jax.tree.map(jnp.asarray, variables["batch_stats"])
-    },
-    rng=key,
-  )
-  step(state, at(batches, 0))
-  assert not key.is_deleted()
-  jax.random.normal(key)
-
-
-def test_no_two_arrays_of_the_state_share_memory(new_state):
-  state = new_state().replace(rng=None)
-  pointers = [x.unsafe_buffer_pointer() for x in arrays(state)]
-  assert len(set(pointers)) == len(pointers)
+  assert not any(x.is_deleted() for x in arrays((batch, key)))
 
 
 def test_steps_compile_once(line, batches):
@@ -526,13 +476,6 @@ def test_steps_compile_once(line, batches):
     state, _ = step(state, at(batches, t))
   assert step._cache_size() == 1
   assert len(traces) == 1  # Both passes share it.
-
-
-def test_the_state_keeps_every_type(new_state, step, batches):
-  state = new_state()
-  before = jax.tree.map(jax.typeof, state)
-  state, _ = step(state, at(batches, 0))
-  assert jax.tree.map(jax.typeof, state) == before
 
 
 # The pure function.
@@ -636,55 +579,3 @@ def test_without_a_perturbation_it_is_plain_flax_bit_for_bit(
     expected,
   )
   np.testing.assert_array_equal(losses, expected_losses)
-
-
-def test_excluded_leaves_are_trained_but_not_perturbed(new_state, batches):
-  mask = lambda params: {
-    name: not name.startswith("BatchNorm") for name in params
-  }
-  perturbation = fsam_optax.friendly_perturbation(rho=0.5, mask=mask)
-  step = fsam_optax.make_train_step(network_loss)
-  state = new_state(perturbation)
-  before = copy(state.params)
-  state, metrics = step(state, at(batches, 0))
-  held = state.perturbation_state[0].inner_state[0].ema
-  assert isinstance(held["BatchNorm_0"], optax.MaskedNode)
-  assert jax.tree.structure(held["Dense_0"]) == jax.tree.structure(
-    before["Dense_0"]
-  )
-  np.testing.assert_allclose(metrics["perturbation_norm"], 0.5, rtol=1e-5)
-  after = copy(state.params)
-  for name in ("scale", "bias"):
-    assert np.any(after["BatchNorm_0"][name] != before["BatchNorm_0"][name])
-
-
-def test_subclasses_add_fields_that_the_step_carries(batches, line):
-  class State(fsam_optax.TrainState):
-    tag: jax.Array = None
-
-  state = State.create(
-    apply_fn=None,
-    params=line_state().params,
-    tx=optax.sgd(0.1),
-    perturbation=PERTURBATION,
-    tag=jnp.arange(3),
-  )
-  state, _ = fsam_optax.make_train_step(line)(state, at(batches, 0))
-  assert isinstance(state, State)
-  np.testing.assert_array_equal(state.tag, [0, 1, 2])
-
-
-def test_any_base_optimizer_and_its_wrappers_fit(batches, line):
-  """The state's optimizer sees one gradient like any other."""
-  tx = optax.apply_if_finite(
-    optax.partition(
-      {"w": optax.adamw(1e-2), "b": optax.sgd(1e-2)}, {"w": "w", "b": "b"}
-    ),
-    max_consecutive_errors=3,
-  )
-  state = line_state(tx=tx)
-  pure = fsam_optax.make_train_step(line, jit=False)
-  state, metrics = jax.jit(lambda s: jax.lax.scan(pure, s, batches))(state)
-  assert state.opt_state.total_notfinite == 0
-  assert metrics["skipped"].sum() == 0
-  assert np.all(np.isfinite(metrics["loss"]))

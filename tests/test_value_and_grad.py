@@ -40,28 +40,26 @@ def average_of(state):
   return found[1]
 
 
-@pytest.fixture(params=PERTURBATIONS)
-def options(request):
-  return PERTURBATIONS[request.param]
-
-
-@pytest.mark.parametrize("has_aux", [False, True])
-def test_the_value_is_clean_and_the_gradient_perturbed(
-  problem, options, has_aux
-):
-  """Each against jax.value_and_grad at the point where it belongs."""
+@pytest.fixture(params=PERTURBATIONS, scope="module")
+def ran(request, problem):
+  """The options, what the two passes got, and what they returned."""
+  options = PERTURBATIONS[request.param]
   perturbation = fsam_optax.friendly_perturbation(RHO, SIGMA, LMBDA, **options)
   state = after_three_steps(problem, perturbation)
-  params, batch = problem.params, problem.batch(3)
 
   def loss_fn(params, batch):
-    loss = problem.loss_fn(params, batch)
     aux = {"weights": params["output"], "count": 7}
-    return (loss, aux) if has_aux else loss
+    return problem.loss_fn(params, batch), aux
 
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation, has_aux=has_aux)
-  value, grads, new_state, info = jax.jit(fn)(params, state, batch)
+  fn = fsam_optax.value_and_grad(loss_fn, perturbation, has_aux=True)
+  outputs = jax.jit(fn)(problem.params, state, problem.batch(3))
+  return options, perturbation, state, outputs
 
+
+def test_the_value_is_clean_and_the_gradient_perturbed(problem, ran):
+  """Each against jax.value_and_grad at the point where it belongs."""
+  _, perturbation, state, ((value, aux), grads, new_state, info) = ran
+  params, batch = problem.params, problem.batch(3)
   by_hand = jax.jit(jax.value_and_grad(problem.loss_fn))
   loss, gradient = by_hand(params, batch)
   epsilon, expected_state = perturbation.update(gradient, state, params)
@@ -71,23 +69,18 @@ def test_the_value_is_clean_and_the_gradient_perturbed(
   chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-5)
   chex.assert_trees_all_close(new_state, expected_state, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(info.perturbed_value, perturbed_loss, rtol=1e-5)
-  if has_aux:
-    value, aux = value
-    np.testing.assert_array_equal(aux["weights"], params["output"])
-    assert aux["count"] == 7
   np.testing.assert_allclose(value, loss, rtol=1e-6)
+  # The auxiliary outputs are those of the clean weights, too.
+  np.testing.assert_array_equal(aux["weights"], params["output"])
+  assert aux["count"] == 7
   # The comparison means something: both points differ.
   assert abs(float(perturbed_loss - loss)) > 1e-2
   assert np.linalg.norm(ravel(expected) - ravel(gradient)) > 1e-2
 
 
-def test_info_is_what_numpy_measures(problem, options):
-  perturbation = fsam_optax.friendly_perturbation(RHO, SIGMA, LMBDA, **options)
-  state = after_three_steps(problem, perturbation)
+def test_info_is_what_numpy_measures(problem, ran):
+  options, _, state, (_, _, new_state, info) = ran
   params, batch = problem.params, problem.batch(3)
-  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
-  _, _, new_state, info = jax.jit(fn)(params, state, batch)
-
   gradient = jax.grad(problem.loss_fn)(params, batch)
   mask = options.get("mask", {"hidden": True, "output": True})
   selected = lambda tree: ravel({k: tree[k] for k in tree if mask[k]})
@@ -181,93 +174,6 @@ def test_what_is_no_array_reaches_the_loss_and_comes_back(problem):
   assert aux == {"flag": "flag", "rows": 8}
 
 
-def test_both_passes_see_the_same_dropout_mask(problem):
-  def loss_fn(params, batch, key):
-    inputs, targets = batch
-    kept = jax.random.bernoulli(key, 0.5, inputs.shape)
-    return problem.loss_fn(params, (inputs * kept, targets))
-
-  perturbation = fsam_optax.friendly_perturbation(rho=0.0)
-  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation))
-  state = perturbation.init(problem.params)
-  losses = []
-  for seed in range(3):
-    loss, _, _, info = fn(
-      problem.params, state, problem.batch(0), jax.random.key(seed)
-    )
-    assert info.perturbed_value == loss
-    losses.append(float(loss))
-  assert len(set(losses)) == 3
-
-
-def test_aux_of_the_second_pass_is_dropped(problem):
-  """Statistics of a perturbed model must not reach anybody."""
-  perturbation = fsam_optax.friendly_perturbation(1.0)
-  fn = fsam_optax.value_and_grad(
-    lambda p, b: (problem.loss_fn(p, b), {"kernel": p["hidden"]["kernel"]}),
-    perturbation,
-    has_aux=True,
-  )
-  (_, aux), *_ = fn(
-    problem.params, perturbation.init(problem.params), problem.batch(0)
-  )
-  np.testing.assert_array_equal(
-    aux["kernel"], problem.params["hidden"]["kernel"]
-  )
-
-
-def test_the_average_takes_in_the_clean_gradient(problem):
-  perturbation = fsam_optax.friendly_perturbation(2.0)
-  fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, perturbation))
-  _, grads, state, _ = fn(
-    problem.params, perturbation.init(problem.params), problem.batch(0)
-  )
-  (gradient,) = problem.gradients(1)
-  chex.assert_trees_all_close(average_of(state), gradient, rtol=1e-5, atol=1e-6)
-  assert np.linalg.norm(ravel(gradient) - ravel(grads)) > 1e-2
-
-
-def test_runs_map_over_seeds(problem):
-  """Every seed has its parameters, state, batch and radius."""
-
-  def run(rho, params, batch):
-    perturbation = fsam_optax.friendly_perturbation(rho)
-    fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
-    return fn(params, perturbation.init(params), batch)
-
-  rhos = jnp.array([0.0, 0.1, 0.5])
-  scales = jnp.array([0.5, 1.0, 2.0])
-  params = jax.vmap(lambda s: optax.tree.scale(s, problem.params))(scales)
-  batches = jax.tree.map(lambda x: x[:3], problem.batches)
-  together = jax.jit(jax.vmap(run))(rhos, params, batches)
-  alone = jax.jit(run)
-  for seed in range(3):
-    at_seed = lambda tree: jax.tree.map(lambda x: x[seed], tree)  # noqa: B023
-    chex.assert_trees_all_close(
-      at_seed(together),
-      alone(rhos[seed], at_seed(params), at_seed(batches)),
-      rtol=1e-4,
-      atol=1e-5,
-    )
-
-
-def test_a_jitted_call_compiles_once(problem):
-  traces = []
-
-  def loss_fn(params, batch):
-    traces.append(None)
-    return problem.loss_fn(params, batch)
-
-  perturbation = fsam_optax.friendly_perturbation(0.1)
-  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation))
-  params, state = problem.params, perturbation.init(problem.params)
-  for t in range(3):
-    _, grads, state, _ = fn(params, state, problem.batch(t))
-    params = optax.apply_updates(params, optax.tree.scale(-0.1, grads))
-  assert fn._cache_size() == 1
-  assert len(traces) == 1  # Both passes share it.
-
-
 def test_the_value_differentiates_to_the_clean_gradient(problem):
   """The value is that of the first pass, for whoever differentiates it."""
   perturbation = fsam_optax.friendly_perturbation(0.1)
@@ -294,20 +200,6 @@ def test_the_perturbed_value_differentiates_along_the_radius(problem):
   (gradient,) = problem.gradients(1)
   direction = ravel(gradient) / np.linalg.norm(ravel(gradient))
   np.testing.assert_allclose(derivative, ravel(grads) @ direction, rtol=1e-4)
-
-
-def test_sharpness_is_measured_at_the_returned_perturbation(problem):
-  """A quadratic: L(w + eps) - L(w) = g.eps + |eps|^2 in closed form."""
-  loss_fn = lambda w, goal: jnp.sum((w - goal) ** 2)
-  perturbation = fsam_optax.friendly_perturbation(0.25)
-  fn = fsam_optax.value_and_grad(loss_fn, perturbation)
-  w, goal = jnp.array([3.0, -1.0]), jnp.array([0.0, 3.0])
-  loss, grads, _, info = fn(w, perturbation.init(w), goal)
-  # At the first step along the gradient, whose norm is 2 * 5.
-  assert loss == 25
-  np.testing.assert_allclose(info.gradient_norm, 10, rtol=1e-6)
-  np.testing.assert_allclose(info.perturbed_value, 5.25**2, rtol=1e-6)
-  np.testing.assert_allclose(grads, 2 * (w - goal) * 5.25 / 5, rtol=1e-6)
 
 
 # The arguments, as jax.value_and_grad takes them.
@@ -345,16 +237,6 @@ def test_the_arguments_are_the_losss_own(problem):
     chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_rows_are_asked_for_only_where_they_are_split(problem):
-  perturbation = fsam_optax.friendly_perturbation(RHO)
-  state = perturbation.init(problem.params)
-  loss_fn = lambda p: problem.loss_fn(p, problem.batch(0))
-  for options in ({"num_microbatches": 2}, {"ascent_fraction": 0.5}):
-    fn = fsam_optax.value_and_grad(loss_fn, perturbation, **options)
-    with pytest.raises(TypeError, match="`batch` must be given"):
-      fn(problem.params, state)
-
-
 def test_aux_is_each_replicas_own(problem):
   """Logits of four replicas of two rows: all eight come back, untouched."""
   perturbation = fsam_optax.friendly_perturbation(RHO)
@@ -380,29 +262,6 @@ def test_aux_is_each_replicas_own(problem):
   )
   assert aux["rows"].tolist() == [2, 2, 2, 2]
   np.testing.assert_allclose(loss, np.full(4, expected_loss), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-  "aux", [jnp.ones((4, 2)), jnp.int32(3)], ids=["per row", "an integer"]
-)
-def test_aux_without_a_mean_is_an_error_over_micro_batches(problem, aux):
-  perturbation = fsam_optax.friendly_perturbation(RHO)
-  fn = fsam_optax.value_and_grad(
-    lambda p, b: (problem.loss_fn(p, b), {"out": aux}),
-    perturbation,
-    has_aux=True,
-    num_microbatches=2,
-  )
-  with pytest.raises(TypeError, match=r"floating scalars.*\['out'\]"):
-    fn(problem.params, perturbation.init(problem.params), problem.batch(0))
-
-
-def test_leaves_that_are_no_arrays_are_sent_to_be_filtered(problem):
-  perturbation = fsam_optax.sam_perturbation(RHO)
-  params = problem.params | {"activation": jnp.tanh}
-  fn = fsam_optax.value_and_grad(lambda p, b: 0.0, perturbation)
-  with pytest.raises(TypeError, match=r"\['activation'\].*eqx.is_inexact"):
-    fn(params, perturbation.init(problem.params), problem.batch(0))
 
 
 # Several radii, and narrow weights.

@@ -1,6 +1,8 @@
 """Masked means: a loss over ragged rows is the mean over all their tokens."""
 
 import chex
+import faces
+from faces import state_of
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -48,15 +50,11 @@ def whole_batch(params, batch):
 
 def by_hand(batch, steps=3):
   """F-SAM on the whole batch, from jax.grad and the perturbation alone."""
-  params, state = PARAMS, PERTURBATION.init(PARAMS)
-  for _ in range(steps):
-    gradient = jax.grad(whole_batch)(params, batch)
-    epsilon, state = PERTURBATION.update(gradient, state, params)
-    perturbed = optax.apply_updates(params, epsilon)
-    loss = whole_batch(params, batch)
-    gradient = jax.grad(whole_batch)(perturbed, batch)
-    params = jax.tree.map(lambda w, g: w - 0.1 * g, params, gradient)
-  return params, loss, whole_batch(perturbed, batch)
+  batches = jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
+  (params, *_), seen = faces.train(
+    faces.chain, whole_batch, PARAMS, batches, optax.sgd(0.1), PERTURBATION
+  )
+  return params, seen.loss[-1], seen.perturbed_loss[-1]
 
 
 def run(fn, batch, steps=3):
@@ -67,15 +65,6 @@ def run(fn, batch, steps=3):
   return params, loss, aux, info
 
 
-def check(found, batch):
-  params, loss, aux, info = found
-  expected, expected_loss, perturbed_loss = by_hand(batch)
-  chex.assert_trees_all_close(params, expected, rtol=1e-5)
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-  np.testing.assert_allclose(info.perturbed_value, perturbed_loss, rtol=1e-5)
-  assert float(np.ravel(aux["tokens"])[0]) == TOKENS
-
-
 def test_without_a_weight_the_mean_of_means_is_not_a_number(batch):
   fn = fsam_optax.value_and_grad(
     own_mean, PERTURBATION, has_aux=True, num_microbatches=4
@@ -83,54 +72,25 @@ def test_without_a_weight_the_mean_of_means_is_not_a_number(batch):
   assert np.isnan(run(fn, batch, steps=1)[1])
 
 
-@pytest.mark.parametrize("sync", [True, False])
-def test_over_micro_batches_every_token_counts_alike(batch, sync):
+def test_parts_that_ascend_alone_weigh_their_tokens_too(batch):
+  """Without a radius each ascends nowhere: it is one gradient again."""
   fn = fsam_optax.value_and_grad(
     own_mean,
-    PERTURBATION if sync else fsam_optax.friendly_perturbation(rho=0.0),
+    fsam_optax.friendly_perturbation(rho=0.0),
     has_aux=True,
     num_microbatches=4,
-    sync_perturbation=sync,
+    sync_perturbation=False,
     weight="tokens",
   )
-  found = run(jax.jit(fn), batch, steps=3 if sync else 1)
-  if sync:
-    check(found, batch)
-    sizes = np.abs(np.asarray(errors(PARAMS, batch)))
-    first = run(jax.jit(fn), batch, steps=1)[2]["absolute"]
-    np.testing.assert_allclose(
-      first, (sizes * batch["mask"]).sum() / TOKENS, rtol=1e-5
-    )
-  else:  # Without a radius each ascends nowhere: it is one gradient again.
-    gradient = jax.grad(whole_batch)(PARAMS, batch)
-    moved = jax.tree.map(lambda w, g: w - 0.1 * g, PARAMS, gradient)
-    chex.assert_trees_all_close(found[0], moved, rtol=1e-5)
-    assert np.isfinite(found[3].perturbed_value)
-
-
-def test_over_replicas_every_token_counts_alike(batch):
-  fn = fsam_optax.value_and_grad(
-    own_mean, PERTURBATION, has_aux=True, axis_name="batch", weight="tokens"
-  )
-  split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
-
-  def replicated(params, state, batch):
-    (loss, aux), grads, state, info = jax.vmap(
-      fn, in_axes=(None, None, 0), axis_name="batch"
-    )(params, state, batch)
-    one = lambda tree: jax.tree.map(lambda x: x[0], tree)
-    # The auxiliary outputs are each replica's own.
-    np.testing.assert_array_equal(
-      aux["tokens"], LENGTHS.reshape(4, 2).sum(axis=1)
-    )
-    aux = {"tokens": aux["tokens"].sum()}
-    return (loss[0], aux), one(grads), one(state), one(info)
-
-  check(run(replicated, split), batch)
+  params, _, _, info = run(jax.jit(fn), batch, steps=1)
+  gradient = jax.grad(whole_batch)(PARAMS, batch)
+  expected = jax.tree.map(lambda w, g: w - 0.1 * g, PARAMS, gradient)
+  chex.assert_trees_all_close(params, expected, rtol=1e-5)
+  assert np.isfinite(info.perturbed_value)
 
 
 @pytest.mark.parametrize("axis", ["parts", "replicas"])
-def test_the_train_step_reports_means_over_all_tokens(batch, axis):
+def test_every_token_counts_alike_over_parts_and_replicas(batch, axis):
   options = {"num_microbatches": 4} if axis == "parts" else {}
   step = fsam_optax.make_train_step(
     lambda params, model_state, batch, rng: (
@@ -143,9 +103,7 @@ def test_the_train_step_reports_means_over_all_tokens(batch, axis):
   )
   if axis == "replicas":
     step = fsam_optax.sharding.group_step(step, 4)
-  state = fsam_optax.TrainState.create(
-    apply_fn=None, params=PARAMS, tx=optax.sgd(0.1), perturbation=PERTURBATION
-  )
+  state = state_of(PARAMS, PERTURBATION)
   step = jax.jit(step)
   sizes = np.abs(np.asarray(errors(PARAMS, batch)))
   for t in range(3):
@@ -172,19 +130,3 @@ def test_a_batch_of_padding_alone_moves_nothing(batch):
   params, loss, aux, info = run(fn, padding)
   chex.assert_trees_all_equal(params, PARAMS)
   assert loss == aux["tokens"] == info.perturbation_norm == 0
-
-
-@pytest.mark.parametrize(
-  ("aux", "got"),
-  [({}, "nothing"), ({"tokens": jnp.ones(2)}, r"float32\[2\]"), (1.0, "noth")],
-  ids=["missing", "per row", "no dict"],
-)
-def test_a_weight_that_is_none_is_named(batch, aux, got):
-  fn = fsam_optax.value_and_grad(
-    lambda params, batch: (whole_batch(params, batch), aux),
-    PERTURBATION,
-    has_aux=True,
-    weight="tokens",
-  )
-  with pytest.raises(TypeError, match=f"weight 'tokens'.*got {got}"):
-    fn(PARAMS, PERTURBATION.init(PARAMS), batch)

@@ -13,43 +13,32 @@ from fsam_optax import sharpness
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+def measure(name, data, *args, **options):
+  """One of the measures at weights of ones."""
+  return getattr(sharpness, f"hessian_{name}")(
+    quadratic.loss,
+    options.pop("params", quadratic.tree(np.ones(6))),
+    data,
+    *args,
+    key=jax.random.key(0),
+    **options,
+  )
+
+
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_eigenvalues_are_the_known_ones(data, batch_size):
-  data, _ = data
-  values = sharpness.hessian_eigenvalues(
-    quadratic.loss,
-    quadratic.tree(np.ones(6)),
-    data,
-    6,
-    key=jax.random.key(0),
-    batch_size=batch_size,
-  )
+  values = measure("eigenvalues", data[0], 6, batch_size=batch_size)
   np.testing.assert_allclose(values, quadratic.SPECTRUM, rtol=1e-8)
 
 
 def test_trace_is_the_known_one_within_its_error(data):
-  data, _ = data
-  mean, error = sharpness.hessian_trace(
-    quadratic.loss,
-    quadratic.tree(np.ones(6)),
-    data,
-    key=jax.random.key(0),
-    samples=400,
-  )
+  mean, error = measure("trace", data[0], samples=400)
   assert abs(mean - quadratic.SPECTRUM.sum()) < 4 * error
   assert error < 0.05 * quadratic.SPECTRUM.sum()
 
 
 def test_density_has_the_trace_and_integrates_to_one(data):
-  data, _ = data
-  density = sharpness.hessian_density(
-    quadratic.loss,
-    quadratic.tree(np.ones(6)),
-    data,
-    key=jax.random.key(0),
-    num_matvecs=6,
-    samples=300,
-  )
+  density = measure("density", data[0], num_matvecs=6, samples=300)
   np.testing.assert_allclose(density.weights.sum(axis=1), 1, rtol=1e-9)
   mean = np.mean(np.sum(density.nodes * density.weights, axis=1))
   np.testing.assert_allclose(mean, quadratic.SPECTRUM.mean(), rtol=0.05)
@@ -63,18 +52,18 @@ def test_density_has_the_trace_and_integrates_to_one(data):
 @pytest.mark.parametrize(
   ("name", "change", "error", "match"),
   [
-    ("hessian_eigenvalues", {"num": 7}, ValueError, "`num` must be at most"),
-    ("hessian_eigenvalues", {"num": 0}, ValueError, "`num` must be at least 1"),
+    ("eigenvalues", {"num": 7}, ValueError, "`num` must be at most"),
+    ("eigenvalues", {"num": 0}, ValueError, "`num` must be at least 1"),
     (
-      "hessian_eigenvalues",
+      "eigenvalues",
       {"num": 3, "num_matvecs": 2},
       ValueError,
       "`num_matvecs` must be at least `num`",
     ),
-    ("hessian_density", {"num_matvecs": 7}, ValueError, "number of parameters"),
-    ("hessian_trace", {"samples": 1}, ValueError, "`samples` must be at least"),
+    ("density", {"num_matvecs": 7}, ValueError, "number of parameters"),
+    ("trace", {"samples": 1}, ValueError, "`samples` must be at least"),
     (
-      "hessian_trace",
+      "trace",
       {"data": {"x": np.full((4, 6), np.inf)}},
       ValueError,
       "`params` must have a finite Hessian",
@@ -82,32 +71,26 @@ def test_density_has_the_trace_and_integrates_to_one(data):
   ],
 )
 def test_bad_curvature_names_the_argument(data, name, change, error, match):
-  arguments = {"params": quadratic.tree(np.ones(6)), "data": data[0], **change}
-  if name == "hessian_density":
-    arguments.setdefault("num_matvecs", 3)
+  required = {"num_matvecs": 3} if name == "density" else {}
+  arguments = {"data": data[0], **required, **change}
   with pytest.raises(error, match=match):
-    getattr(sharpness, name)(quadratic.loss, key=jax.random.key(0), **arguments)
+    measure(name, **arguments)
 
 
 @pytest.mark.parametrize(
-  "name", ["hessian_eigenvalues", "hessian_trace", "hessian_density"]
+  ("name", "args"), [("eigenvalues", (3,)), ("trace", ()), ("density", ())]
 )
-def test_hessian_refuses_half_precision(data, name):
-  half = jax.tree.map(
-    lambda x: x.astype(jnp.bfloat16), quadratic.tree(np.ones(6))
-  )
+def test_hessian_refuses_half_precision(data, name, args):
+  params = quadratic.tree(np.ones(6))
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   with pytest.raises(TypeError, match=r"float32 or float64 .* bfloat16 at"):
-    getattr(sharpness, name)(
-      quadratic.loss, half, data[0], key=jax.random.key(0)
-    )
+    measure(name, data[0], *args, params=half)
 
 
 def test_missing_package_is_named_with_its_remedy(data, monkeypatch):
   monkeypatch.setitem(sys.modules, "matfree", None)
   with pytest.raises(ImportError, match=r"pip install 'fsam-optax\[sharpness"):
-    sharpness.hessian_trace(
-      quadratic.loss, quadratic.tree(np.ones(6)), data[0], key=jax.random.key(0)
-    )
+    measure("trace", data[0])
 
 
 def test_a_loss_without_curvature_has_a_hessian_of_zero(data):
