@@ -48,6 +48,7 @@ _STEPS = {  # By the name in the file.
   "train step (default)": "train step, default",
   "train step, all metrics": "with all `metrics=`",
   "train step, average of the descent": '`ema_gradient="descent"`',
+  "train step, momentum as the average": '`average="optimizer"`',
   "train step, paper order": '`order="paper"`',
   "train step, adaptive": "`adaptive=True`",
   "train step, bfloat16 average": "bfloat16 average",
@@ -76,6 +77,7 @@ _CHOICES = (  # The steps that users choose between.
   "train step (default)",
   "train step, 1/8, average of the descent",
 )
+_TABLED = (*_CHOICES, "train step, momentum as the average")
 _ON_DEVICES = {  # The file, what is counted there, and on what.
   "GPU": ("step_cost_gpu", "main_memory_above_floor", ("perceptron", 128)),
   "TPU": ("step_cost_tpu", "words_above_floor", ("perceptron", 128)),
@@ -105,17 +107,17 @@ def multiples():
       bytes_over_sgd(tpu_rows, "perceptron", step),
       copies(gpu_rows["perceptron", 128, step]),
     ]
-    for step in _CHOICES
+    for step in _TABLED
   ]
 
 
 def costs():
   """Words and memory above the floor, on each kind of device."""
-  header, rows = ["step"], [[_STEPS[step]] for step in _CHOICES]
+  header, rows = ["step"], [[_STEPS[step]] for step in _TABLED]
   for device, (file, count, key) in _ON_DEVICES.items():
     header += [f"{device}: words", "trees"]
     found = _step_costs(file)
-    for row, step in zip(rows, _CHOICES, strict=True):
+    for row, step in zip(rows, _TABLED, strict=True):
       counts = found[(*key, step)]
       trees = round(counts["temporary_above_floor"], 1) + 0.0  # Never -0.0.
       row += [f"{counts[count]:.1f}", f"{trees:.1f}"]
