@@ -107,7 +107,7 @@ def multiples():
       bytes_over_sgd(tpu_rows, "perceptron", step),
       copies(gpu_rows["perceptron", 128, step]),
     ]
-    for step in _TABLED
+    for step in _CHOICES
   ]
 
 
@@ -214,9 +214,9 @@ def cpu():
   for step, name in {"SGD": "SGD", **_STEPS}.items():
     small, large = (found["mlp", size, step] for size in (8, 256))
     words = small["words_above_floor"], small["temporary_words"]
-    times = large["ratio_to_floor"], small["ratio_to_floor"]
+    times = (x.get("ratio_to_floor") for x in (large, small))
     row = [name, *(f"{x:.1f}" for x in words)]
-    rows.append(row + [f"{x:.2f}" for x in times])
+    rows.append(row + ["" if x is None else f"{x:.2f}" for x in times])
   header = ["step", "words above the floor"]
   header.append(f"temporary words (floor: {floor:.1f})")
   return [*header, "time over the floor, batch 256", "batch 8"], rows

@@ -74,6 +74,7 @@ def test_a_table_says_where_weight_decay_was_not_tuned(measurements):
   tuned = {x for x in studies if not measurements.note(x)}
   assert tuned == {
     *("study label-noise 0", "study label-noise 1", "study compare -1"),
+    *("study momentum 0", "study momentum 1"),
   }
   assert {measurements.note(x) for x in studies - tuned} == {
     "Weight decay 5e-4, not tuned."
