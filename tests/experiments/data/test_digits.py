@@ -59,5 +59,5 @@ def test_a_smaller_image_is_of_the_means_of_blocks():
     half.x_train[7, 5, 6, 0], whole.x_train[7, 10:12, 12:14, 0].mean()
   )
   assert data.load("mnist", image_size=28).x_train.dtype == np.uint8
-  with pytest.raises(data.DataError, match="--image-size 5 divides, got rows of shape .8, 8"):
+  with pytest.raises(data.DataError, match="--image-size 5 divides, got rows"):
     data.load("digits", image_size=5)

@@ -84,7 +84,7 @@ def run(*argv):
     ("--dataset none.npz", "--dataset: .*there is no such file"),
     ("--model rnn", "--model: must be one of cnn, mlp, .* got 'rnn'"),
     ("--model resnet", "--model: must be one of cnn, mlp, which keep no stat"),
-    ("--image-size 3", "--dataset: .*--image-size 3 divides, got rows of shape .8, 8"),
+    ("--image-size 3", "--dataset: .*--image-size 3 divides, got rows"),
     ("--label-noise-kind odd", "--label-noise-kind: must be one of symmetric"),
     ("--seeds", "missing value for argument '--seeds'"),
     ("--sedes 3", "unrecognized options: --sedes"),
