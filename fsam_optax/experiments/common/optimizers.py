@@ -51,6 +51,7 @@ def perturbation(
   mask: Any = None,
   order: Any = "official",
   accumulator_dtype: Any = None,
+  average: Any = "own",
   eta: float = 0.0,
 ) -> Optional[optax.GradientTransformation]:
   """The ascent of an optimizer.
@@ -64,6 +65,7 @@ def perturbation(
     mask: which leaves are perturbed, as :func:`optax.masked` takes it.
     order: ``"official"`` or ``"paper"``, of the average and the subtraction.
     accumulator_dtype: of the average; None for that of the gradient.
+    average: ``"own"`` or ``"optimizer"``.
     eta: added to the metric of ASAM.
 
   Returns:
@@ -81,6 +83,7 @@ def perturbation(
     mask=mask,
     order=order,
     accumulator_dtype=accumulator_dtype,
+    average=average,
     eta=eta,
   )
 

@@ -106,6 +106,12 @@ def check_flags(settings: Settings) -> None:
           flag, "must be left out with --optimizer sgd, which does not ascend"
         )
   dtype = settings.network.dtype
+  if ascent.average == "optimizer" and ascent.lmbda != descent.momentum:
+    raise FlagError(
+      "--lmbda",
+      "must be the --momentum with --average optimizer, "
+      f"{descent.momentum:g}, got {ascent.lmbda:g}",
+    )
   if ascent.accumulator_dtype == "float64" and dtype != "float64":
     raise FlagError(
       "--accumulator-dtype",

@@ -327,7 +327,7 @@ class Program:
 def perturbation(config: Config) -> Optional[optax.GradientTransformation]:
   """The ascent of the optimizer, None for SGD."""
   ascent = config.ascent
-  names = ("rho", "sigma", "lmbda", "adaptive", "eta", "order")
+  names = ("rho", "sigma", "lmbda", "adaptive", "eta", "order", "average")
   return optimizers.perturbation(
     ascent.optimizer,
     mask=MASKS[ascent.mask],

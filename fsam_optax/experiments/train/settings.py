@@ -86,6 +86,8 @@ class Ascent:
     mask: the parameters that are perturbed; none perturbs all.
     order: take the average before (paper) or after (official) it is used.
     accumulator_dtype: of the average.
+    average: own, or the optimizer's momentum, which takes no memory; lmbda is
+      then the momentum.
     ema_gradient: which gradient the average takes in, the first or the second.
     ascent_fraction: of the rows that the ascent takes.
     sync_perturbation: ascend along the gradient of all devices and parts of the
@@ -110,6 +112,7 @@ class Ascent:
     values.choice(_DTYPES),
     values.default("that of the parameters"),
   ] = None
+  average: Literal["own", "optimizer"] = "own"
   ema_gradient: Literal["ascent", "descent"] = "ascent"
   ascent_fraction: _AboveZero = 1.0
   sync_perturbation: bool = True

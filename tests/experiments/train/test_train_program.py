@@ -199,6 +199,7 @@ def test_bfloat16_computes_in_it_and_keeps_the_parameters_in_float32():
     ({"optimizer": "sam", "adaptive": True, "eta": 0.01}, True),
     ({"ascent_fraction": 0.25, "ema_gradient": "descent"}, True),
     ({"order": "paper", "mask": "norms_only"}, True),
+    ({"average": "optimizer", "lmbda": 0.9}, True),
     ({"accumulator_dtype": "bfloat16", "skip_nonfinite": False}, True),
     ({"num_microbatches": 2, "sync_perturbation": False}, True),
     ({"model": "vgg", "depth": 11, "num_microbatches": 2, "size": 32}, True),

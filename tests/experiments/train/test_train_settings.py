@@ -55,7 +55,7 @@ def test_every_option_of_the_step_is_a_flag(capsys):
   for option in (
     *("sync_perturbation", "ema_gradient", "num_microbatches"),
     *("ascent_fraction", "every", "start", "stop", "skip_nonfinite"),
-    *("adaptive", "mask", "order", "accumulator_dtype", "eta"),
+    *("adaptive", "mask", "order", "accumulator_dtype", "eta", "average"),
   ):
     assert f"--{option.replace('_', '-')}" in by_flag()
   for flag in by_flag():
@@ -93,6 +93,7 @@ def error_of(capsys, *words):
     ("--nesterov --momentum=0", "--nesterov: must have a --momentum"),
     ("--eta=0.1", "--eta: must have --adaptive"),
     ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
+    ("--average=optimizer", "--lmbda: must be the --momentum with --average"),
     ("--accumulator-dtype=float64", "must have --dtype float64 to be float64"),
     ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
     (
