@@ -18,6 +18,9 @@ from fsam_optax.experiments.train.folder import differences
 from fsam_optax.experiments.train.settings import Processes
 
 
+_SECONDS_FOR_OTHERS = 5.0
+
+
 class JoinError(RuntimeError):
   """A job of which not all processes came, or not all are alike."""
 
@@ -133,4 +136,7 @@ def end(message: str, status: int) -> NoReturn:
   # for the threads of a checkpoint that cannot be written.
   sys.stdout.flush()
   sys.stderr.flush()
+  if jax.distributed.is_initialized() and is_first():
+    # With the first process JAX ends the others, before they say what is wrong.
+    time.sleep(_SECONDS_FOR_OTHERS)
   os._exit(status)
