@@ -17,7 +17,6 @@ import numpy as np
 from fsam_optax.experiments.train.folder import differences
 from fsam_optax.experiments.train.settings import Processes
 
-
 _SECONDS_FOR_OTHERS = 5.0
 
 
