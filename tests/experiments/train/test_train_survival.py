@@ -274,7 +274,8 @@ def test_only_damaged_checkpoints_are_an_error(unbroken, start, tmp_path):
     cut(largest(checkpoint(output, number)))
   for _ in range(2):  # Nor does it begin anew when it is started again.
     printed = finish(start(output), status=1)
-    assert "can be read. To begin anew, choose another --output" in printed
+    assert "none of the 3 checkpoints in" in printed
+    assert "). To begin anew, choose another --output" in printed
     assert not list((output / "seed-1").glob("broken*"))
 
 
