@@ -111,16 +111,21 @@ def with_train_step(tx, weights, batches, **kwargs):
   return state.params, state.perturbation_state
 
 
+class Linear(nnx.Module):
+  def __init__(self, weights):
+    self.weights = nnx.Param(weights)
+
+
 def with_nnx(tx, weights, batches, **kwargs):
-  model = nnx.Dict(weights=nnx.Param(weights))
+  model = Linear(weights)
   optimizer = fsam_optax.nnx.Optimizer(
     model, tx, wrt=nnx.Param, perturbation=perturbation(**kwargs)
   )
-  loss_of = lambda model, batch: loss_fn(model["weights"][...], batch)
+  loss_of = lambda model, batch: loss_fn(model.weights[...], batch)
   for batch in batches:
     _, grads = optimizer.value_and_grad(loss_of)(model, batch)
     optimizer.update(model, grads)
-  return model["weights"][...], nnx.as_pure(optimizer.perturbation_state)
+  return model.weights[...], nnx.as_pure(optimizer.perturbation_state)
 
 
 FACES = [with_value_and_grad, in_a_chain, with_train_step, with_nnx]
