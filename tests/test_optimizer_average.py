@@ -13,6 +13,7 @@ import optax
 from oracle import LeastSquares
 import orbax.checkpoint as ocp
 import pytest
+from versions import as_pure
 
 import fsam_optax
 from fsam_optax import checkpoint
@@ -125,7 +126,7 @@ def with_nnx(tx, weights, batches, **kwargs):
   for batch in batches:
     _, grads = optimizer.value_and_grad(loss_of)(model, batch)
     optimizer.update(model, grads)
-  return model.weights[...], nnx.as_pure(optimizer.perturbation_state)
+  return model.weights[...], as_pure(optimizer.perturbation_state)
 
 
 FACES = [with_value_and_grad, in_a_chain, with_train_step, with_nnx]
