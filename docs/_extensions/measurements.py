@@ -107,7 +107,7 @@ def multiples():
       bytes_over_sgd(tpu_rows, "perceptron", step),
       copies(gpu_rows["perceptron", 128, step]),
     ]
-    for step in _CHOICES
+    for step in _TABLED
   ]
 
 

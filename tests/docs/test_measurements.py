@@ -146,6 +146,7 @@ IN_THE_FILES = {
   '`ascent_fraction=1/8, ema_gradient="descent"`': (
     "train step, 1/8, average of the descent"
   ),
+  '`average="optimizer"`': "train step, momentum as the average",
 }
 
 
