@@ -96,7 +96,7 @@ class Ascent:
     if average is None:
       averages = []
       self.perturb(gradient, averages=averages)
-      [average] = averages
+      average = averages[0]  # Of the first group, where there are several.
     return norm, cosine(average, ascent_gradient(gradient))
 
   def descend(

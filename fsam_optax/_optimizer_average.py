@@ -139,7 +139,8 @@ def _average(perturbation, params, opt_state, count):
   )
   return {
     jax.tree_util.keystr(path): x.sum()
-    for path, x in jax.tree_util.tree_leaves_with_path(averages[0])
+    for average in averages  # One for each group of parameters.
+    for path, x in jax.tree_util.tree_leaves_with_path(average)
   }
 
 

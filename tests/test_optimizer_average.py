@@ -268,6 +268,31 @@ def test_another_momentum_is_refused_when_the_state_is_made(name):
     train_state(tx, PARAMS, lmbda=0.9)
 
 
+def test_groups_with_radii_of_their_own_are_looked_at_each():
+  groups = lambda lmbda: optax.partition(
+    {
+      "sgd": perturbation(0.9),
+      "other": fsam_optax.friendly_perturbation(
+        0.1, lmbda=lmbda, average="optimizer"
+      ),
+    },
+    GROUPS,
+  )
+  create = lambda lmbda: fsam_optax.TrainState.create(
+    apply_fn=None, params=PARAMS, tx=SGD, perturbation=groups(lmbda)
+  )
+  with pytest.raises(ValueError, match=r"got 0.8 for 0.9 .* at \['norm'\]"):
+    create(0.8)
+  step = fsam_optax.make_train_step(
+    lambda params, *_: (optax.tree.norm(params, squared=True), (None, {})),
+    jit=False,
+  )
+  _, metrics = step(create(0.9), None)
+  np.testing.assert_allclose(
+    metrics["perturbation_norm"], np.hypot(RHO, 0.1), rtol=1e-5
+  )
+
+
 def test_another_decay_is_refused_in_nnx_and_in_a_traced_program():
   model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match=r"got 0.8 for 0.9 of TraceState"):
