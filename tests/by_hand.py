@@ -1,6 +1,7 @@
 """F-SAM by hand around any loop: the oracle on one vector of all parameters.
 
-What follows F-SAM, the base optimizer, is optax's own; the ascent is NumPy.
+What follows F-SAM, the base optimizer, is optax's own; the ascent is NumPy. And
+how trees are compared: to a tolerance, or bit by bit.
 """
 
 import jax
@@ -79,3 +80,26 @@ def assert_near(found, expected, tolerance):
   """That trees agree, relative to the largest element of what is expected."""
   assert jax.tree.structure(found) == jax.tree.structure(expected)
   assert_close(found, expected, tolerance * np.abs(flat(expected)).max())
+
+
+def is_key(x):
+  return isinstance(x, jax.Array) and jnp.issubdtype(
+    x.dtype, jax.dtypes.prng_key
+  )
+
+
+def bits(tree):
+  """Type, shape and bytes of every leaf, by path; of keys those of the data."""
+
+  def leaf_bits(x):
+    data = np.asarray(jax.random.key_data(x) if is_key(x) else x)
+    return str(data.dtype), data.shape, data.tobytes()
+
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf_bits(x) for path, x in leaves}
+
+
+def assert_same_bits(found, expected):
+  found, expected = bits(found), bits(expected)
+  assert found.keys() == expected.keys()
+  assert [path for path in found if found[path] != expected[path]] == []

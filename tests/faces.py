@@ -36,8 +36,9 @@ def chain(loss_fn, params, tx, perturbation, **options):
       return grads
 
     both = optax.chain(link, tx)
+    states = state, opt_state
     updates, (state, opt_state) = both.update(
-      grad_fn(params), (state, opt_state), params, grad_fn=grad_fn
+      grad_fn(params), states, params, grad_fn=grad_fn, optimizer_state=states
     )
     params = optax.apply_updates(params, updates)
     return (params, state, opt_state), Seen(losses[0], losses[-1])
@@ -50,7 +51,9 @@ def value_and_grad(loss_fn, params, tx, perturbation, **options):
 
   def step(carry, batch):
     params, state, opt_state = carry
-    loss, grads, state, info = fn(params, state, batch)
+    loss, grads, state, info = fn(
+      params, state, batch, optimizer_state=opt_state
+    )
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     return (params, state, opt_state), Seen(loss, info.perturbed_value)

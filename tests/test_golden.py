@@ -99,12 +99,12 @@ def remembering(perturbation):
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-# NNX is the same engine around another model: two of the runs show it.
+# Every run by the link and by the engine; the engine's other faces on two.
 WALKS = [
   pytest.param(file, face, id=f"{file.stem}-{face}")
   for file in FILES
   for face in FACES
-  if "nnx" not in face or file.stem in ("adaptive", "sgd_default")
+  if face in ("chain", "train_step") or file.stem in ("adaptive", "sgd_default")
 ]
 
 
@@ -165,22 +165,3 @@ def test_the_six_recorded_runs_are_here():
     "sgd_partial_sigma",
     "sigma_zero_is_sam",
   ]
-
-
-@pytest.mark.parametrize("record", FILES[:1], indirect=True)
-def test_a_wrong_average_leaves_the_authors_path(record, widest):
-  """The comparison can fail: the paper's order starts from another average."""
-  params, batches = start_of(record, widest)
-  loss_fn = loss_of(record)
-  perturbation = fsam_optax.friendly_perturbation(
-    **hyperparameters_of(record), order="paper"
-  )
-  batch = jax.tree.map(lambda x: x[0], batches)
-  grads = jax.jit(jax.grad(loss_fn))(params, batch)
-  _, state = perturbation.update(grads, perturbation.init(params), params)
-  expected = record["trajectory"][0]["ema_after"]
-  distance = max(
-    float(jnp.max(jnp.abs(leaf - jnp.asarray(expected[key]))))
-    for key, leaf in ema_of(state).items()
-  )
-  assert distance > 1e-3

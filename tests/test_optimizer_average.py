@@ -1,19 +1,21 @@
 """The optimizer's momentum in the place of an average of its own."""
 
-import tempfile
-
 import chex
+from faces import FACES
+from faces import state_of
+from faces import step_of
+from faces import train
 from flax import nnx
 from flax.training import train_state as flax_train_state
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
+from meshes import make_mesh
 import numpy as np
 import optax
 from oracle import LeastSquares
 import orbax.checkpoint as ocp
 import pytest
-from versions import as_pure
 
 import fsam_optax
 from fsam_optax import checkpoint
@@ -52,116 +54,61 @@ OPTIMIZERS = {
 }
 
 
-def trained_by_hand(step, weights, batches, sigma, order):
+def trained_by_hand(
+  step, weights, batches, sigma=1.0, order="official", start=0, replicas=1
+):
+  """The weights after all batches; the first `start` of them do not ascend."""
   history = []
-  for batch in batches:
-    gradient = LeastSquares.gradient(weights, batch)
+  for t, batch in enumerate(batches):
     average = weighted_mean(history) if history else np.zeros_like(weights)
-    if order == "paper":
-      average = DECAY * average + (1 - DECAY) * gradient
-    direction = gradient - sigma * average
-    epsilon = RHO * direction / np.linalg.norm(direction)
-    history.append(LeastSquares.gradient(weights + epsilon, batch))
+    seconds = []
+    for part in zip(*(np.split(x, replicas) for x in batch), strict=True):
+      gradient = LeastSquares.gradient(weights, part)
+      if order == "paper":
+        average = DECAY * average + (1 - DECAY) * gradient
+      direction = gradient - sigma * average
+      epsilon = RHO * direction / np.linalg.norm(direction) * (t >= start)
+      seconds.append(LeastSquares.gradient(weights + epsilon, part))
+    history.append(np.mean(seconds, axis=0))
     weights = step(weights, history)
   return weights
 
 
-def loss_fn(weights, batch):
+def loss_fn(params, batch):
   inputs, targets = batch
-  return jnp.mean((inputs @ weights - targets) ** 2)
-
-
-def step_loss(params, model_state, batch, rng):
-  del rng
-  return loss_fn(params, batch), (model_state, {})
-
-
-def with_value_and_grad(tx, weights, batches, **kwargs):
-  ascent = perturbation(**kwargs)
-  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, ascent))
-  state, opt_state = ascent.init(weights), tx.init(weights)
-  for batch in batches:
-    _, grads, state, _ = fn(weights, state, batch, optimizer_state=opt_state)
-    updates, opt_state = tx.update(grads, opt_state, weights)
-    weights = optax.apply_updates(weights, updates)
-  return weights, state
-
-
-def in_a_chain(tx, weights, batches, **kwargs):
-  link = fsam_optax.fsam(RHO, lmbda=DECAY, average="optimizer", **kwargs)
-  tx = optax.chain(link, tx)
-  opt_state = tx.init(weights)
-  for batch in batches:
-    grad_fn = lambda params, batch=batch: jax.grad(loss_fn)(params, batch)
-    updates, opt_state = tx.update(
-      grad_fn(weights),
-      opt_state,
-      weights,
-      grad_fn=grad_fn,
-      optimizer_state=opt_state,
-    )
-    weights = optax.apply_updates(weights, updates)
-  return weights, opt_state[0]
-
-
-def with_train_step(tx, weights, batches, **kwargs):
-  state = train_state(tx, weights, **kwargs)
-  step = fsam_optax.make_train_step(step_loss)
-  for batch in batches:
-    state, _ = step(state, batch)
-  return state.params, state.perturbation_state
-
-
-class Linear(nnx.Module):
-  def __init__(self, weights):
-    self.weights = nnx.Param(weights)
-
-
-def with_nnx(tx, weights, batches, **kwargs):
-  model = Linear(weights)
-  optimizer = fsam_optax.nnx.Optimizer(
-    model, tx, wrt=nnx.Param, perturbation=perturbation(**kwargs)
-  )
-  loss_of = lambda model, batch: loss_fn(model.weights[...], batch)
-  for batch in batches:
-    _, grads = optimizer.value_and_grad(loss_of)(model, batch)
-    optimizer.update(model, grads)
-  return model.weights[...], as_pure(optimizer.perturbation_state)
-
-
-FACES = [with_value_and_grad, in_a_chain, with_train_step, with_nnx]
+  return jnp.mean((inputs @ params["w"] - targets) ** 2)
 
 
 def train_state(tx, params, **kwargs):
-  return fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=jax.tree.map(jnp.array, params),
-    tx=tx,
-    perturbation=perturbation(**kwargs),
-  )
+  return state_of(params, perturbation(**kwargs), tx)
 
 
 def least_squares(steps=5, rows=8):
-  rng = np.random.default_rng(0)
-  draw = rng.normal
+  draw = np.random.default_rng(0).normal
   return draw(size=3), [
     (draw(size=(rows, 3)), draw(size=rows)) for _ in range(steps)
   ]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("face", FACES)
+def stacked(batches):
+  return jax.tree.map(lambda *x: jnp.stack(x), *batches)
+
+
 @pytest.mark.parametrize(
-  ("sigma", "order"), [(1.0, "official"), (0.6, "paper")]
+  "face", ["chain", "value_and_grad", "train_step", "nnx_optimizer"]
+)
+@pytest.mark.parametrize(
+  ("name", "sigma", "order"), [("sgd", 1.0, "official"), ("adam", 0.6, "paper")]
 )
 def test_every_face_is_the_one_by_hand(x64, face, name, sigma, order):
   weights, batches = least_squares()
   tx, by_hand = OPTIMIZERS[name]
-  found, state = face(
-    tx, jnp.asarray(weights), batches, sigma=sigma, order=order
+  ascent = perturbation(sigma=sigma, order=order)
+  (params, state, _), _ = train(
+    FACES[face], loss_fn, {"w": weights}, stacked(batches), tx, ascent
   )
   expected = trained_by_hand(by_hand, weights, batches, sigma, order)
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(params["w"], expected, rtol=1e-6)
   # Nothing but scalars is kept.
   assert {np.shape(x) for x in jax.tree.leaves(state)} == {()}
   assert len(jax.tree.leaves(state)) == 4
@@ -325,10 +272,10 @@ def test_what_does_not_go_together_is_refused(kwargs, message):
 
 def test_the_state_has_to_be_handed_over():
   weights, [batch] = least_squares(steps=1)
-  ascent = perturbation()
+  ascent, params = perturbation(), {"w": jnp.asarray(weights)}
   fn = fsam_optax.value_and_grad(loss_fn, ascent)
   with pytest.raises(ValueError, match="`optimizer_state` must be given"):
-    fn(weights, ascent.init(weights), batch)
+    fn(params, ascent.init(params), batch)
 
 
 # Options of the passes.
@@ -336,14 +283,12 @@ def test_the_state_has_to_be_handed_over():
 
 def test_the_cosine_is_that_with_the_average(x64):
   weights, batches = least_squares()
-  state = train_state(OPTIMIZERS["sgd"][0], weights)
-  step = fsam_optax.make_train_step(
-    step_loss, metrics=("gradient_ema_cosine", "direction_norm")
-  )
+  state = train_state(OPTIMIZERS["sgd"][0], {"w": weights})
+  step = step_of(loss_fn, metrics=("gradient_ema_cosine", "direction_norm"))
   cosines = []
   for batch in batches:
-    gradient = LeastSquares.gradient(np.asarray(state.params), batch)
-    trace = np.asarray(state.opt_state[0].trace)
+    gradient = LeastSquares.gradient(np.asarray(state.params["w"]), batch)
+    trace = np.asarray(state.opt_state[0].trace["w"])
     state, metrics = step(state, batch)
     cosines.append(float(metrics["gradient_ema_cosine"]))
   expected = trace @ gradient / np.linalg.norm(trace) / np.linalg.norm(gradient)
@@ -352,14 +297,11 @@ def test_the_cosine_is_that_with_the_average(x64):
 
 
 def test_a_skipped_step_counts_no_update():
-  weights, batches = least_squares(steps=3)
-  inputs, targets = batches[1]
-  batches[1] = (inputs * np.nan, targets)
-  step = fsam_optax.make_train_step(step_loss)
-  state = train_state(SGD, weights, lmbda=0.9)
-  state, _ = step(state, batches[0])
+  weights, (batch, (inputs, targets)) = least_squares(steps=2)
+  step = step_of(loss_fn)
+  state, _ = step(train_state(SGD, {"w": weights}, lmbda=0.9), batch)
   before = jax.tree.map(jnp.copy, state)
-  state, metrics = step(state, batches[1])
+  state, metrics = step(state, (inputs * np.nan, targets))
   assert metrics["skipped"] == 1
   chex.assert_trees_all_equal(state, before)
 
@@ -367,73 +309,42 @@ def test_a_skipped_step_counts_no_update():
 def test_gates_and_micro_batches_leave_the_average_to_the_optimizer(x64):
   weights, batches = least_squares()
   tx, by_hand = OPTIMIZERS["sgd"]
-  step = fsam_optax.make_train_step(step_loss, num_microbatches=4, start=1)
-  state = train_state(tx, weights)
+  step = step_of(loss_fn, num_microbatches=4, start=1)
+  state = train_state(tx, {"w": weights})
   for batch in batches:
     state, _ = step(state, batch)
-  history = []
-  for t, batch in enumerate(batches):
-    gradient = LeastSquares.gradient(weights, batch)
-    if t >= 1:
-      direction = gradient - weighted_mean(history)
-      epsilon = RHO * direction / np.linalg.norm(direction)
-      gradient = LeastSquares.gradient(weights + epsilon, batch)
-    history.append(gradient)
-    weights = by_hand(weights, history)
-  np.testing.assert_allclose(state.params, weights, rtol=1e-6)
+  expected = trained_by_hand(by_hand, weights, batches, start=1)
+  np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("is_global", [True, False])
 def test_local_ascents_need_one_all_reduce(is_global, check_vma):
   """The momentum is a mean over replicas already."""
-  weights, batches = least_squares(steps=3, rows=8)
-  mesh = jax.make_mesh(
-    (4,),
-    ("data",),
-    devices=jax.devices()[:4],
-    axis_types=(jax.sharding.AxisType.Auto,),
-  )
-  step = fsam_optax.make_train_step(
-    step_loss, axis_name="data", sync_perturbation=is_global, jit=False
+  weights, batches = least_squares(steps=3)
+  step = step_of(
+    loss_fn, axis_name="data", sync_perturbation=is_global, jit=False
   )
   mapped = jax.jit(
     jax.shard_map(
       step,
-      mesh=mesh,
+      mesh=make_mesh(data=4),
       in_specs=(P(), P("data")),
       out_specs=(P(), P()),
       check_vma=check_vma,
     )
   )
-  state = train_state(SGD, weights.astype(np.float32), lmbda=0.9)
-  batches = [jax.tree.map(np.float32, batch) for batch in batches]
-  text = mapped.lower(state, batches[0]).compile().as_text()
-  reduced = [
-    line
-    for line in text.splitlines()
-    if "all-reduce(" in line and "[3]" in line
-  ]
+  tx, by_hand = OPTIMIZERS["sgd"]
+  state = train_state(tx, {"w": weights})
+  compiled = mapped.lower(state, batches[0]).compile()
+  lines = compiled.as_text().splitlines()
+  reduced = [x for x in lines if "all-reduce(" in x and "[3]" in x]
   assert len(reduced) == (2 if is_global else 1)
   for batch in batches:
     state, _ = mapped(state, batch)
-  # By hand: each replica's direction from its own rows.
-  weights, history = weights.astype(np.float32), []
-  decay = 0.9
-  for batch in batches:
-    parts = [tuple(x[i : i + 2] for x in batch) for i in range(0, 8, 2)]
-    scale = decay ** np.arange(len(history))[::-1]
-    average = np.tensordot(scale, history, 1) / scale.sum() if history else 0
-    seconds = []
-    for part in parts:
-      rows = batch if is_global else part
-      direction = LeastSquares.gradient(weights, rows) - average
-      epsilon = RHO * direction / np.linalg.norm(direction)
-      seconds.append(LeastSquares.gradient(weights + epsilon, part))
-    history.append(np.mean(seconds, axis=0))
-    decays = decay ** np.arange(len(history))[::-1]
-    weights = weights - 0.1 * np.tensordot(decays, history, 1)
-  np.testing.assert_allclose(state.params, weights, rtol=2e-5)
+  replicas = 1 if is_global else 4
+  expected = trained_by_hand(by_hand, weights, batches, replicas=replicas)
+  np.testing.assert_allclose(state.params["w"], expected, rtol=2e-5)
 
 
 def test_complex_weights_ascend_along_their_conjugate():
@@ -472,70 +383,40 @@ def test_flax_state_goes_on_with_the_momentum_it_has(x64):
   state = flax_train_state.TrainState.create(
     apply_fn=None, params={"w": jnp.asarray(weights)}, tx=tx
   )
-  history = []
   for batch in batches[:4]:
-    history.append(LeastSquares.gradient(weights, batch))
-    weights = by_hand(weights, history)
-    state = state.apply_gradients(grads={"w": jnp.asarray(history[-1])})
+    gradient = LeastSquares.gradient(np.asarray(state.params["w"]), batch)
+    state = state.apply_gradients(grads={"w": jnp.asarray(gradient)})
   state = fsam_optax.TrainState.from_flax(state, perturbation=perturbation())
-  step = fsam_optax.make_train_step(
-    lambda params, *args: step_loss(params["w"], *args)
-  )
-  state, _ = step(state, batches[4])
-  direction = LeastSquares.gradient(weights, batches[4]) - weighted_mean(
-    history
-  )
-  epsilon = RHO * direction / np.linalg.norm(direction)
-  history.append(LeastSquares.gradient(weights + epsilon, batches[4]))
-  np.testing.assert_allclose(
-    state.params["w"], by_hand(weights, history), rtol=1e-6
-  )
+  state, _ = step_of(loss_fn)(state, batches[4])
+  expected = trained_by_hand(by_hand, weights, batches, start=4)
+  np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
 
 
-def test_a_resumed_run_is_the_unbroken_one_and_leaves_an_old_average_out():
-  weights, batches = least_squares()
-  step = fsam_optax.make_train_step(step_loss)
-  tx = OPTIMIZERS["sgd"][0]
-  start = lambda average: fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=jnp.asarray(weights, jnp.float32),
-    tx=tx,
-    perturbation=fsam_optax.friendly_perturbation(
-      RHO, lmbda=DECAY, average=average
-    ),
-  )
+def test_an_old_average_is_left_out_of_a_restored_state(tmp_path):
+  """Before the first update both averages are none, and both runs are one."""
+  weights, [batch] = least_squares(steps=1)
+  tx, step = OPTIMIZERS["sgd"][0], step_of(loss_fn)
 
-  def restored(saved, into):
-    with (
-      tempfile.TemporaryDirectory() as directory,
-      ocp.CheckpointManager(
-        directory, item_handlers=ocp.PyTreeCheckpointHandler()
-      ) as manager,
-    ):
-      manager.save(1, args=ocp.args.PyTreeSave(saved))
-      manager.wait_until_finished()
-      checkpoint.check(manager.item_metadata(1), into)
-      restore_args = ocp.checkpoint_utils.construct_restore_args(into)
-      return manager.restore(
-        1,
-        args=ocp.args.PyTreeRestore(
-          into, restore_args=restore_args, partial_restore=True
-        ),
-      )
+  def start(average):
+    ascent = fsam_optax.friendly_perturbation(RHO, lmbda=DECAY, average=average)
+    return state_of({"w": weights}, ascent, tx)
 
-  def after(state, batches):
-    for batch in batches:
-      state, _ = step(state, batch)
-    return state
-
-  def assert_equal(state, other):
-    chex.assert_trees_all_equal(jax.tree.leaves(state), jax.tree.leaves(other))
-
-  half = after(start("optimizer"), batches[:2])
-  resumed = restored(half, start("optimizer"))
-  assert_equal(after(half, batches[2:]), after(resumed, batches[2:]))
-  # Before the first update both averages are none.
-  old = after(start("own"), batches[:1])
-  assert_equal(
-    restored(old, start("optimizer")), after(start("optimizer"), batches[:1])
+  old, _ = step(start("own"), batch)
+  target = start("optimizer")
+  with ocp.CheckpointManager(
+    tmp_path, item_handlers=ocp.PyTreeCheckpointHandler()
+  ) as manager:
+    manager.save(1, args=ocp.args.PyTreeSave(old))
+    manager.wait_until_finished()
+    checkpoint.check(manager.item_metadata(1), target)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    restored = manager.restore(
+      1,
+      args=ocp.args.PyTreeRestore(
+        target, restore_args=restore_args, partial_restore=True
+      ),
+    )
+  expected, _ = step(target, batch)
+  chex.assert_trees_all_equal(
+    jax.tree.leaves(restored), jax.tree.leaves(expected)
   )
