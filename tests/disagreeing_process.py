@@ -4,6 +4,7 @@ import sys
 
 import jax
 from jax import numpy as jnp
+from meshes import make_mesh
 import numpy as np
 import optax
 
@@ -31,9 +32,7 @@ def report(what, call):
 def main(address, process_id):
   jax.config.update("jax_num_cpu_devices", 2)
   jax.distributed.initialize(address, 2, process_id)
-  mesh = jax.make_mesh(
-    (4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
+  mesh = make_mesh(batch=4)
   feed = sharding.BatchFeeder(mesh)
   rows = lambda number: np.zeros((number, 3), np.float32)
   report("shapes", lambda: feed({"x": rows(4 + 2 * process_id)}))

@@ -4,6 +4,7 @@ from faces import state_of
 from faces import step_of
 import jax
 from jax import numpy as jnp
+from meshes import make_mesh
 import pytest
 
 import fsam_optax
@@ -60,10 +61,7 @@ def test_uncompiled_it_is_an_error(fault):
 
 
 def over_rows_on_many_devices(fn):
-  mesh = jax.make_mesh(
-    (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  rows = jax.sharding.NamedSharding(mesh, jax.P("batch"))
+  rows = jax.sharding.NamedSharding(make_mesh(), jax.P("batch"))
   return jax.jit(fn, in_shardings=(None, None, rows))
 
 

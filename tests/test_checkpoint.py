@@ -79,7 +79,6 @@ def restore_latest(manager, state):
 
 KEYS = {
   "typed": lambda: jax.random.key(2),
-  "typed_rbg": lambda: jax.random.key(2, impl="rbg"),
   "legacy": lambda: jax.random.PRNGKey(2),
 }
 
@@ -123,7 +122,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
   fresh = make_state(
     key=jax.tree.map(jnp.zeros_like, key())
     if not is_key(key())
-    else jax.random.key(9, impl=jax.random.key_impl(key()))
+    else jax.random.key(9)
   )
   restored = restore(tmp_path, fresh)
   assert type(restored) is type(state)

@@ -1,5 +1,6 @@
 """What is off costs nothing, by XLA's own count of the compiled step."""
 
+import functools
 import importlib
 import pathlib
 
@@ -69,19 +70,19 @@ def by_hand(params, batch):
 
 
 @pytest.fixture(scope="module")
-def floor(params, batch):
-  """The cost of two dependent gradients and the optimizer's update."""
+def cost_of(params, batch):
+  """The cost of a step of the benchmarks, by name."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(BENCHMARKS)
+    steps = importlib.import_module("steps").steps(
+      lambda params, model_state, batch: (loss_fn(params, batch), model_state)
+    )
 
-  def step(state, batch):
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    perturbed = jax.tree.map(lambda w, g: w + 0.05 * g, params, grads)
-    perturbed_loss, grads = jax.value_and_grad(loss_fn)(perturbed, batch)
-    updates, opt_state = TX.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    return (params, opt_state), (loss, perturbed_loss)
+  def measure(name):
+    init, update = steps[name]
+    return cost(update, init(params, None), batch)
 
-  return cost(step, (params, TX.init(params)), batch)
+  return functools.cache(measure)
 
 
 def train_step_cost(params, batch, perturbation=None, **options):
@@ -135,32 +136,21 @@ def size_of(params):
   ids=["no skip", "default", "of the descent", "momentum", "paper order"],
 )
 def test_what_f_sam_costs_above_the_floor(
-  params, batch, floor, most_words, options
+  params, batch, cost_of, most_words, options
 ):
   ascent = {k: options.pop(k) for k in ("order", "average") if k in options}
   words, temporary = train_step_cost(
     params, batch, fsam_optax.friendly_perturbation(**ascent), **options
   )
-  size = size_of(params)
+  size, floor = size_of(params), cost_of("floor")
   assert words - floor[0] <= most_words * size
   assert temporary - floor[1] <= (1.1 if "order" in ascent else 0.1) * size
 
 
 @pytest.mark.parametrize("parts", ["4 micro-batches", "4 local"])
-def test_micro_batches_cost_what_they_do_by_hand(
-  params, batch, parts, monkeypatch
-):
-  monkeypatch.syspath_prepend(BENCHMARKS)
-  found = importlib.import_module("steps").steps(
-    lambda params, model_state, batch: (loss_fn(params, batch), model_state)
-  )
-
-  def cost_of(name):
-    init, update = found[f"{name}, {parts}"]
-    return cost(update, init(params, None), batch)
-
-  words, temporary = cost_of("train step")
-  by_hand = cost_of("F-SAM by hand")
+def test_micro_batches_cost_what_they_do_by_hand(params, parts, cost_of):
+  words, temporary = cost_of(f"train step, {parts}")
+  by_hand = cost_of(f"F-SAM by hand, {parts}")
   assert words <= by_hand[0] + size_of(params)
   assert temporary <= by_hand[1] + 0.2 * size_of(params)
 

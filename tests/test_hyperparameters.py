@@ -137,29 +137,6 @@ def test_tracers_pass(factory, name):
   assert build._cache_size() == 1
 
 
-def test_hyperparameters_can_be_mapped_over_and_differentiated():
-  gradient, params = jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])
-
-  def norm_of(rho):
-    tx = fsam_optax.friendly_perturbation(rho)
-    epsilon, _ = tx.update(gradient, tx.init(params), params)
-    return jnp.linalg.norm(epsilon)
-
-  rhos = jnp.array([0.1, 0.2, 0.4])
-  np.testing.assert_allclose(jax.vmap(norm_of)(rhos), rhos, rtol=1e-6)
-  np.testing.assert_allclose(jax.grad(norm_of)(0.3), 1.0, rtol=1e-6)
-
-
-def test_only_the_adaptive_radius_needs_the_parameters():
-  direction = jnp.array([3.0, 4.0])
-  tx = fsam_optax.scale_to_radius(0.1, adaptive=True)
-  with pytest.raises(ValueError, match="`params` must be given when `adapt"):
-    tx.update(direction, tx.init(direction))
-  tx = fsam_optax.scale_to_radius(0.1)
-  epsilon, _ = tx.update(direction, tx.init(direction))
-  np.testing.assert_allclose(epsilon, [0.06, 0.08], rtol=1e-6)
-
-
 def test_no_factory_swallows_a_misspelt_hyperparameter():
   for factory, _ in FACTORIES.values():
     with pytest.raises(

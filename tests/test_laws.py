@@ -522,10 +522,13 @@ def test_a_linear_loss_rises_by_rho_times_its_gradient():
 
 OPTIONS = {
   "micro-batches": {"num_microbatches": 4},
-  "each alone": {"num_microbatches": 4, "sync_perturbation": False},
-  "a half": {"ascent_fraction": 0.5, "ema_gradient": "descent"},
-  "every 2nd": {"every": 2},
-  "from 1 to 2": {"start": 1, "stop": 2},
+  "each alone": {"num_microbatches": 4, "sync_perturbation": False, "every": 2},
+  "a half": {
+    "ascent_fraction": 0.5,
+    "ema_gradient": "descent",
+    "start": 1,
+    "stop": 2,
+  },
 }
 
 

@@ -30,31 +30,6 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_excluded_leaves_stay_and_cost_no_memory(mask, params):
-  bools = mask(params)
-  perturbation = fsam_optax.friendly_perturbation(rho=0.5, mask=mask)
-  state = perturbation.init(params)
-  size = sum(
-    x.size
-    for x, m in zip(
-      jax.tree.leaves(params), jax.tree.leaves(bools), strict=True
-    )
-    if m
-  )
-  held = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
-  assert held == 4 * size  # The average of the selected leaves and no more.
-  grads = jax.tree.map(jnp.ones_like, params)
-  epsilon, _ = perturbation.update(grads, state, params)
-  jax.tree.map(
-    lambda e, m: np.testing.assert_allclose(
-      e, (0.5 / size**0.5) if m else 0.0, rtol=1e-5
-    ),
-    epsilon,
-    bools,
-  )
-
-
 def test_compiled_excluded_weights_are_not_even_copied(params):
   """The masked step reads and writes less than the unmasked one."""
 

@@ -5,6 +5,7 @@ import functools
 from faces import state_of
 import jax
 from jax import numpy as jnp
+from meshes import make_mesh
 import numpy as np
 import optax
 import pytest
@@ -43,11 +44,7 @@ def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
     "bias": jnp.zeros(8),
     "out": jnp.linspace(-1.0, 1.0, 8),
   }
-  mesh = jax.make_mesh(
-    (2, 4),
-    ("data", "model"),
-    axis_types=(jax.sharding.AxisType.Explicit,) * 2,
-  )
+  mesh = make_mesh("Explicit", data=2, model=4)
   place = lambda x, *names: jax.device_put(
     x, jax.NamedSharding(mesh, jax.P(*names))
   )

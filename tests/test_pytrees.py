@@ -24,12 +24,12 @@ def batch():
   return inputs, jnp.tanh(inputs @ jnp.ones((3, 2)))
 
 
-def train(loss_fn, params, batch):
+def train(loss_fn, params, batch, passes=faces.value_and_grad):
   """Losses and parameters of a run, in both forms: a chain and two passes."""
   batches = jax.tree.map(lambda x: jnp.stack([x] * STEPS), batch)
   perturbation = fsam_optax.friendly_perturbation(rho=0.05)
   base = optax.sgd(0.1, momentum=0.9)
-  for face in (faces.chain, faces.value_and_grad):
+  for face in (faces.chain, passes):
     (trained, *_), seen = faces.train(
       face, loss_fn, params, batches, base, perturbation
     )
@@ -96,7 +96,6 @@ class Layer:
 
 CONTAINERS = {
   "frozen dict": flax.core.freeze,
-  "list": lambda p: [p["w1"], p["b1"], p["w2"], p["b2"]],
   "tuple of pairs": lambda p: ((p["w1"], p["b1"]), (p["w2"], p["b2"])),
   "None leaves": lambda p: [p["w1"], None, p["b1"], [], (p["w2"], p["b2"])],
   "own nodes": lambda p: (
@@ -131,13 +130,13 @@ def test_the_container_does_not_change_the_run(
 
 def test_one_array_is_a_pytree(batch):
   loss_fn = lambda w, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2)
-  alone = train(loss_fn, jnp.zeros((3, 2)), batch)
+  alone = train(loss_fn, jnp.zeros((3, 2)), batch, faces.train_step)
   boxed = train(
     lambda p, batch: loss_fn(p["w"], batch), {"w": jnp.zeros((3, 2))}, batch
   )
   for (losses, w), (_, params) in zip(alone, boxed, strict=True):
     assert losses[-1] < losses[0]
-    chex.assert_trees_all_close(w, params["w"], rtol=1e-5)
+    chex.assert_trees_all_close(w, params["w"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -30,18 +30,6 @@ def test_a_diff_changes_two_lines(diff):
   assert sum(line.startswith("-") for line in lines) == 2
 
 
-def test_set_up_commands_are_one_line_each():
-  setup = [
-    line
-    for language, text in pages.blocks(README)
-    if language == "bash"
-    for line in text.splitlines()
-    if line.startswith("python3 -m venv")
-  ]
-  assert len(setup) == 2
-  assert all(line.rstrip()[-1] not in "\\&" for line in setup)
-
-
 def test_every_block_has_a_language_that_a_test_covers():
   # "bash" is run by the gate; "bibtex" is not code.
   languages = {language for language, _ in pages.blocks(README)}

@@ -134,11 +134,10 @@ def test_the_cosine_is_one_along_the_average_and_zero_without(problem):
   ("foreign", "factor"),
   [
     (optax.scale(0.1), 0.1),
-    (optax.identity(), 1.0),
     (optax.chain(optax.scale(-1.0), optax.trace(0.9)), 1.0),
     (optax.set_to_zero(), 0.0),
   ],
-  ids=["scale", "identity", "descent", "nothing"],
+  ids=["scale", "descent", "nothing"],
 )
 def test_a_foreign_perturbation_is_measured(problem, foreign, factor):
   params, batch = problem.params, problem.batch(0)

@@ -65,13 +65,6 @@ def run(fn, batch, steps=3):
   return params, loss, aux, info
 
 
-def test_without_a_weight_the_mean_of_means_is_not_a_number(batch):
-  fn = fsam_optax.value_and_grad(
-    own_mean, PERTURBATION, has_aux=True, num_microbatches=4
-  )
-  assert np.isnan(run(fn, batch, steps=1)[1])
-
-
 def test_parts_that_ascend_alone_weigh_their_tokens_too(batch):
   """Without a radius each ascends nowhere: it is one gradient again."""
   fn = fsam_optax.value_and_grad(
