@@ -390,7 +390,38 @@ def test_complex_gradients_are_those_of_jax_in_every_face(face):
   np.testing.assert_allclose(average.ema["z"], 2 * away, rtol=1e-5)
 
 
-# Degenerate trees, and the state.
+# Large leaves and degenerate trees.
+
+
+@pytest.mark.parametrize(
+  "shape", [(70_000,), (3, 210, 110), (2**16 + 8, 1)], ids=str
+)
+def test_large_leaves_are_summed_as_accurately_as_small_ones(shape):
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  expected = np.linalg.norm(x.astype(np.float64).ravel())
+  perturbation = friendly_perturbation(0.1)
+  params = {"large": jnp.asarray(x), "small": jnp.zeros(3)}
+  ((epsilon, state),) = run(perturbation, [params], params)
+  np.testing.assert_allclose(state[1].direction_norm, expected, rtol=2e-6)
+  np.testing.assert_allclose(epsilon["large"], 0.1 * x / expected, rtol=1e-5)
+
+
+def test_large_leaves_can_be_mapped_and_differentiated():
+  """The sum by rows holds under the transformations of jax."""
+  x = np.random.default_rng(0).normal(size=(2, 256, 260)).astype(np.float32)
+  x[:, 7] = 0.0  # A dead unit: its row has a sum at which a root is steep.
+  perturbation = fsam_optax.sam_perturbation(0.1)
+
+  def norm(x):
+    _, state = perturbation.update(x, perturbation.init(x), x)
+    return state.direction_norm
+
+  np.testing.assert_allclose(
+    jax.vmap(norm)(x), np.linalg.norm(x.reshape(2, -1), axis=1), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    jax.grad(norm)(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
+  )
 
 
 @pytest.mark.parametrize("params", [{}, {"empty": jnp.zeros((0, 3))}], ids=str)
