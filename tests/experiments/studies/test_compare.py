@@ -276,32 +276,3 @@ def test_convolutional_network_needs_images(tmp_path, arrays, capsys):
   with pytest.raises(SystemExit):
     run("compare", "--dataset", path, "--model", "cnn", "--output", tmp_path)
   assert "--model: cnn must have images" in capsys.readouterr().err
-
-
-ADDED = """
-import fsam_optax
-from fsam_optax import __main__ as command_line
-from fsam_optax.experiments.common import optimizers
-
-optimizers.REGISTRY["mine"] = optimizers.Optimizer(
-  "mine", "#000000", lambda *, rho, **_: fsam_optax.sam_perturbation(rho)
-)
-optimizers.NAMES = tuple(optimizers.REGISTRY)
-optimizers.ASCENDING = optimizers.NAMES[1:]
-command_line.main(["compare", "--dataset", "digits", "--seeds", "2",
-                   "--epochs", "1", "--optimizers", "mine,fsam",
-                   "--output", OUTPUT])
-"""
-
-
-def test_a_perturbation_by_name_is_a_line(tmp_path):
-  """That of the registry: `compare` then trains it and pairs it with all."""
-  code = ADDED.replace("OUTPUT", repr(str(tmp_path)))
-  printed = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  ).stdout
-  written = json.loads((tmp_path / "compare.json").read_text())
-  assert list(written["paired"]) == ["mine-fsam"]
-  results = written["results"]
-  assert results["mine"]["rho"] == results["fsam"]["rho"]
-  assert "mine over F-SAM" in printed

@@ -9,10 +9,7 @@ import pytest
 from fsam_optax import __main__
 from fsam_optax.experiments import studies
 from fsam_optax.experiments.common import tables
-from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab.laboratory import Lab
-from fsam_optax.experiments.lab.study import Study
 from fsam_optax.experiments.studies import decomposition
 
 NAMES = sorted(studies.REGISTRY.keys() - {"cifar"})  # Needs its images.
@@ -94,24 +91,6 @@ def test_a_measure_of_a_run_that_diverged_is_a_gap():
   )
   assert len(found["measures"]) == 5
   assert all(values == [None] for values in found["measures"].values())
-
-
-def test_a_study_is_a_file_and_a_line(tmp_path, monkeypatch, capsys):
-  """What is declared is searched, tested, shown and stored."""
-
-  def run(lab: Lab):
-    results = lab.results()
-    table = paired_report.arms_table(results, ["SAM"])
-    return {"results": results, "tables": [table], "panels": []}
-
-  mine = Study("mine", "is it?", run, {"SAM": arms.SAM})
-  monkeypatch.setitem(studies.REGISTRY, "mine", mine)
-  found, _, output = run_study("mine", tmp_path, capsys)
-  assert found["tables"][0]["rows"][0][0] == "SAM"
-  assert "is it?" in output
-  lines = (tmp_path / "mine.jsonl").read_text().splitlines()
-  phases = [json.loads(line)["phase"] for line in lines]
-  assert phases == ["search", "search", "candidate", "test"]
 
 
 def run_study(name, directory, capsys, *flags):
