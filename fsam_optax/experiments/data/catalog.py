@@ -17,7 +17,9 @@ _FILES = (
   "mnist",
   "npz",
 )
-REGISTRY: dict[str, DataSet] = registry.of("fsam_optax.experiments.data", _FILES, DataSet)
+REGISTRY: dict[str, DataSet] = registry.of(
+  "fsam_optax.experiments.data", _FILES, DataSet
+)
 
 
 def register(dataset: DataSet) -> DataSet:
