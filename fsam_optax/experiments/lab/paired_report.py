@@ -154,7 +154,7 @@ def by_setting(
     ],
     "panels": [
       panel(what, [line(name, settings, of(name)) for name in arms]),
-      panel(what, differences) | {"ylabel": "paired difference (points)"},
+      panel(what, differences, "paired difference (points)"),
     ],
   }
 
@@ -206,9 +206,22 @@ def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
   }
 
 
-def panel(xlabel: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-  """A panel of test accuracy."""
-  return {"xlabel": xlabel, "ylabel": "test accuracy (%)", "series": lines}
+def panel(
+  xlabel: str,
+  lines: list[dict[str, Any]],
+  ylabel: str = "test accuracy (%)",
+  **look: Any,
+) -> dict[str, Any]:
+  """A panel of a figure.
+
+  Args:
+    xlabel: what the lines go over.
+    lines: its lines.
+    ylabel: what they show.
+    **look: its ``title``, its ``ylim``, and whether the axes are logarithmic,
+      ``is_log`` and ``is_log_y``.
+  """
+  return {"xlabel": xlabel, "ylabel": ylabel, "series": lines, **look}
 
 
 def bars(results: Mapping[str, Row]) -> dict[str, Any]:

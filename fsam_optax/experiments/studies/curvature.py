@@ -38,13 +38,9 @@ def _run(lab: Lab) -> dict[str, Any]:
     "results": results,
     "tables": [{"header": header, "rows": rows}],
     "panels": [
-      {
-        "xlabel": "eigenvalue",
-        "ylabel": "density",
-        "is_log_y": True,
-        "title": name,
-        "series": [row["density"]],
-      }
+      paired_report.panel(
+        "eigenvalue", [row["density"]], "density", is_log_y=True, title=name
+      )
       for name, row in results.items()
       if row["density"]
     ],

@@ -11,7 +11,7 @@ from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
-from fsam_optax.experiments.studies import directions
+from fsam_optax.experiments.studies import ascents
 
 _RHO = 0.2  # Of the ascent and of the worst direction.
 _RANDOM_RHO = 2.0
@@ -20,10 +20,10 @@ _RANDOM_RHO = 2.0
 def _along(direction: Any, radii: Any, rates: Any = arms.RATES, **options: Any):
   """The arm that ascends along a direction."""
   return arms.Arm(
-    lambda rho: directions.along(direction(**options), rho),
+    lambda rho: ascents.along(direction(**options), rho),
     radii,
     rates,
-    make_step=directions.make_step,
+    make_step=ascents.step_on_other_rows,
     sees_more=True,
   )
 
@@ -32,19 +32,19 @@ _ARMS = {
   "SGD": arms.SGD,
   "SAM": arms.SAM,
   "full gradient": _along(
-    directions.full_gradient,
+    ascents.full_gradient,
     (0.25, 0.4, 0.6, 0.95),
     rates=(0.00375, 0.0075, 0.015),
   ),
-  "noise": _along(directions.gradient_noise, arms.FSAM.radii),
+  "noise": _along(ascents.gradient_noise, arms.FSAM.radii),
   "F-SAM": arms.FSAM,
-  "EMA": _along(directions.gradient_ema, arms.RADII, lmbda=arms.LMBDA),
+  "EMA": _along(ascents.gradient_ema, arms.RADII, lmbda=arms.LMBDA),
   "random": _along(
-    directions.random_direction,
+    ascents.random_direction,
     (7.0, 11.0, 17.0, 26.0),
     rates=(0.015, 0.03, 0.06),
   ),
-  "other batch": _along(directions.other_gradient, (0.4, 0.6, 0.95, 1.5)),
+  "other batch": _along(ascents.other_gradient, (0.4, 0.6, 0.95, 1.5)),
 }
 
 
@@ -69,15 +69,15 @@ def _run(lab: Lab) -> dict[str, Any]:
     "panels": [
       paired_report.bars(results),
       *(
-        {
-          "xlabel": "",
-          "ylabel": column,
-          "series": [
+        paired_report.panel(
+          "",
+          [
             paired_report.line(
               "", measures, [found[column] for found in measures.values()]
             )
           ],
-        }
+          column,
+        )
         for column in columns[:3]
       ),
     ],
