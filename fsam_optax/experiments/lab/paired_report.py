@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from fsam_optax.experiments.common import figures
+from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab.store import Row
 
@@ -239,6 +241,33 @@ def title_of(config: Mapping[str, Any]) -> str:
     f"{pathlib.Path(config['dataset']).name}, {config['model']}, {shown}"
     f"{seeds} seed{'s' if seeds > 1 else ''}"
   )
+
+
+def publish(
+  result: Mapping[str, Any],
+  name: str,
+  directory: pathlib.Path,
+  title: str = "",
+  panels: Sequence[Mapping[str, Any]] = (),
+) -> None:
+  """Prints the tables of a result, then writes NAME.json and a figure.
+
+  Args:
+    result: what the JSON holds, ``"tables"`` among it.
+    name: of the files.
+    directory: to write them to.
+    title: of the figure.
+    panels: of the figure; none where there are none.
+  """
+  for table in result["tables"]:
+    print(f"\n{tables.text(table)}", flush=True)
+  paths = [directory / f"{name}.json"]
+  with files.saving(directory):
+    files.write_json(result, paths[0])
+    if panels:
+      paths.append(directory / f"{name}.png")
+      draw(title, panels, paths[1])
+  print("\nwrote", " and ".join(map(str, paths)))
 
 
 def draw(

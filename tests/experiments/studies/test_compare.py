@@ -211,7 +211,7 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   assert pair["standard_error"] is None
   assert pair["p_value"] is None
   printed = capsys.readouterr().out
-  assert "1 of 1" in printed
+  assert "(1 diverged)" in printed
   assert "n/a" in printed
 
 
