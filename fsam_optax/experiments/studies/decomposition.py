@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from fsam_optax import sharpness
@@ -51,7 +50,7 @@ _ARMS = {
 def _run(lab: Lab) -> dict[str, Any]:
   results = lab.results(
     measure=functools.partial(
-      measure, rows=lab.batch_size, samples=2 if lab.is_quick else 30
+      _measures, rows=lab.batch_size, samples=2 if lab.is_quick else 30
     )
   )
   measures = {name: row["measures"] for name, row in results.items()}
@@ -84,25 +83,12 @@ def _run(lab: Lab) -> dict[str, Any]:
   }
 
 
-def measure(models, advance, *, rows: int, samples: int) -> dict[str, Any]:
-  """Sharpness on all training rows; None of a run that diverged."""
-  found: dict[str, list[Any]] = {}
-  for run, model in enumerate(models):
-    for what, measured in _measures(model, run, rows, samples).items():
-      try:
-        value = float(measured())
-        value = value if np.isfinite(value) else None
-      except ValueError:  # Its parameters are not finite.
-        value = None
-      found.setdefault(what, []).append(value)
-    advance()
-  return {"measures": found}
-
-
-def _measures(model, run, rows, samples) -> dict[str, Any]:
-  key = jax.random.key(run)
+def _measures(model, key, *, rows: int, samples: int) -> dict[str, Any]:
+  """Sharpness on all training rows."""
   noise = functools.cache(lambda: sharpness.gradient_noise(*model, rows=rows))
-  rise = lambda measure, **options: lambda: measure(*model, **options).mean
+  rise = lambda measure, **options: (
+    lambda: float(measure(*model, **options).mean)
+  )
   return {
     f"rise along the gradient, {_RHO}": rise(
       sharpness.ascent_sharpness, rho=_RHO
@@ -113,8 +99,10 @@ def _measures(model, run, rows, samples) -> dict[str, Any]:
     f"mean rise, {_RANDOM_RHO:g}": rise(
       sharpness.average_sharpness, rho=_RANDOM_RHO, key=key, samples=samples
     ),
-    "full gradient's norm": lambda: noise().full_norm,
-    "cosine of batch and full gradient": lambda: np.mean(noise().batch_cosine),
+    "full gradient's norm": lambda: float(noise().full_norm),
+    "cosine of batch and full gradient": lambda: float(
+      np.mean(noise().batch_cosine)
+    ),
   }
 
 

@@ -125,11 +125,6 @@ def _flat(tree: Any) -> jax.Array:
   return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-def _expected(lmbda: float) -> float:
-  """What independent gradients would leave of the variance of one."""
-  return round((1 - lmbda) / (1 + lmbda), 3)
-
-
 def _table(results: dict[str, Any]) -> dict[str, Any]:
   """A row a decay, of means alone."""
   cell = lambda setting, what, i: {
@@ -139,7 +134,8 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
     [
       lmbda,
       cell("i.i.d., 0.01", "variance_ratio", i),
-      _expected(lmbda),
+      # What independent gradients would leave of the variance of one.
+      round((1 - lmbda) / (1 + lmbda), 3),
       cell("epoch-wise, 0.01", "variance_ratio", i),
       *(cell(f"epoch-wise, {rate:g}", "error", i) for rate in _RATES),
       cell("epoch-wise, 0.01", "cosine", i),

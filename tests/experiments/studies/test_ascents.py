@@ -77,6 +77,18 @@ def test_average_alone_is_that_of_the_gradients_before():
   np.testing.assert_allclose(found, 0.75 * first + 0.25 * second)
 
 
+def test_a_perturbation_is_held_until_the_next_and_sees_no_gradient_between():
+  ascent = ascents.hold(fsam_optax.friendly_perturbation(1.0), 2)
+  own = fsam_optax.friendly_perturbation(1.0)
+  state, own_state = ascent.init(jnp.zeros(2)), own.init(jnp.zeros(2))
+  for i in range(4):
+    given = jnp.array([1.0, i])
+    found, state = ascent.update(given, state)
+    if i % 2 == 0:
+      fresh, own_state = own.update(given, own_state)
+    np.testing.assert_array_equal(found, fresh)
+
+
 def test_random_directions_differ_by_run_and_step():
   direction = ascents.random_direction()
   drawn = []
