@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+import functools
 from typing import Any, NamedTuple, Optional
 
 import optax
@@ -86,10 +87,9 @@ def of_optimizers(
   def arm(name: str) -> Arm:
     if name not in optimizers.ASCENDING:
       return Arm(None)
-    return Arm(
-      lambda rho: optimizers.perturbation(
-        name, rho=rho, sigma=sigma, lmbda=lmbda
-      )
+    ascent: Any = functools.partial(
+      optimizers.perturbation, name, sigma=sigma, lmbda=lmbda
     )
+    return Arm(lambda rho: ascent(rho=rho))
 
   return {name: arm(name) for name in names}

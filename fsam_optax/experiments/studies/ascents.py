@@ -47,7 +47,6 @@ def with_memory(
   Returns:
     The transformation.
   """
-  inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
     count = jnp.zeros([], jnp.int32)
