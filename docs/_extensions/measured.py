@@ -21,7 +21,7 @@ class Measured(SphinxDirective):
   def run(self):
     """Parses the table as if it had been written on the page."""
     for folder in measurements.FOLDERS:
-      for path in folder.glob("*.json*"):
+      for path in (*folder.glob("*.json*"), *folder.glob("*.toml")):
         self.env.note_dependency(str(path))
     without = self.options.get("without", "").split(";")
     titles = [title.strip() for title in without if title.strip()]

@@ -51,7 +51,7 @@ def band(
 
 def gaps(values: Any) -> np.ndarray:
   """The values in float64, NaN for None."""
-  return np.array([np.nan if x is None else x for x in values], np.float64)
+  return np.asarray(values, np.float64)
 
 
 def save(drawing: Any, path: pathlib.Path, *, dpi: int = 120) -> None:

@@ -14,7 +14,8 @@ class Optimizer(NamedTuple):
   Attributes:
     label: its name as prose writes it.
     color: of its lines in figures.
-    perturbation: makes the ascent from the options of :func:`perturbation`;
+    perturbation: makes the ascent from the options of
+      :func:`fsam_optax.friendly_perturbation`, of which it may ignore some;
       None where there is none.
   """
 
@@ -23,69 +24,32 @@ class Optimizer(NamedTuple):
   perturbation: Optional[Callable[..., optax.GradientTransformation]] = None
 
 
-def _sam(*, rho, adaptive, mask, eta, **of_the_average):
+def _sam(*, rho, adaptive=False, mask=None, eta=0.0, **of_the_average):
   del of_the_average  # SAM has none.
   return fsam_optax.sam_perturbation(rho, adaptive=adaptive, mask=mask, eta=eta)
-
-
-def _fsam(*, rho, sigma, lmbda, **options):
-  return fsam_optax.friendly_perturbation(rho, sigma, lmbda, **options)
 
 
 REGISTRY = {
   "sgd": Optimizer("SGD", "#7f7f7f"),
   "sam": Optimizer("SAM", "#0072b2", _sam),
-  "fsam": Optimizer("F-SAM", "#d55e00", _fsam),
+  "fsam": Optimizer("F-SAM", "#d55e00", fsam_optax.friendly_perturbation),
 }
 NAMES = tuple(REGISTRY)
 ASCENDING = tuple(name for name, x in REGISTRY.items() if x.perturbation)
 
 
 def perturbation(
-  name: str,
-  *,
-  rho: optax.ScalarOrSchedule,
-  sigma: optax.ScalarOrSchedule = 1.0,
-  lmbda: optax.ScalarOrSchedule = 0.9,
-  adaptive: bool = False,
-  mask: Any = None,
-  order: Any = "official",
-  accumulator_dtype: Any = None,
-  average: Any = "own",
-  eta: float = 0.0,
+  name: str, **options: Any
 ) -> Optional[optax.GradientTransformation]:
-  """The ascent of an optimizer.
+  """The ascent of an optimizer by its name; None for ``"sgd"``.
 
   Args:
     name: one of :data:`NAMES`.
-    rho: radius.
-    sigma: fraction of the gradient average that F-SAM subtracts.
-    lmbda: decay of that average.
-    adaptive: whether the radius is in the metric of ASAM.
-    mask: which leaves are perturbed, as :func:`optax.masked` takes it.
-    order: ``"official"`` or ``"paper"``, of the average and the subtraction.
-    accumulator_dtype: of the average; None for that of the gradient.
-    average: ``"own"`` or ``"optimizer"``.
-    eta: added to the metric of ASAM.
-
-  Returns:
-    The transformation, None for ``"sgd"``. SAM ignores what speaks of the
-    average.
+    **options: of :func:`fsam_optax.friendly_perturbation`, ``rho`` among them.
+      SAM ignores what speaks of the average.
   """
   make = REGISTRY[name].perturbation
-  if make is None:
-    return None
-  return make(
-    rho=rho,
-    sigma=sigma,
-    lmbda=lmbda,
-    adaptive=adaptive,
-    mask=mask,
-    order=order,
-    accumulator_dtype=accumulator_dtype,
-    average=average,
-    eta=eta,
-  )
+  return None if make is None else make(**options)
 
 
 def label(name: str) -> str:

@@ -9,6 +9,7 @@ of the flag in front.
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -91,13 +92,9 @@ def number(
   Returns:
     The annotation.
   """
-  return value(
-    metavar,
-    lambda text: parse_number(
-      text, lower, upper, remedy=remedy, above=above, below=below
-    ),
-    lambda x: f"{x:g}",
-  )
+  limits = {"lower": lower, "upper": upper, "above": above, "below": below}
+  parse = functools.partial(parse_number, **limits, remedy=remedy)
+  return value(metavar, parse, lambda x: f"{x:g}")
 
 
 def parse_number(
@@ -111,8 +108,9 @@ def parse_number(
 ) -> float:
   """Reads a number, or raises a ValueError; see :func:`number`."""
   if upper == math.inf:
-    kind = "a finite number"
-    what = f"{kind} above {lower:g}" if above else f"{kind}, {lower:g} or more"
+    what = "a finite number" + (
+      f" above {lower:g}" if above else f", {lower:g} or more"
+    )
   else:
     brackets = "(" if above else "[", ")" if below else "]"
     what = f"a number in {brackets[0]}{lower:g}, {upper:g}{brackets[1]}"
@@ -120,11 +118,9 @@ def parse_number(
     found = float(text)
   except ValueError:
     found = math.nan
-  is_high_enough = found > lower if above else found >= lower
-  is_low_enough = found < upper if below or upper == math.inf else (
-    found <= upper
-  )  # fmt: skip
-  if not (is_high_enough and is_low_enough):
+  is_inside = lower < found < upper
+  is_end = (found == lower and not above) or (found == upper and not below)
+  if not (is_inside or is_end) or math.isinf(found):
     raise ValueError(f"must be {what}, got {text!r}; {remedy}")
   if not is_float32(found):
     raise ValueError(

@@ -1,28 +1,25 @@
-"""The data sets by name. To add one: its file, and its entry below."""
+"""The data sets by name. To add one: its file, and its line below."""
 
 import pathlib
 from typing import Optional
 
-from fsam_optax.experiments.data import cifar
-from fsam_optax.experiments.data import digits
+from fsam_optax.experiments.common import registry
 from fsam_optax.experiments.data import folder
-from fsam_optax.experiments.data import mnist
-from fsam_optax.experiments.data import npz
 from fsam_optax.experiments.data.images import DataError
 from fsam_optax.experiments.data.images import DataSet
 from fsam_optax.experiments.data.images import Images
 from fsam_optax.experiments.data.images import shown
 
-REGISTRY: dict[str, DataSet] = {
-  entry.name: entry
-  for entry in (
-    *cifar.ENTRIES,
-    digits.ENTRY,
-    folder.ENTRY,
-    mnist.ENTRY,
-    npz.ENTRY,
-  )
-}
+_FILES = (
+  "cifar",
+  "digits",
+  "folder",
+  "mnist",
+  "npz",
+)
+REGISTRY: dict[str, DataSet] = registry.of(
+  "fsam_optax.experiments.data", _FILES, DataSet
+)
 
 
 def register(dataset: DataSet) -> DataSet:

@@ -203,7 +203,5 @@ def _entry(name: str, about: str) -> DataSet:
   return DataSet(name, about, read, takes_path=True, sizes=sizes)
 
 
-ENTRIES = (
-  _entry("cifar10", "CIFAR-10, its binary version"),
-  _entry("cifar100", "CIFAR-100, its binary version"),
-)
+CIFAR10 = _entry("cifar10", "CIFAR-10, its binary version")
+CIFAR100 = _entry("cifar100", "CIFAR-100, its binary version")

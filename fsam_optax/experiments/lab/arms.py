@@ -83,12 +83,13 @@ def of_optimizers(
   names: Iterable[str], sigma: float = 1.0, lmbda: float = LMBDA
 ) -> dict[str, Arm]:
   """The optimizers of these names as arms."""
-  found = {}
-  for name in names:
-    ascent = functools.partial(_ascent, name, sigma, lmbda)
-    found[name] = Arm(ascent if name in optimizers.ASCENDING else None)
-  return found
 
+  def arm(name: str) -> Arm:
+    if name not in optimizers.ASCENDING:
+      return Arm(None)
+    ascent: Any = functools.partial(
+      optimizers.perturbation, name, sigma=sigma, lmbda=lmbda
+    )
+    return Arm(lambda rho: ascent(rho=rho))
 
-def _ascent(name: str, sigma: float, lmbda: float, rho: Any) -> Any:
-  return optimizers.perturbation(name, rho=rho, sigma=sigma, lmbda=lmbda)
+  return {name: arm(name) for name in names}

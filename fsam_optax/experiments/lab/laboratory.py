@@ -26,7 +26,7 @@ from fsam_optax.experiments.lab.store import Store
 # small CNN, .8 for the perceptron.
 _AT_ONCE = 4
 MEASURED_SEEDS = 8
-Measure = Callable[[list[Any], Advance], dict[str, Any]]
+Measure = Callable[[Any, jax.Array], Mapping[str, Callable[[], Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +227,10 @@ class Lab:
       point: to train at.
       seeds: of the splits, initializations and batches.
       phase: what for; the row of a ``"search"`` says nothing of test rows.
-      measure: from ``loss_fn, params, data`` of the first eight runs, and a
-        function to call after each, to what the row says of them besides.
+      measure: from the ``(loss_fn, params, data)`` of a run and a key to what
+        is measured of it, each by its name and as a function to call. The row
+        has a value for each of the first eight runs, None where it is not
+        finite or raises a ValueError, as of a run that diverged.
 
     Returns:
       The row. Of a run that diverged it has None for the test accuracy, and for
@@ -252,9 +254,7 @@ class Lab:
     if self.arms[name].gradients is not None:
       row.setdefault("gradients", self.arms[name].gradients)
     if measure is not None:
-      models = self._models(outcome.params, seeds[:MEASURED_SEEDS])
-      advance = self.progress(f"{name}, measures", len(models))
-      row |= measure(models, advance)
+      row["measures"] = self._measures(name, outcome.params, seeds, measure)
     return self.store.append(row)
 
   def _train(self, name, point, seeds, phase) -> trainer_lib.Outcome:
@@ -283,14 +283,22 @@ class Lab:
     of_a_part = {"curve": None, "seconds": None, "compile_seconds": None}
     return jax.tree.map(join, *(x._replace(**of_a_part) for x in found))
 
-  def _models(self, params, seeds) -> list[Any]:
-    """Loss, parameters and training rows of each of the first runs."""
+  def _measures(self, name, params, seeds, measure) -> dict[str, list[Any]]:
+    seeds, found = seeds[:MEASURED_SEEDS], {}
     splits = self.splits(seeds)
-    return [
-      (
-        self.trainer.loss,
-        jax.tree.map(lambda x, run=run: x[run], params),
-        self.trainer.training_data(splits, run),
-      )
-      for run in range(len(seeds))
-    ]
+    advance = self.progress(f"{name}, measures", len(seeds))
+    for run in range(len(seeds)):
+      own = jax.tree.map(lambda x, run=run: x[run], params)
+      model = self.trainer.loss, own, self.trainer.training_data(splits, run)
+      for what, measured in measure(model, jax.random.key(run)).items():
+        found.setdefault(what, []).append(_finite_or_none(measured))
+      advance()
+    return found
+
+
+def _finite_or_none(measured: Callable[[], Any]) -> Any:
+  try:
+    value = measured()
+  except ValueError:  # Parameters are not finite.
+    return None
+  return value if np.all(np.isfinite(value)) else None

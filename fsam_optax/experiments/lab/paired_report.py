@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from fsam_optax.experiments.common import figures
+from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab.store import Row
 
@@ -52,7 +54,7 @@ def number(values: Any) -> dict[str, Any]:
 
 def over(first: Any, second: Any) -> dict[str, Any]:
   """A paired difference with its p-value."""
-  found = statistics.paired(_floats(first), _floats(second))
+  found = statistics.paired(first, second)
   cell = {"difference": found["mean"], "error": found["standard_error"]}
   p_value = found["p_value"]
   return cell if p_value is None else cell | {"p": float(f"{p_value:.1g}")}
@@ -70,40 +72,32 @@ def arms_table(
     others: arms that the rest is compared with.
     what: the arms are.
   """
-  of = lambda row, field: "" if row[field] is None else _short(row[field])
-  columns = {
-    what: lambda name, row: name,
-    "gradients": lambda name, row: row["gradients"],
-    "learning rate": lambda name, row: of(row, "learning_rate"),
-    "rho": lambda name, row: of(row, "rho"),
-    "weight decay": lambda name, row: of(row, "weight_decay"),
-    "at the end of its values": lambda name, row: ", ".join(
-      row.get("on_edge", ())
-    ),
-    "test accuracy (%)": lambda name, row: accuracy(row["test_accuracy"]),
-  }
-  for other in others:
-    columns[f"over {other}"] = lambda name, row, other=other: (
-      ""
-      if name == other or other not in results
-      else over(row["test_accuracy"], results[other]["test_accuracy"])
-    )
-  rows = list(results.values())
-  if not all("gradients" in row for row in rows):
-    del columns["gradients"]
-  if len({row["weight_decay"] for row in rows}) == 1:
-    del columns["weight decay"]
-  if not any(row.get("on_edge") for row in rows):
-    del columns["at the end of its values"]
-  if "gradients" in columns:
+  has_gradients = all("gradients" in row for row in results.values())
+  if has_gradients:
     results = dict(sorted(results.items(), key=lambda x: x[1]["gradients"]))
-  return {
-    "header": list(columns),
-    "rows": [
-      [column(name, row) for column in columns.values()]
-      for name, row in results.items()
-    ],
-  }
+  rows = list(results.values())
+  columns: dict[str, Any] = {what: results}
+  if has_gradients:
+    columns["gradients"] = (row["gradients"] for row in rows)
+  for field in search.Point._fields:
+    values = [row[field] for row in rows]
+    if field != "weight_decay" or len(set(values)) > 1:
+      shown = ("" if value is None else _short(value) for value in values)
+      columns[field.replace("_", " ")] = shown
+  if any(row.get("on_edge") for row in rows):
+    edges = (", ".join(row.get("on_edge", ())) for row in rows)
+    columns["at the end of its values"] = edges
+  accuracies = {name: row["test_accuracy"] for name, row in results.items()}
+  columns["test accuracy (%)"] = map(accuracy, accuracies.values())
+  for other in others:
+    columns[f"over {other}"] = [
+      over(own, accuracies[other])
+      if name != other and other in accuracies
+      else ""
+      for name, own in accuracies.items()
+    ]
+  cells = zip(*columns.values(), strict=True)
+  return {"header": list(columns), "rows": [list(row) for row in cells]}
 
 
 def by_setting(
@@ -120,7 +114,7 @@ def by_setting(
       ends = ", ".join(row.get("on_edge", ()))
       points.append([setting, name, *cells, len(row.get("grid", ())), ends])
   of = lambda name: [
-    _floats(results[x][name]["test_accuracy"]) for x in results
+    figures.gaps(results[x][name]["test_accuracy"]) for x in results
   ]
   differences = [
     line(
@@ -154,15 +148,14 @@ def by_setting(
     ],
     "panels": [
       panel(what, [line(name, settings, of(name)) for name in arms]),
-      panel(what, differences) | {"ylabel": "paired difference (points)"},
+      panel(what, differences, "paired difference (points)"),
     ],
   }
 
 
 def _difference(first: Row, second: Row) -> dict[str, Any]:
   """A paired difference with its median, and the error that the search adds."""
-  values = first["test_accuracy"], second["test_accuracy"]
-  pair = statistics.paired(*map(_floats, values))
+  pair = statistics.paired(first["test_accuracy"], second["test_accuracy"])
   cell: dict[str, Any] = {"difference": pair["mean"]}
   cell["error"] = pair["standard_error"]
   if pair["mean"] is None:
@@ -177,13 +170,10 @@ def _tested(row: Row) -> search.Tested:
   """The candidates of an arm."""
   columns = ("validation_accuracy", "test_accuracy")
   return search.Tested(
-    *(_floats([x[column] for x in row["candidates"]]) for column in columns)
+    *(
+      figures.gaps([x[column] for x in row["candidates"]]) for column in columns
+    )
   )
-
-
-def _floats(values: Any) -> np.ndarray:
-  """The values, NaN for None."""
-  return np.asarray(values, np.float64)
 
 
 def _short(value: float) -> float:
@@ -194,7 +184,7 @@ def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
   """A line of a figure, with a gap where a value is not finite."""
   pairs = [
     statistics.mean_and_error(values)
-    if np.all(np.isfinite(_floats(values)))
+    if np.all(np.isfinite(figures.gaps(values)))
     else (None, None)
     for values in columns
   ]
@@ -206,9 +196,22 @@ def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
   }
 
 
-def panel(xlabel: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-  """A panel of test accuracy."""
-  return {"xlabel": xlabel, "ylabel": "test accuracy (%)", "series": lines}
+def panel(
+  xlabel: str,
+  lines: list[dict[str, Any]],
+  ylabel: str = "test accuracy (%)",
+  **look: Any,
+) -> dict[str, Any]:
+  """A panel of a figure.
+
+  Args:
+    xlabel: what the lines go over.
+    lines: its lines.
+    ylabel: what they show.
+    **look: its ``title``, its ``ylim``, and whether the axes are logarithmic,
+      ``is_log`` and ``is_log_y``.
+  """
+  return {"xlabel": xlabel, "ylabel": ylabel, "series": lines, **look}
 
 
 def bars(results: Mapping[str, Row]) -> dict[str, Any]:
@@ -226,6 +229,33 @@ def title_of(config: Mapping[str, Any]) -> str:
     f"{pathlib.Path(config['dataset']).name}, {config['model']}, {shown}"
     f"{seeds} seed{'s' if seeds > 1 else ''}"
   )
+
+
+def publish(
+  result: Mapping[str, Any],
+  name: str,
+  directory: pathlib.Path,
+  title: str = "",
+  panels: Sequence[Mapping[str, Any]] = (),
+) -> None:
+  """Prints the tables of a result, then writes NAME.json and a figure.
+
+  Args:
+    result: what the JSON holds, ``"tables"`` among it.
+    name: of the files.
+    directory: to write them to.
+    title: of the figure.
+    panels: of the figure; none where there are none.
+  """
+  for table in result["tables"]:
+    print(f"\n{tables.text(table)}", flush=True)
+  paths = [directory / f"{name}.json"]
+  with files.saving(directory):
+    files.write_json(result, paths[0])
+    if panels:
+      paths.append(directory / f"{name}.png")
+      draw(title, panels, paths[1])
+  print("\nwrote", " and ".join(map(str, paths)))
 
 
 def draw(

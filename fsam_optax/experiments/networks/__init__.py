@@ -1,5 +1,13 @@
-"""The networks: a file each, and a line in ``registry``."""
+"""The networks by name. To add one: its file, and its line below."""
 
+from fsam_optax.experiments.common import registry
 from fsam_optax.experiments.networks.entry import Network as Network
-from fsam_optax.experiments.networks.registry import REGISTRY as REGISTRY
-from fsam_optax.experiments.networks.registry import register as register
+
+_FILES = (
+  "cnn",
+  "mlp",
+  "resnet",
+  "vgg",
+  "wide_resnet",
+)
+REGISTRY: dict[str, Network] = registry.of(__name__, _FILES, Network)

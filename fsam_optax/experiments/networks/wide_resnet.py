@@ -8,6 +8,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax.experiments.networks import entry
+from fsam_optax.experiments.networks.layers import HE_FAN_IN
 from fsam_optax.experiments.networks.layers import batch_norm
 
 
@@ -52,7 +53,7 @@ class WideResNet(nn.Module):
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      kernel_init=nn.initializers.he_normal(),
+      kernel_init=HE_FAN_IN,
     )
     norm = batch_norm(train, self.dtype)
     x = conv(16, (3, 3))(x)

@@ -1,4 +1,21 @@
-"""The studies: a file a question, and a line in ``catalog``."""
+"""The studies by name. To add one: its file, and its line below."""
 
+from fsam_optax.experiments.common import registry
 from fsam_optax.experiments.lab.study import Study as Study
-from fsam_optax.experiments.studies.catalog import REGISTRY as REGISTRY
+
+_FILES = (
+  "batch_size",
+  "cheap_forms",
+  "cifar",
+  "convergence",
+  "curvature",
+  "decomposition",
+  "ema",
+  "hyperparameters",
+  "label_noise",
+  "metric",
+  "momentum",
+  "replicas",
+  "rho",
+)
+REGISTRY: dict[str, Study] = registry.of(__name__, _FILES, Study)

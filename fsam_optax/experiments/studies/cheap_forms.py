@@ -22,8 +22,7 @@ from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.store import Row
 from fsam_optax.experiments.lab.study import Study
 from fsam_optax.experiments.lab.trainer import MOMENTUM
-from fsam_optax.experiments.studies import directions
-from fsam_optax.experiments.studies import steps
+from fsam_optax.experiments.studies import ascents
 
 _BATCH_SIZE = 96
 _RADII = tuple(0.1 * 1.25**i for i in range(12))  # 0.1 to 1.2.
@@ -68,11 +67,10 @@ def _long(ascent: Any) -> arms.Arm:
   """A form that ascends where the gradient is longer than it used to be."""
   return _arm(
     2,
-    lambda rho: steps.gated(ascent(rho)),
+    lambda rho: ascents.gated(ascent(rho)),
     1.5,
-    make_step=steps.gated_step,
     watch=lambda state: {
-      "gradients": 1 + round(float(np.mean(state.ascents / state.steps)), 3)
+      "gradients": 1 + round(float(np.mean(state.memory[1] / state.count)), 3)
     },
   )
 
@@ -80,9 +78,9 @@ def _long(ascent: Any) -> arms.Arm:
 def _at_once(ascent: Any) -> arms.Arm:
   return _arm(
     2,
-    lambda rho: steps.parallel(ascent(rho)),
+    lambda rho: ascents.parallel(ascent(rho)),
     1.5,
-    make_step=steps.parallel_step,
+    make_step=ascents.parallel_step,
     sees_more=True,
   )
 
@@ -93,18 +91,18 @@ ARMS = {  # In the order of the tables.
   "SGD, twice the epochs": _SGD._replace(gradients=2, epochs=2),
   "random direction": _arm(
     1,
-    lambda rho: directions.along(directions.random_direction(), rho),
+    lambda rho: ascents.along(ascents.random_direction(), rho),
     20,
   ),
   "F-SAM, previous descent gradient": _arm(
     1,
-    lambda rho: optax.chain(directions.previous_gradient(), arms.fsam(rho)),
+    lambda rho: optax.chain(ascents.previous_gradient(), arms.fsam(rho)),
     options=_DESCENT,
   ),
   "along the momentum": _arm(
     1,
-    lambda rho: directions.along(
-      optax.chain(optax.trace(MOMENTUM), directions.previous_gradient()), rho
+    lambda rho: ascents.along(
+      optax.chain(optax.trace(MOMENTUM), ascents.previous_gradient()), rho
     ),
     options=_DESCENT,
   ),
@@ -125,7 +123,7 @@ ARMS = {  # In the order of the tables.
   "F-SAM, 1/2": _rows(1 / 2),
   "F-SAM, every 2nd step": _rows(1, 2),
   "F-SAM, perturbation held for 2 steps": _arm(
-    1.5, lambda rho: steps.hold(arms.fsam(rho), 2)
+    1.5, lambda rho: ascents.hold(arms.fsam(rho), 2)
   ),
   "SAM, two gradients at once": _at_once(_SAM),
   "F-SAM, two gradients at once": _at_once(arms.fsam),
@@ -266,7 +264,7 @@ def _panel(title: str, found: Mapping[str, Row]) -> dict[str, Any]:
   if others:
     gray = {"color": "0.7", "is_points": True}
     series.append(line(others) | gray)
-  return paired_report.panel("gradients a step", series) | {"title": title}
+  return paired_report.panel("gradients a step", series, title=title)
 
 
 def _exponents(settings: Mapping[Any, Any]) -> dict[str, Any]:

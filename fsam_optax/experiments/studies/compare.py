@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import statistics
-from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab import tuned_values
@@ -19,18 +17,6 @@ from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.trainer import Outcome
 
 _GRAY = "#7f7f7f"
-_HEADER = (
-  "",
-  "learning rate",
-  "rho",
-  "weight decay",
-  "test accuracy %",
-  "median",
-  "collapsed",
-  "diverged",
-  "seconds",
-  "compiling",
-)
 
 
 def run(given: settings.Settings) -> None:
@@ -41,7 +27,7 @@ def run(given: settings.Settings) -> None:
   points = {name: grid.points()[0] for name, grid in grids.items()}
   lab = settings.laboratory(given, recipe.seeds, tuned_values.FIRST_SEED)
   result = report(lab, points, train(lab, points))
-  pool, output = lab.pool, given.training.output
+  pool = lab.pool
   print(
     f"{pool.name}, {lab.model}, label noise {lab.label_noise:g}, "
     f"{len(lab.seeds)} seeds from {lab.seeds[0]}, {lab.epochs} epochs; "
@@ -50,14 +36,9 @@ def run(given: settings.Settings) -> None:
   )
   if not (given.learning_rate and given.rho and given.weight_decay):
     print(f"default hyperparameters: {recipe.origin}")
-  *printed, _ = result["tables"]  # The last is short, for a page.
-  print("\n" + "\n\n".join(map(tables.text, printed)) + "\n", flush=True)
-  json_path, figure_path = output / "compare.json", output / "compare.png"
-  with files.saving(output):
-    files.write_json(result, json_path)
-    title = paired_report.title_of(result["config"])
-    paired_report.draw(title, _panels(result), figure_path)
-  print(f"wrote {json_path} and {figure_path}")
+  title = paired_report.title_of(result["config"])
+  output, panels = given.training.output, _panels(result)
+  paired_report.publish(result, "compare", output, title, panels)
 
 
 COMMAND = flags.Command(
@@ -140,35 +121,10 @@ def _summary(seeds: Any, outcome: Outcome) -> dict[str, Any]:
 
 
 def _tables(results, paired) -> list[dict[str, Any]]:
-  """The optimizers, their paired differences, and both in short."""
-  rows, short = [], []
-  below = {first: second for first, second in reversed(_pairs(results))}
-  for name, row in results.items():
-    accuracy = np.array(row["test_accuracy"])
-    runs = len(accuracy)
-    mean = paired_report.mean(accuracy)
-    rates = [optimizers.label(name), row["learning_rate"]]
-    rows.append(
-      [
-        *rates,
-        "-" if row["rho"] is None else row["rho"],
-        row["weight_decay"],
-        mean,
-        f"{np.median(accuracy):.2f}",
-        f"{statistics.collapsed(accuracy)} of {runs}",
-        f"{len(row['diverged_seeds'])} of {runs}",
-        f"{row['seconds']:.1f}",
-        f"{row['compile_seconds']:.1f}",
-      ]
-    )
-    cell: Any = ""
-    if name in below:
-      pair = paired[f"{name}-{below[name]}"]
-      cell = _difference(pair) | {"over": optimizers.label(below[name])}
-    rho = "" if row["rho"] is None else row["rho"]
-    short.append([*rates, rho, row["weight_decay"], mean, cell])
-  found = [{"header": _HEADER, "rows": rows}]
+  """The paired differences, and each optimizer over the one before it."""
+  tables, rows, below = [], [], dict(reversed(_pairs(results)))
   if paired:
+    header = ["paired over seeds", "difference", "median", "seeds above"]
     differences = [
       [
         _over(*pair),
@@ -176,13 +132,22 @@ def _tables(results, paired) -> list[dict[str, Any]]:
         f"{of['median']:+.2f}",
         f"{of['above']} of {of['seeds']}",
       ]
-      for pair in _pairs(results)
-      if (of := paired["-".join(pair)])
+      for pair, of in zip(_pairs(results), paired.values(), strict=True)
     ]
-    header = ["paired over seeds", "difference", "median", "seeds above"]
-    found.append({"header": header, "rows": differences})
-  header = [*_HEADER[:4], "test accuracy (%)", "paired difference"]
-  return [*found, {"header": header, "rows": short}]
+    tables.append({"header": header, "rows": differences})
+  for name, row in results.items():
+    rho = "" if row["rho"] is None else row["rho"]
+    accuracy = paired_report.accuracy(row["test_accuracy"])
+    if diverged := len(row["diverged_seeds"]):
+      accuracy["diverged"] = diverged
+    difference: Any = ""
+    if name in below:
+      pair = paired[f"{name}-{below[name]}"]
+      difference = _difference(pair) | {"over": optimizers.label(below[name])}
+    point = [row["learning_rate"], rho, row["weight_decay"]]
+    rows.append([optimizers.label(name), *point, accuracy, difference])
+  header = ["", "learning rate", "rho", "weight decay", "test accuracy (%)"]
+  return [*tables, {"header": [*header, "paired difference"], "rows": rows}]
 
 
 def _difference(pair: dict[str, Any]) -> dict[str, Any]:
@@ -215,14 +180,9 @@ def _panels(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _panel(ylabel, lines, *shown: float, least: float, below: float):
   ends = [*shown, *(line["mean"][-1] for line in lines)]
-  low, high = min(ends), max(ends)
-  margin = max(least, high - low)
-  return {
-    "xlabel": "epoch",
-    "ylabel": ylabel,
-    "series": lines,
-    "ylim": (low - below * margin, high + margin / 2),
-  }
+  margin = max(least, max(ends) - min(ends))
+  ylim = (min(ends) - below * margin, max(ends) + margin / 2)
+  return paired_report.panel("epoch", lines, ylabel, ylim=ylim)
 
 
 def _label(name: str, row: dict[str, Any]) -> str:

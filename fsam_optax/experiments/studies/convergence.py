@@ -17,8 +17,7 @@ from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.study import Study
-from fsam_optax.experiments.studies import directions
-from fsam_optax.experiments.studies import watching
+from fsam_optax.experiments.studies import ascents
 
 _STEPS = 4096
 _POINT = Point(learning_rate=0.1, rho=0.5, weight_decay=0.0)
@@ -31,20 +30,20 @@ def _falling(value: Any) -> optax.Schedule:
 def _arm(ascent: Any) -> arms.Arm:
   """An ascent whose radius falls, and that sees the full gradient's norm."""
 
-  def see(seen, count, gradient, full):
+  def see(memory, count, gradient, perturbation, gradient_on):
     del gradient
-    total, sums = seen
-    total += optax.tree.norm(full, squared=True)
+    total, sums = memory
+    total += optax.tree.norm(gradient_on("whole"), squared=True)
     # The sum over the first 1, 2, 4, ... steps.
     steps = 2 ** jnp.arange(len(sums))
-    return total, jnp.where(count + 1 == steps, total, sums)
+    return perturbation, (total, jnp.where(count + 1 == steps, total, sums))
 
   start = lambda params: (jnp.zeros([]), jnp.zeros(int(np.log2(_STEPS)) + 1))
   return arms.Arm(
-    lambda rho: watching.watched(ascent(_falling(rho)), start, see),
-    make_step=directions.make_step,
+    lambda rho: ascents.with_memory(ascent(_falling(rho)), start, see),
+    make_step=ascents.step_on_other_rows,
     sees_more=True,
-    watch=lambda state: {"sums": np.asarray(state.seen[1]).tolist()},
+    watch=lambda state: {"sums": np.asarray(state.memory[1]).tolist()},
   )
 
 
@@ -81,13 +80,13 @@ def _run(lab: Lab) -> dict[str, Any]:
     "results": results,
     "tables": [{"header": ["", *norms, "fitted rate"], "rows": rows}],
     "panels": [
-      {
-        "xlabel": "steps",
-        "ylabel": "mean squared norm of the full gradient",
-        "is_log": True,
-        "is_log_y": True,
-        "series": lines,
-      }
+      paired_report.panel(
+        "steps",
+        lines,
+        "mean squared norm of the full gradient",
+        is_log=True,
+        is_log_y=True,
+      )
     ],
     "config": {"learning_rate_schedule": "1 / sqrt(t)"},
   }

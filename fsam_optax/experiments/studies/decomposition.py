@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from fsam_optax import sharpness
@@ -11,7 +10,7 @@ from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
-from fsam_optax.experiments.studies import directions
+from fsam_optax.experiments.studies import ascents
 
 _RHO = 0.2  # Of the ascent and of the worst direction.
 _RANDOM_RHO = 2.0
@@ -20,10 +19,10 @@ _RANDOM_RHO = 2.0
 def _along(direction: Any, radii: Any, rates: Any = arms.RATES, **options: Any):
   """The arm that ascends along a direction."""
   return arms.Arm(
-    lambda rho: directions.along(direction(**options), rho),
+    lambda rho: ascents.along(direction(**options), rho),
     radii,
     rates,
-    make_step=directions.make_step,
+    make_step=ascents.step_on_other_rows,
     sees_more=True,
   )
 
@@ -32,26 +31,26 @@ _ARMS = {
   "SGD": arms.SGD,
   "SAM": arms.SAM,
   "full gradient": _along(
-    directions.full_gradient,
+    ascents.full_gradient,
     (0.25, 0.4, 0.6, 0.95),
     rates=(0.00375, 0.0075, 0.015),
   ),
-  "noise": _along(directions.gradient_noise, arms.FSAM.radii),
+  "noise": _along(ascents.gradient_noise, arms.FSAM.radii),
   "F-SAM": arms.FSAM,
-  "EMA": _along(directions.gradient_ema, arms.RADII, lmbda=arms.LMBDA),
+  "EMA": _along(ascents.gradient_ema, arms.RADII, lmbda=arms.LMBDA),
   "random": _along(
-    directions.random_direction,
+    ascents.random_direction,
     (7.0, 11.0, 17.0, 26.0),
     rates=(0.015, 0.03, 0.06),
   ),
-  "other batch": _along(directions.other_gradient, (0.4, 0.6, 0.95, 1.5)),
+  "other batch": _along(ascents.other_gradient, (0.4, 0.6, 0.95, 1.5)),
 }
 
 
 def _run(lab: Lab) -> dict[str, Any]:
   results = lab.results(
     measure=functools.partial(
-      measure, rows=lab.batch_size, samples=2 if lab.is_quick else 30
+      _measures, rows=lab.batch_size, samples=2 if lab.is_quick else 30
     )
   )
   measures = {name: row["measures"] for name, row in results.items()}
@@ -69,40 +68,27 @@ def _run(lab: Lab) -> dict[str, Any]:
     "panels": [
       paired_report.bars(results),
       *(
-        {
-          "xlabel": "",
-          "ylabel": column,
-          "series": [
+        paired_report.panel(
+          "",
+          [
             paired_report.line(
               "", measures, [found[column] for found in measures.values()]
             )
           ],
-        }
+          column,
+        )
         for column in columns[:3]
       ),
     ],
   }
 
 
-def measure(models, advance, *, rows: int, samples: int) -> dict[str, Any]:
-  """Sharpness on all training rows; None of a run that diverged."""
-  found: dict[str, list[Any]] = {}
-  for run, model in enumerate(models):
-    for what, measured in _measures(model, run, rows, samples).items():
-      try:
-        value = float(measured())
-        value = value if np.isfinite(value) else None
-      except ValueError:  # Its parameters are not finite.
-        value = None
-      found.setdefault(what, []).append(value)
-    advance()
-  return {"measures": found}
-
-
-def _measures(model, run, rows, samples) -> dict[str, Any]:
-  key = jax.random.key(run)
+def _measures(model, key, *, rows: int, samples: int) -> dict[str, Any]:
+  """Sharpness on all training rows."""
   noise = functools.cache(lambda: sharpness.gradient_noise(*model, rows=rows))
-  rise = lambda measure, **options: lambda: measure(*model, **options).mean
+  rise = lambda measure, **options: (
+    lambda: float(measure(*model, **options).mean)
+  )
   return {
     f"rise along the gradient, {_RHO}": rise(
       sharpness.ascent_sharpness, rho=_RHO
@@ -113,8 +99,10 @@ def _measures(model, run, rows, samples) -> dict[str, Any]:
     f"mean rise, {_RANDOM_RHO:g}": rise(
       sharpness.average_sharpness, rho=_RANDOM_RHO, key=key, samples=samples
     ),
-    "full gradient's norm": lambda: noise().full_norm,
-    "cosine of batch and full gradient": lambda: np.mean(noise().batch_cosine),
+    "full gradient's norm": lambda: float(noise().full_norm),
+    "cosine of batch and full gradient": lambda: float(
+      np.mean(noise().batch_cosine)
+    ),
   }
 
 

@@ -6,6 +6,7 @@ its distance from the full gradient is the bias, the distance between the two
 the variance.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -17,8 +18,7 @@ from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.study import Study
-from fsam_optax.experiments.studies import directions
-from fsam_optax.experiments.studies import watching
+from fsam_optax.experiments.studies import ascents
 
 _LMBDAS = (0.5, 0.6, 0.8, 0.9, 0.95, 0.99)
 _RATES = (0.003, 0.01, 0.03)
@@ -36,11 +36,12 @@ _LABELS = {
 
 def _run(lab: Lab) -> dict[str, Any]:
   steps = lab.epochs * (lab.pool.train_size // lab.batch_size)
-  ascent = lambda rho: watching.watched(
-    arms.fsam(rho), _start, lambda *seen: _see(*seen, first=steps // 10)
-  )
+  see = functools.partial(_see, first=steps // 10)
   arm = arms.Arm(
-    ascent, make_step=directions.make_step, sees_more=True, watch=_late
+    lambda rho: ascents.with_memory(arms.fsam(rho), _start, see),
+    make_step=ascents.step_on_other_rows,
+    sees_more=True,
+    watch=_late,
   )
   lab, results = lab.at(arms={"F-SAM": arm}), {}
   for sampling, is_iid in _SAMPLINGS.items():
@@ -53,15 +54,15 @@ def _run(lab: Lab) -> dict[str, Any]:
     "results": results,
     "tables": [_table(results)],
     "panels": [
-      {
-        "xlabel": "lmbda",
-        "ylabel": label,
-        "is_log_y": what != "cosine",
-        "series": [
+      paired_report.panel(
+        "lmbda",
+        [
           paired_report.line(setting, _LMBDAS, np.array(row[what]).T)
           for setting, row in results.items()
         ],
-      }
+        label,
+        is_log_y=what != "cosine",
+      )
       for what, label in _LABELS.items()
     ],
   }
@@ -77,9 +78,9 @@ def _start(params: Any) -> dict[str, Any]:
   }
 
 
-def _see(seen, count, gradient, full, *, first: int) -> dict[str, Any]:
+def _see(seen, count, gradient, ascent, gradient_on, *, first: int):
   """The averages of a step, and the sums of their errors after the first."""
-  vector, full = _flat(gradient), _flat(full)
+  vector, full = _flat(gradient), _flat(gradient_on("whole"))
   decays = jnp.array(_LMBDAS)[:, None]
   mix = lambda m, g: jnp.where(count == 0, g, decays * m + (1 - decays) * g)
   averages = mix(seen["averages"], vector)
@@ -88,7 +89,8 @@ def _see(seen, count, gradient, full, *, first: int) -> dict[str, Any]:
   sums = jax.tree.map(
     lambda x, y: jnp.where(count < first, x, x + y), seen["sums"], measured
   )
-  return {"averages": averages, "expected": expected, "sums": sums}
+  seen = {"averages": averages, "expected": expected, "sums": sums}
+  return ascent, seen
 
 
 def _measure(averages, expected, vector, full) -> dict[str, jax.Array]:
@@ -106,9 +108,9 @@ def _measure(averages, expected, vector, full) -> dict[str, jax.Array]:
   }
 
 
-def _late(state: watching.WatchedState) -> dict[str, Any]:
+def _late(state: ascents.MemoryState) -> dict[str, Any]:
   """Means after the first tenth, in units of the full gradient's square."""
-  sums = jax.tree.map(lambda x: np.asarray(x, np.float64), state.seen["sums"])
+  sums = jax.tree.map(lambda x: np.asarray(x, np.float64), state.memory["sums"])
   over = lambda what, unit: (sums[what] / sums[unit][:, None]).tolist()
   return {
     "error": over("error", "full"),
@@ -123,11 +125,6 @@ def _flat(tree: Any) -> jax.Array:
   return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-def _expected(lmbda: float) -> float:
-  """What independent gradients would leave of the variance of one."""
-  return round((1 - lmbda) / (1 + lmbda), 3)
-
-
 def _table(results: dict[str, Any]) -> dict[str, Any]:
   """A row a decay, of means alone."""
   cell = lambda setting, what, i: {
@@ -137,7 +134,8 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
     [
       lmbda,
       cell("i.i.d., 0.01", "variance_ratio", i),
-      _expected(lmbda),
+      # What independent gradients would leave of the variance of one.
+      round((1 - lmbda) / (1 + lmbda), 3),
       cell("epoch-wise, 0.01", "variance_ratio", i),
       *(cell(f"epoch-wise, {rate:g}", "error", i) for rate in _RATES),
       cell("epoch-wise, 0.01", "cosine", i),

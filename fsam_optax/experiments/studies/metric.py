@@ -1,13 +1,11 @@
 """The study of the metric: F-SAM against SAM in the Euclidean and in ASAM's."""
 
 import functools
-from typing import Any
 
 import fsam_optax
 from fsam_optax.experiments.lab import arms
-from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
+from fsam_optax.experiments.lab.study import side_by_side
 
 # As many points as the other arms' grids.
 _RADII = (1.5, 3.0, 6.0)
@@ -29,14 +27,9 @@ _ARMS = {
   ),
 }
 
-
-def _run(lab: Lab) -> dict[str, Any]:
-  results = lab.results()
-  return {
-    "results": results,
-    "tables": [paired_report.arms_table(results, ("SAM", "ASAM"))],
-    "panels": [paired_report.bars(results)],
-  }
-
-
-STUDY = Study("metric", "does it help in the metric of ASAM, too?", _run, _ARMS)
+STUDY = Study(
+  "metric",
+  "does it help in the metric of ASAM, too?",
+  side_by_side(("SAM", "ASAM")),
+  _ARMS,
+)

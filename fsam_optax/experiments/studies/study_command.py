@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import time
 from typing import Annotated, Any, Optional
 
 import tyro
@@ -13,7 +12,6 @@ from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import progress
-from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
@@ -102,7 +100,6 @@ def run(given: Settings) -> None:
     study.seeds,
     study.first_seed,
   )
-  start = time.perf_counter()
   with progress.Bars() as bars:
     lab = lab.at(
       arms=study.arms,
@@ -115,35 +112,25 @@ def run(given: Settings) -> None:
       sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
     )
     found = study.run(lab)
-  config = lab.config() | {"weight_decay": arms.UNTUNED_DECAY}
-  config |= {"quick": given.quick, "versions": files.versions("matfree")}
-  config |= found.pop("config", {})
-  for table in found["tables"]:
-    if config["weight_decay"] == arms.UNTUNED_DECAY:
+  config = lab.config() | {
+    "weight_decay": arms.UNTUNED_DECAY,
+    "quick": given.quick,
+    "versions": files.versions("matfree"),
+    **found.pop("config", {}),
+  }
+  if config["weight_decay"] == arms.UNTUNED_DECAY:
+    for table in found["tables"]:
       table.setdefault("note", paired_report.UNTUNED)
-  result = _finite(
-    {
-      "study": study.name,
-      "question": study.question,
-      "config": config,
-      **found,
-    }
-  )
+  described = {"study": study.name, "question": study.question}
+  result = _finite({**described, "config": config, **found})
   title = paired_report.title_of(config)
   print(
     f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}, "
     f"{config['epochs']} epochs"
   )
-  for table in result["tables"]:
-    print(f"\n{tables.text(table)}", flush=True)
-  json_path = given.output / f"{study.name}.json"
-  figure_path = given.output / f"{study.name}.png"
-  with files.saving(given.output):
-    files.write_json(result, json_path)
-    paired_report.draw(f"{study.name}: {title}", result["panels"], figure_path)
-  print(
-    f"\nwrote {json_path} and {figure_path} in "
-    f"{time.perf_counter() - start:.0f} s"
+  title = f"{study.name}: {title}"
+  paired_report.publish(
+    result, study.name, given.output, title, result["panels"]
   )
 
 

@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import numpy as np
+
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
-from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.store import Store
+
+_SHOWN = 10  # Points of each optimizer.
 
 
 def run(given: settings.Settings) -> None:
@@ -26,14 +28,21 @@ def run(given: settings.Settings) -> None:
   ).at(store=Store(output / "tune.jsonl"))
   print(
     f"{lab.pool.name}, {lab.model}, label noise {lab.label_noise:g}: "
-    f"validation accuracy %, {len(lab.seeds)} seeds from {lab.seeds[0]}\n",
+    f"validation accuracy %, {len(lab.seeds)} seeds from {lab.seeds[0]}",
     flush=True,
   )
   with progress.Bars() as bars:
     lab = lab.at(progress=bars.start)
     found = {name: lab.choose(name, grid) for name, grid in grids.items()}
-  for name, of in found.items():
-    print("\n\n".join(map(tables.text, _tables(name, of))) + "\n")
+  paired_report.publish(
+    {
+      "config": lab.config() | {"optimizers": list(found)},
+      "results": {name: _result(of) for name, of in found.items()},
+      "tables": [_table(name, of) for name, of in found.items()],
+    },
+    "tune",
+    output,
+  )
   for what in search.Point._fields:
     chosen = [
       f"{name}={getattr(of.best, what):g}"
@@ -50,14 +59,6 @@ def run(given: settings.Settings) -> None:
         f"went on {search.MOST_EXTENSIONS} times. Move the grid with "
         f"--{what.replace('_', '-')}"
       )
-  result = {
-    "config": lab.config() | {"optimizers": list(found)},
-    "results": {name: _result(of) for name, of in found.items()},
-  }
-  path = output / "tune.json"
-  with files.saving(output):
-    files.write_json(result, path)
-  print(f"wrote {path}")
 
 
 COMMAND = flags.Command(
@@ -85,39 +86,13 @@ def _result(found: search.Found) -> dict[str, Any]:
   }
 
 
-def _tables(name: str, found: search.Found) -> list[dict[str, Any]]:
-  """Learning rates by radii and by weight decays, the third at its best."""
-  if name not in optimizers.ASCENDING:
-    return [_table(name, found, "weight_decay", "rho")]
-  return [
-    _table(name, found, "rho", "weight_decay"),
-    _table(name, found, "weight_decay", "rho"),
-  ]
-
-
-def _table(name: str, found: search.Found, column: str, fixed: str):
-  best = getattr(found.best, fixed)
-  at = {
-    (point.learning_rate, getattr(point, column)): accuracy
-    for point, accuracy in zip(found.points, found.accuracy, strict=True)
-    if getattr(point, fixed) == best
-  }
-  title = f"{optimizers.label(name)}: learning rate \\ {column}"
-  if fixed != "rho" or name in optimizers.ASCENDING:
-    title += f", {fixed} {best:g}"
-  columns = sorted({key[1] for key in at})
+def _table(name: str, found: search.Found) -> dict[str, Any]:
+  """The best points, the best first."""
+  order = np.argsort(-found.accuracy.mean(axis=1), kind="stable")[:_SHOWN]
   rows = [
-    [
-      rate,
-      *(
-        paired_report.mean(at[rate, x]) if (rate, x) in at else "-"
-        for x in columns
-      ),
-    ]
-    for rate in sorted({key[0] for key in at})
+    [*found.points[i], paired_report.mean(found.accuracy[i])] for i in order
   ]
-  return {
-    "title": title,
-    "header": ["", *map("{:g}".format, columns)],
-    "rows": rows,
-  }
+  title = f"{optimizers.label(name)}, the best of {len(found.points)} points"
+  fields = [what.replace("_", " ") for what in search.Point._fields]
+  header = [*fields, "validation accuracy (%)"]
+  return {"title": title, "header": header, "rows": rows}

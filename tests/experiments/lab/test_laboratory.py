@@ -113,17 +113,21 @@ def test_a_diverged_run_leaves_a_gap(lab):
   assert np.all(np.isfinite(row["validation_accuracy"]))
 
 
-def test_a_measure_sees_the_rows_that_trained(lab):
-  def measure(models, advance):
-    del advance
-    loss, params, rows = models[1]
-    drawn = lab.splits([11])
+def test_a_measure_sees_the_rows_that_trained_and_may_leave_a_gap(lab):
+  def measure(model, key):
+    loss, params, rows = model
+    run = int(jax.random.key_data(key)[1])
+    drawn = lab.splits([10 + run])
     np.testing.assert_array_equal(rows["y"], drawn.train_labels[0])
     np.testing.assert_allclose(rows["x"].mean(), 0, atol=1e-4)
-    return {"loss": float(loss(params, rows))}
+    return {
+      "loss": lambda: float(loss(params, rows)),
+      "gap": lambda: [np.nan, 1.0] if run else float("not finite"),
+    }
 
   row = lab.run("SGD", POINT, lab.seeds, "measured", measure=measure)
-  assert row["loss"] < math.log(10)
+  assert max(row["measures"]["loss"]) < math.log(10)
+  assert row["measures"]["gap"] == [None] * 3
 
 
 class Normalized(nn.Module):

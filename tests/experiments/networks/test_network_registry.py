@@ -1,72 +1,11 @@
-"""A network is one file and one line; each entry does what it declares."""
-
-import importlib
-import json
-import sys
+"""Each entry of the networks does what it declares."""
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from fsam_optax import __main__
 from fsam_optax.experiments import networks
-
-TOY = '''
-"""A linear classifier."""
-
-from flax import linen as nn
-
-from fsam_optax.experiments import networks
-
-
-class Linear(nn.Module):
-  classes: int
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    return nn.Dense(self.classes)(x.reshape(len(x), -1))
-
-
-networks.register(
-  networks.Network(
-    name="linear",
-    build=lambda classes, **_: Linear(classes),
-    depth=1,
-    width=1,
-    about="neither",
-    depth_rule=lambda depth: None if depth == 1 else "1",
-    takes_vectors=True,
-  )
-)
-'''
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-  """The file, and the line that names it, undone after the test."""
-  (tmp_path / "toy_network.py").write_text(TOY)
-  monkeypatch.syspath_prepend(tmp_path)
-  before = dict(networks.REGISTRY)
-  importlib.import_module("toy_network")
-  yield
-  networks.REGISTRY.clear()
-  networks.REGISTRY.update(before)
-  del sys.modules["toy_network"]
-
-
-@pytest.mark.usefixtures("toy")
-def test_a_toy_is_trained_by_its_name(tmp_path):
-  words = (
-    "--dataset digits --model linear --seeds 1 --epochs 2 --optimizers sgd "
-    "--learning-rate 0.05"
-  )
-  __main__.main(["compare", *words.split(), "--output", str(tmp_path)])
-  written = json.loads((tmp_path / "compare.json").read_text())
-  assert written["config"]["model"] == "linear"
-  assert written["results"]["sgd"]["test_accuracy"][0] > 20
-  assert networks.REGISTRY["linear"].check_depth(2) == "1 for linear"
-
 
 SMALL = {
   "mlp": (2, 4),

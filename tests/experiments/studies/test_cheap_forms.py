@@ -83,8 +83,8 @@ def test_the_gate_opens_where_the_gradient_is_longer_than_before(name, x64):
   assert 2 < ascents < len(TARGETS) - 2
   found, state = trained(f"{name}, at long gradients")
   np.testing.assert_allclose(found, expected, rtol=1e-10)
-  assert state.perturbation_state.ascents == ascents
-  assert state.perturbation_state.steps == len(TARGETS)
+  assert state.perturbation_state.memory[1] == ascents
+  assert state.perturbation_state.count == len(TARGETS)
 
 
 def test_two_gradients_at_once_wait_for_none_of_each_other(x64):

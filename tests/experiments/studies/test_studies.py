@@ -3,17 +3,12 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
 from fsam_optax import __main__
 from fsam_optax.experiments import studies
 from fsam_optax.experiments.common import tables
-from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab.laboratory import Lab
-from fsam_optax.experiments.lab.study import Study
-from fsam_optax.experiments.studies import decomposition
 
 NAMES = sorted(studies.REGISTRY.keys() - {"cifar"})  # Needs its images.
 SEVERAL = ("rho",)  # Of which the everyday run sees that they run.
@@ -85,35 +80,6 @@ def test_a_table_of_arms_has_the_columns_that_tell_them_apart():
   assert [cells[:2] for cells in rows] == [["SGD", 1], ["SAM", 2]]
 
 
-def test_a_measure_of_a_run_that_diverged_is_a_gap():
-  broken = {"w": np.full((3, 2), np.nan, np.float32)}
-  rows = {"x": np.ones((4, 3), np.float32), "y": np.zeros(4, np.int32)}
-  loss_fn = lambda params, batch: ((batch["x"] @ params["w"]) ** 2).mean()
-  found = decomposition.measure(
-    [(loss_fn, broken, rows)], lambda: None, rows=2, samples=2
-  )
-  assert len(found["measures"]) == 5
-  assert all(values == [None] for values in found["measures"].values())
-
-
-def test_a_study_is_a_file_and_a_line(tmp_path, monkeypatch, capsys):
-  """What is declared is searched, tested, shown and stored."""
-
-  def run(lab: Lab):
-    results = lab.results()
-    table = paired_report.arms_table(results, ["SAM"])
-    return {"results": results, "tables": [table], "panels": []}
-
-  mine = Study("mine", "is it?", run, {"SAM": arms.SAM})
-  monkeypatch.setitem(studies.REGISTRY, "mine", mine)
-  found, _, output = run_study("mine", tmp_path, capsys)
-  assert found["tables"][0]["rows"][0][0] == "SAM"
-  assert "is it?" in output
-  lines = (tmp_path / "mine.jsonl").read_text().splitlines()
-  phases = [json.loads(line)["phase"] for line in lines]
-  assert phases == ["search", "search", "candidate", "test"]
-
-
 def run_study(name, directory, capsys, *flags):
   __main__.main(["study", name, "--quick", "--output", str(directory), *flags])
   text = (directory / f"{name}.json").read_text()
@@ -148,16 +114,6 @@ def test_study_writes_what_it_found(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SEVERAL])
 def test_every_other_study_writes_what_it_found(name, tmp_path, capsys):
   check_study(name, tmp_path, capsys)
-
-
-@pytest.mark.slow
-def test_second_run_gives_the_same_numbers(tmp_path, capsys):
-  texts = []
-  for directory in (tmp_path / "a", tmp_path / "b"):
-    texts.append(run_study("rho", directory, capsys)[1])
-  assert texts[0] == texts[1]
-  other = run_study("rho", tmp_path / "c", capsys, "--first-seed", "3000")
-  assert other[0]["results"] != json.loads(texts[0])["results"]
 
 
 def test_figure_has_a_gap_where_a_value_is_missing(tmp_path):

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import fsam_optax
-from fsam_optax.experiments.studies import directions
+from fsam_optax.experiments.studies import ascents
 
 
 def loss_fn(params, model_state, batch, rng):
@@ -42,21 +42,21 @@ def state_with(perturbation):
 @pytest.mark.parametrize(
   ("direction", "expected"),
   [
-    (directions.full_gradient(), lambda w, b: gradient(w, b["whole"])),
+    (ascents.full_gradient(), lambda w, b: gradient(w, b["whole"])),
     (
-      directions.gradient_noise(),
+      ascents.gradient_noise(),
       lambda w, b: gradient(w, b) - gradient(w, b["whole"]),
     ),
-    (directions.other_gradient(), lambda w, b: gradient(w, b["other"])),
-    (directions.gradient_ema(0.9), gradient),  # The first gradient, at first.
+    (ascents.other_gradient(), lambda w, b: gradient(w, b["other"])),
+    (ascents.gradient_ema(0.9), gradient),  # The first gradient, at first.
   ],
 )
 def test_step_ascends_along_the_direction(batch, direction, expected):
-  state = state_with(directions.along(direction, 0.3))
+  state = state_with(ascents.along(direction, 0.3))
   w = state.params["w"]
   along = expected(w, batch)
   perturbed = w + 0.3 * along / jnp.linalg.norm(along)
-  new, metrics = directions.make_step(loss_fn)(state, batch)
+  new, metrics = ascents.step_on_other_rows(loss_fn)(state, batch)
   np.testing.assert_allclose(
     new.params["w"], w - 0.1 * gradient(perturbed, batch), rtol=1e-4
   )
@@ -66,7 +66,7 @@ def test_step_ascends_along_the_direction(batch, direction, expected):
 
 
 def test_average_alone_is_that_of_the_gradients_before():
-  direction = directions.gradient_ema(0.75)
+  direction = ascents.gradient_ema(0.75)
   state = direction.init(jnp.zeros(2))
   first, second = jnp.array([1.0, 2.0]), jnp.array([5.0, -2.0])
   found, state = direction.update(first, state)
@@ -77,8 +77,20 @@ def test_average_alone_is_that_of_the_gradients_before():
   np.testing.assert_allclose(found, 0.75 * first + 0.25 * second)
 
 
+def test_a_perturbation_is_held_until_the_next_and_sees_no_gradient_between():
+  ascent = ascents.hold(fsam_optax.friendly_perturbation(1.0), 2)
+  own = fsam_optax.friendly_perturbation(1.0)
+  state, own_state = ascent.init(jnp.zeros(2)), own.init(jnp.zeros(2))
+  for i in range(4):
+    given = jnp.array([1.0, i])
+    found, state = ascent.update(given, state)
+    if i % 2 == 0:
+      fresh, own_state = own.update(given, own_state)
+    np.testing.assert_array_equal(found, fresh)
+
+
 def test_random_directions_differ_by_run_and_step():
-  direction = directions.random_direction()
+  direction = ascents.random_direction()
   drawn = []
   for params in (jnp.ones(50), jnp.full(50, 2.0)):
     state = direction.init(params)
@@ -98,7 +110,7 @@ def test_random_directions_differ_by_run_and_step():
 )
 def test_step_of_the_studies_is_that_of_the_library(batch, perturbation):
   own, library = state_with(perturbation), state_with(perturbation)
-  step = directions.make_step(loss_fn)
+  step = ascents.step_on_other_rows(loss_fn)
   library_step = fsam_optax.make_train_step(loss_fn, jit=False)
   for _ in range(3):
     own, _ = step(own, batch)
