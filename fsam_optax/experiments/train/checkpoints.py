@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import time
 from typing import Any, Optional
 import zlib
 
@@ -27,19 +28,33 @@ from fsam_optax.experiments.train.folder import FolderError
 from fsam_optax.experiments.train.progress import Progress
 
 _KEPT = 2  # The last one, and another for when that cannot be read.
+_SECONDS_TO_LOOK_AGAIN = 0.02
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which does not look for a signal to end.
+  """Orbax's manager, which looks for no signal to end and tells of a failure.
 
-  JAX finds the step at which all processes end by a count that never goes back.
-  The run asks it by such a count of its own; Orbax would ask by the number of a
-  batch, which goes back at the next seed.
+  Attributes:
+    failure: why this process could not write its part of a checkpoint, if so.
   """
 
+  failure: Optional[str] = None
+
   def reached_preemption(self, step: int) -> bool:
+    # JAX finds the step at which all processes end by a count that never goes
+    # back. The run asks it by such a count of its own; Orbax would ask by the
+    # number of a batch, which goes back at the next seed.
     del step
     return False
+
+  def _wait_for_checkpointers(self) -> None:
+    # In the thread in which Orbax, after an error, waits for the other
+    # processes, which wait for this one's part.
+    try:
+      super()._wait_for_checkpointers()
+    except Exception as error:
+      self.failure = _first_line(error)
+      raise
 
 
 @dataclasses.dataclass
@@ -63,7 +78,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder, self._seed = folder.absolute(), seed
-    self._best, self._last = _Best(), -1
+    self._best, self._last, self._is_broken = _Best(), -1, False
     self.epochs: list[dict[str, Any]] = []
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(
@@ -88,6 +103,7 @@ class Checkpoints:
     """
     if batches == self._last:
       return
+    self.wait()
     tree = {"progress": progress, "checksum": checksum(progress)}
     record = {"seed": self._seed, "epochs": list(self.epochs)}
     if self.epochs:
@@ -103,16 +119,33 @@ class Checkpoints:
       )
     self._last = batches
 
-  def check(self, *, wait: bool = False) -> None:
-    """Raises a FolderError if a checkpoint could not be written."""
+  @property
+  def has_failed(self) -> bool:
+    """Whether this process could not write its part of a checkpoint."""
+    return self._manager.failure is not None
+
+  def wait(self) -> None:
+    """Waits for the checkpoint that is being written, in all processes.
+
+    Raises:
+      FolderError: in each of them, if one could not write its part.
+    """
     with self._errors():
-      if wait:
-        self._manager.wait_until_finished()
-      self._manager.check_for_errors()
+      is_busy = True
+      while is_busy:
+        mine = self._manager.failure, self._manager.is_saving_in_progress()
+        failures, busy = zip(*job.gather(mine), strict=True)
+        for number, failure in enumerate(failures):
+          if failure is not None:
+            where = f"in process {number}: " if len(failures) > 1 else ""
+            raise OSError(f"{where}{failure}")
+        if is_busy := any(busy):
+          time.sleep(_SECONDS_TO_LOOK_AGAIN)
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Ends the threads."""
-    with contextlib.suppress(Exception):  # It was reported.
+    """Ends the threads, unless one waits in vain after an error."""
+    if not (self._is_broken or self.has_failed):
       self._manager.close()
 
   def restore(self, abstract: Progress) -> Optional[Progress]:
@@ -200,6 +233,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
+      self._is_broken = True
       names = [path.name for path in self._folder.glob("[0-9]*")]
       whole = [int(name) for name in names if name.isdecimal()]
       last = f"the last whole one is {max(whole)}" if whole else "there is none"

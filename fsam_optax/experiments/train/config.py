@@ -49,9 +49,7 @@ class Config:
 
   def by_flag(self) -> dict[str, Any]:
     """All values, as ``{"--rho": 0.2, ...}``."""
-    found: dict[str, Any] = {}
-    for group in (self.ascent, self.descent, self.network, self.images):
-      found |= by_flag(group)
+    found = by_flag(self.ascent, self.descent, self.network, self.images)
     return found | {k: x for k, x in by_flag(self).items() if k in found}
 
 

@@ -55,8 +55,12 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
+def check_config(
+  folder: pathlib.Path, config: dict[str, Any], defaults: dict[str, Any]
+) -> str:
   """Compares with what the folder was begun with, by flag, or begins it.
+
+  A run of before a flag existed was begun with its default.
 
   Returns:
     The packages whose version is another than at the beginning, if any.
@@ -64,7 +68,8 @@ def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
   Raises:
     FolderError: if something differs; names the flags and both values.
   """
-  path, config = folder / "config.json", json.loads(json.dumps(config))
+  path = folder / "config.json"
+  config, defaults = json.loads(json.dumps([config, defaults]))
   versions = files.versions()
   if not path.exists():
     if begun_at := next(folder.glob("seed-*/checkpoints/[0-9]*"), None):
@@ -76,7 +81,7 @@ def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
     with writing(path):
       files.write_json({**config, "versions": versions}, path)
     return ""
-  begun = _read(path)
+  begun = defaults | _read(path)
   since = begun.pop("versions", versions)
   if changed := differences(begun, config, "{}, got {}"):
     raise FolderError(

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax.experiments.train import job
@@ -21,6 +22,7 @@ from fsam_optax.experiments.train.signals import Interrupted
 from fsam_optax.experiments.train.signals import Interruption
 
 _MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.
+_REMEDY = "Choose a smaller --learning-rate or --rho and another --output"
 
 
 class DivergedError(RuntimeError):
@@ -121,7 +123,6 @@ class Runner:
       epoch, position = divmod(number, program.steps_an_epoch)
       is_end, is_logged = position == 0, number % run.log_every == 0
       if is_end or is_logged:
-        checkpoints.check()
         _check_skipped(progress)
       at = epoch if is_end else number / program.steps_an_epoch
       at = {"batches": number, "epoch": at}
@@ -140,25 +141,27 @@ class Runner:
         checkpoints.epochs.append(line)
         journal.write("epoch", line)
       is_due = run.save_every and number % run.save_every == 0
-      status = self._interruption.status()
+      status = self._interruption.status(has_failed=checkpoints.has_failed)
       if is_end or is_due or status is not None:
         checkpoints.save(number, progress)
       if status is not None:
-        checkpoints.check(wait=True)
+        checkpoints.wait()
         raise Interrupted(
           f"told to end; saved after batch {number:,} of {program.steps:,}. "
           "Give the same command to go on",
           status,
         )
-    checkpoints.check(wait=True)
+    checkpoints.wait()
 
   def _measure(self, progress: Progress, rows: Rows) -> dict[str, Any]:
     """The means of an epoch, the next learning rate, and the evaluation."""
     state, means = progress.state, progress.means()
-    if (loss := means["loss"]) is not None and not np.isfinite(loss):
+    loss = means["loss"]  # None where every step was skipped.
+    is_learned = loss is not None and np.isfinite(loss)
+    if not (is_learned and _is_finite(state.params, state.model_state)):
       raise DivergedError(
-        f"the mean loss of the epoch is {loss}. Choose a smaller "
-        "--learning-rate or --rho and another --output, and leave out "
+        "an epoch must leave a mean loss and weights that are finite, got a "
+        f"loss of {loss} or such weights. {_REMEDY}, and leave out "
         "--no-skip-nonfinite"
       )
     evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
@@ -177,6 +180,11 @@ def _check_skipped(progress: Progress) -> None:
   if (skipped := int(progress.skipped_in_a_row)) >= _MOST_SKIPPED:
     raise DivergedError(
       f"the last {skipped} steps were skipped: their loss or gradient was "
-      "not finite. Choose a smaller --learning-rate or --rho and another "
-      "--output; the checkpoints hold the weights of before"
+      f"not finite. {_REMEDY}; the checkpoints hold the weights of before"
     )
+
+
+@jax.jit
+def _is_finite(*trees: Any) -> jax.Array:
+  """Whether every number is."""
+  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(trees)]).all()

@@ -42,6 +42,15 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
+def _title(outcome: dict[str, Any]) -> str:
+  """What was trained on what."""
+  config = outcome["config"]
+  return (
+    f"{outcome['name']}, {optimizers.label(config['--optimizer'])}, label noise "
+    f"{config['--label-noise']:g}"
+  )
+
+
 def table(outcome: dict[str, Any]) -> str:
   """The outcome for a terminal."""
   columns = (outcome[x] for x in ("seeds", "final_accuracy", "best_epoch"))
@@ -56,6 +65,7 @@ def table(outcome: dict[str, Any]) -> str:
   text = tables.table(
     ["seed", f"{evaluated} accuracy %, last epoch", "best epoch"], rows
   )
+  text = f"{_title(outcome)}\n\n{text}"
   if evaluated == "test":
     text += (
       "\n\nThe best epoch is that of the test accuracy: a result is the last "
@@ -95,9 +105,8 @@ def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
   seeds = len(results)
-  optimizer = optimizers.label(outcome["config"]["--optimizer"])
   drawing.suptitle(
-    f"{outcome['name']}, {optimizer}: {seeds} seed"
+    f"{_title(outcome)}: {seeds} seed"
     + ("s, mean ± standard error" if seeds > 1 else ""),
     fontsize="small",
   )

@@ -34,7 +34,8 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   loop = f"; a loop's body is counted once, of {parts}" if parts > 1 else ""
   held_out = config.images.validation
   lines = {
-    "recipe": f"{config.name}, {ascent.optimizer}",
+    "recipe": f"{config.name}, {ascent.optimizer}, label noise "
+    f"{config.images.label_noise:g}",
     "images": f"{images.name}{'' if settings.data else ', not read'}: "
     f"{len(images.y_train) - held_out:,} to train on, "
     f"{held_out or len(images.y_test):,} to evaluate on, of "

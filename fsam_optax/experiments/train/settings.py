@@ -64,10 +64,11 @@ def _steps(text: str) -> str:
 _STEPS = values.value("STEPS", _steps)
 
 
-def by_flag(group: Any) -> dict[str, Any]:
-  """The fields of a dataclass, as ``{"--rho": 0.2, ...}``."""
+def by_flag(*groups: Any) -> dict[str, Any]:
+  """The fields of dataclasses, as ``{"--rho": 0.2, ...}``."""
   return {
     f"--{field.name.replace('_', '-')}": getattr(group, field.name)
+    for group in groups
     for field in dataclasses.fields(group)
   }
 
@@ -212,6 +213,10 @@ class Images:
     values.default("uniform of CIFAR, else symmetric"),
   ] = None
   validation: _Natural = 0
+
+
+GROUPS = (Ascent, Descent, Network, Images)
+"""The flags that the numbers of a run depend on."""
 
 
 @dataclasses.dataclass(frozen=True)

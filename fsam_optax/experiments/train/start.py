@@ -11,7 +11,6 @@ import numpy as np
 from fsam_optax.experiments import data
 from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
-from fsam_optax.experiments.common import terminal
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.train import job
@@ -19,6 +18,7 @@ from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.settings import GROUPS
 from fsam_optax.experiments.train.settings import Settings
 from fsam_optax.experiments.train.settings import by_flag
 
@@ -42,8 +42,7 @@ def run(settings: Settings) -> None:
   if settings.dry_run:
     print(preview.text(settings, Program(config, images), images))
     return
-  with terminal.outliving_streams():
-    _run_or_end(settings, config, images)
+  _run_or_end(settings, config, images)
 
 
 COMMAND = Command(
@@ -117,8 +116,10 @@ def _train(
   text = "".join(step.as_text() for step in steps.values())
   job.check_alike({"the program": _digest(text)})
   job.check_shared(path)
-  if job.is_first() and (since := folder.check_config(path, begun_with)):
-    job.warn(f"the versions are not those of the beginning: {since}")
+  if job.is_first():
+    defaults = by_flag(*(group() for group in GROUPS))
+    if since := folder.check_config(path, begun_with, defaults):
+      job.warn(f"the versions are not those of the beginning: {since}")
   runner, results = loop.Runner(program, steps, run), {}
   for seed in range(run.first_seed, run.first_seed + run.seeds):
     seeds_rows = rows.rows_of(images, config, seed)

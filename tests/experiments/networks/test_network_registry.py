@@ -58,7 +58,7 @@ def toy(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("toy")
 def test_a_toy_is_trained_by_its_name(tmp_path):
   words = (
-    "--dataset digits --model linear --seeds 1 --epochs 2 --optimizers sgd "
+    "--data digits --model linear --seeds 1 --epochs 2 --optimizers sgd "
     "--learning-rate 0.05"
   )
   __main__.main(["compare", *words.split(), "--output", str(tmp_path)])

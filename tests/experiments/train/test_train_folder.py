@@ -24,7 +24,8 @@ from fsam_optax.experiments.train import folder
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train.folder import FolderError
 
-CONFIG = {"--rho": 0.2, "--mean": [0.5, 0.5], "--data (SHA-256)": "abc"}
+OLDER = {"--rho": 0.2, "--mean": [0.5, 0.5], "--data (SHA-256)": "abc"}
+CONFIG = {**OLDER, "--mask": "none"}
 
 
 def test_one_process_holds_a_folder_and_no_link_is_followed(tmp_path):
@@ -50,20 +51,26 @@ def test_one_process_holds_a_folder_and_no_link_is_followed(tmp_path):
       (tmp_path / "lock").unlink()
 
 
+def check_config(path, config):
+  return folder.check_config(path, config, {"--mask": "none"})
+
+
 def test_what_the_folder_was_begun_with_is_named(tmp_path):
-  assert folder.check_config(tmp_path, CONFIG) == ""
-  assert folder.check_config(tmp_path, CONFIG) == ""
+  assert check_config(tmp_path, OLDER) == ""  # Before there was a --mask.
+  assert check_config(tmp_path, CONFIG) == ""
+  with pytest.raises(FolderError, match="begun with --mask none, got norms"):
+    check_config(tmp_path, {**CONFIG, "--mask": "norms_only"})
   with pytest.raises(FolderError, match=r"begun with --rho 0\.2, got 0\.1\. G"):
-    folder.check_config(tmp_path, {**CONFIG, "--rho": 0.1})
+    check_config(tmp_path, {**CONFIG, "--rho": 0.1})
   path = tmp_path / "config.json"
   begun = json.loads(path.read_text())
   begun["versions"]["jax"] = "0.0.1"
   path.write_text(json.dumps(begun))  # A newer JAX may go on.
-  said = folder.check_config(tmp_path, CONFIG)
+  said = check_config(tmp_path, CONFIG)
   assert said == f"jax 0.0.1 then, {jax.__version__} now"
   path.write_text(json.dumps({**begun, "--data (SHA-256)": "\x1b]0;x\x07"}))
   with pytest.raises(FolderError, match=r"\\x1b\]0;x\\x07, got abc") as found:
-    folder.check_config(tmp_path, CONFIG)
+    check_config(tmp_path, CONFIG)
   assert str(found.value).isprintable()
 
 
@@ -75,17 +82,17 @@ def test_what_the_folder_was_begun_with_is_named(tmp_path):
 def test_a_config_that_is_none_is_one_sentence(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(FolderError, match="must be the JSON that this program"):
-    folder.check_config(tmp_path, CONFIG)
+    check_config(tmp_path, CONFIG)
   (tmp_path / "config.json").unlink()
   os.mkfifo(tmp_path / "config.json")
   with pytest.raises(FolderError, match="must be the JSON that this program"):
-    folder.check_config(tmp_path, CONFIG)
+    check_config(tmp_path, CONFIG)
 
 
 def test_checkpoints_without_their_config_are_not_gone_on_from(tmp_path):
   (tmp_path / "seed-1" / "checkpoints" / "40").mkdir(parents=True)
   with pytest.raises(FolderError, match=r"config.json' must lie beside"):
-    folder.check_config(tmp_path, CONFIG)
+    check_config(tmp_path, CONFIG)
   assert not (tmp_path / "config.json").exists()
 
 
@@ -159,7 +166,7 @@ def save(path, program, epochs=(), seeds=(0,)):
       progress = program.place(program.create(seed))
       batches = progress.batches + number
       saved.save(number, dataclasses.replace(progress, batches=batches))
-    saved.check(wait=True)
+    saved.wait()
 
 
 def restore(path, program, seed=7):
