@@ -40,8 +40,9 @@ def _choose(words: Sequence[str]) -> None:
   elif words[0] in commands:
     _run(commands[words[0]], words[1:])
   else:
-    meant = difflib.get_close_matches(words[0], commands, n=1)
-    remedy = f"did you mean {meant[0]}?" if meant else "--help says what they do"
+    remedy = "--help says what they do"
+    for meant in difflib.get_close_matches(words[0], commands, n=1):
+      remedy = f"did you mean {meant}?"
     sys.stderr.write(
       f"{_PROGRAM}: error: COMMAND must be one of {', '.join(commands)}, got "
       f"{words[0]!r}; {remedy}\n"
@@ -81,7 +82,7 @@ def _run(command: Any, words: Sequence[str]) -> None:
       program=command.program,
       description=f"{command.help[0].upper()}{command.help[1:]}.",
     )
-    if jax.config.jax_disable_jit:
+    if jax.config.values["jax_disable_jit"]:
       message = "JAX_DISABLE_JIT must not be set: every command compiles"
       flags.end(command.program, message)
     command.run(settings)

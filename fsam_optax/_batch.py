@@ -202,7 +202,8 @@ def check_batch(
   rows = length // num_microbatches
   taken = round(ascent_fraction * rows)
   most = rows if ascent_fraction == 1 else rows - 1
-  if not 1 <= taken <= most or abs(taken - ascent_fraction * rows) > 1e-6 * rows:
+  is_whole = abs(taken - ascent_fraction * rows) <= 1e-6 * rows
+  if not (is_whole and 1 <= taken <= most):
     low = math.floor(ascent_fraction * rows)
     nearest = " and ".join(
       f"{k}/{rows}" for k in (low, low + 1) if 1 <= k <= rows

@@ -282,7 +282,7 @@ def test_the_average_keeps_its_dtype(dtype, order, accumulator):
 @pytest.mark.parametrize("make", [fsam_optax.fsam, friendly_perturbation])
 def test_a_dtype_that_holds_no_average_is_refused(make, accumulator):
   name = jnp.dtype(accumulator).name
-  with pytest.raises(ValueError, match=f"`accumulator_dtype` must .*got {name}"):
+  with pytest.raises(ValueError, match=f"_dtype` must be a .*got {name}"):
     make(accumulator_dtype=accumulator)
 
 

@@ -44,8 +44,14 @@ def test_overview_names_every_command(words, capsys):
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["compaer"], "compare, tune, study, train, got 'compaer'; did you mean co"),
-    (["--seeds", "3"], "must be one of compare, tune, study, train, got '--see"),
+    (
+      ["compaer"],
+      "compare, tune, study, train, got 'compaer'; did you mean co",
+    ),
+    (
+      ["--seeds", "3"],
+      "must be one of compare, tune, study, train, got '--see",
+    ),
     (["train", "--bath-size=3"], "--bath-size=3; did you mean --batch-size?"),
   ],
 )

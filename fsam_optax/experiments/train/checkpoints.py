@@ -24,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 import fsam_optax
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train.folder import REMEDY
-from fsam_optax.experiments.train.folder import FolderError
+from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.progress import Progress
 
 _KEPT = 2  # The last one, and another for when that cannot be read.
@@ -35,7 +35,7 @@ class _Manager(ocp.CheckpointManager):
   """Orbax's manager, which looks for no signal to end and tells of a failure.
 
   Attributes:
-    failure: why this process could not write its part of a checkpoint, if so.
+    failure: why a part of a checkpoint could not be written, if so.
   """
 
   failure: Optional[str] = None
@@ -78,7 +78,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder, self._seed = folder.absolute(), seed
-    self._best, self._last, self._is_broken = _Best(), -1, False
+    self._best, self._last = _Best(), -1
     self.epochs: list[dict[str, Any]] = []
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(
@@ -99,7 +99,7 @@ class Checkpoints:
     """Begins to write a checkpoint, after which the progress may be donated.
 
     Raises:
-      FolderError: if this one or the one before cannot be written.
+      RunError: if this one or the one before cannot be written.
     """
     if batches == self._last:
       return
@@ -121,14 +121,14 @@ class Checkpoints:
 
   @property
   def has_failed(self) -> bool:
-    """Whether this process could not write its part of a checkpoint."""
+    """Whether a part of a checkpoint could not be written."""
     return self._manager.failure is not None
 
   def wait(self) -> None:
     """Waits for the checkpoint that is being written, in all processes.
 
     Raises:
-      FolderError: in each of them, if one could not write its part.
+      RunError: in each of them, if one could not write its part.
     """
     with self._errors():
       is_busy = True
@@ -137,6 +137,7 @@ class Checkpoints:
         failures, busy = zip(*job.gather(mine), strict=True)
         for number, failure in enumerate(failures):
           if failure is not None:
+            self._manager.failure = failure
             where = f"in process {number}: " if len(failures) > 1 else ""
             raise OSError(f"{where}{failure}")
         if is_busy := any(busy):
@@ -145,8 +146,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Ends the threads, unless one waits in vain after an error."""
-    if not (self._is_broken or self.has_failed):
-      self._manager.close()
+    if not self.has_failed:
+      with contextlib.suppress(Exception):  # It was reported.
+        self._manager.close()
 
   def restore(self, abstract: Progress) -> Optional[Progress]:
     """Reads the last checkpoint that is whole; None where there is none at all.
@@ -155,14 +157,14 @@ class Checkpoints:
     aside once the one before has been read. Where all are broken, all stay.
 
     Raises:
-      FolderError: if none of them can be read, or they are of another run.
+      RunError: if none of them can be read, or they are of another run.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     broken: dict[int, str] = {}
     for batches in steps:
       try:
         progress, self.epochs = self._read(batches, abstract)
-      except FolderError:
+      except RunError:
         raise
       except Exception as error:  # Of many kinds, by what was damaged.
         broken[batches] = _first_line(error)
@@ -176,7 +178,7 @@ class Checkpoints:
       self._last = batches
       return progress
     if steps:
-      raise FolderError(
+      raise RunError(
         f"none of the {len(steps)} checkpoints in {str(self._folder)!r} can be "
         f"read ({broken[steps[0]]}). To begin anew, choose another --output"
       )
@@ -209,7 +211,7 @@ class Checkpoints:
     if record.pop("crc32") != _crc32(record):
       raise ValueError("the checksum of its record is wrong")
     if int(progress.batches) != batches or record["seed"] != self._seed:
-      raise FolderError(
+      raise RunError(
         f"{str(self._folder / str(batches))!r} must be of seed {self._seed} "
         f"and batch {batches}, got seed {record['seed']} and batch "
         f"{int(progress.batches)}. Take it away"
@@ -233,11 +235,10 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      self._is_broken = True
       names = [path.name for path in self._folder.glob("[0-9]*")]
       whole = [int(name) for name in names if name.isdecimal()]
       last = f"the last whole one is {max(whole)}" if whole else "there is none"
-      raise FolderError(
+      raise RunError(
         f"a checkpoint cannot be written to {str(self._folder)!r} "
         f"({_first_line(error)}); {last}. {REMEDY}"
       ) from error

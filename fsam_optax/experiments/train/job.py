@@ -14,21 +14,19 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.folder import differences
+from fsam_optax.experiments.train.folder import writing
 from fsam_optax.experiments.train.settings import Processes
 
 _SECONDS_FOR_OTHERS = 5.0
-
-
-class JoinError(RuntimeError):
-  """A job of which not all processes came, or not all are alike."""
 
 
 def join(processes: Processes) -> None:
   """Joins the job that the flags speak of, before anything asks for devices.
 
   Raises:
-    JoinError: if others did not come in time, where JAX leaves time to say so,
+    RunError: if others did not come in time, where JAX leaves time to say so,
       or have another number of devices.
   """
   if not processes.is_job:
@@ -55,13 +53,13 @@ def join(processes: Processes) -> None:
     )
   except (RuntimeError, ValueError) as error:
     reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
-    raise JoinError(
+    raise RunError(
       f"the processes of the job must all come within {processes.timeout} s, "
       f"got: {reason}. Look at what they printed, and start all of them again"
     ) from error
   devices = collections.Counter(x.process_index for x in jax.devices())
   if len(set(devices.values())) > 1:
-    raise JoinError(
+    raise RunError(
       "the processes of the job must have the same number of devices, got "
       f"{', '.join(str(n) for _, n in sorted(devices.items()))}"
     )
@@ -82,13 +80,13 @@ def check_alike(values: dict[str, Any]) -> None:
   """Raises unless every process of a job has the same values, by flag.
 
   Raises:
-    JoinError: names the flags, and the values of both processes.
+    RunError: names the flags, and the values of both processes.
   """
   first, *others = gather(values)
   for number, other in enumerate(others, start=1):
     form = f"{{}} in process 0 and {{}} in process {number}"
     if differing := differences(first, other, form):
-      raise JoinError(
+      raise RunError(
         f"the processes of the job must all be given the same, got {differing}."
         " Start all of them again with the same flags, data and versions"
       )
@@ -98,11 +96,12 @@ def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
   """Raises unless every process sees what the first writes, after a while.
 
   Raises:
-    JoinError: names the processes that see another folder.
+    RunError: names the processes that see another folder.
   """
   path = folder / f".seen-by-all-{gather(secrets.token_hex(4))[0]}"
   if is_first():
-    path.touch()
+    with writing(path):
+      path.touch()
   end = time.monotonic() + timeout
   while not (is_seen := path.exists()) and time.monotonic() < end:
     time.sleep(0.1)
@@ -110,7 +109,7 @@ def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
   if is_first():
     path.unlink()
   if blind:
-    raise JoinError(
+    raise RunError(
       "--output must be one folder that every process sees, got "
       f"{str(folder)!r}, in which process {', '.join(blind)} does not see what "
       "process 0 writes. Name one on a file system that the machines share"

@@ -7,13 +7,13 @@ import time
 from typing import Any
 
 import jax
-from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train.batches import Batches
 from fsam_optax.experiments.train.checkpoints import Checkpoints
+from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.progress import Progress
 from fsam_optax.experiments.train.rows import Rows
@@ -23,10 +23,6 @@ from fsam_optax.experiments.train.signals import Interruption
 
 _MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.
 _REMEDY = "Choose a smaller --learning-rate or --rho and another --output"
-
-
-class DivergedError(RuntimeError):
-  """A run whose loss or gradients have ceased to be finite."""
 
 
 class Runner:
@@ -57,8 +53,8 @@ class Runner:
 
     Raises:
       Interrupted: if a signal came; everything is saved.
-      DivergedError: if too many steps in a row were skipped.
-      FolderError: if the folder cannot be read or written.
+      RunError: if too many steps in a row were skipped, an epoch left what is
+        not finite, or the folder cannot be read or written.
     """
     program = self._program
     with contextlib.closing(
@@ -156,35 +152,28 @@ class Runner:
   def _measure(self, progress: Progress, rows: Rows) -> dict[str, Any]:
     """The means of an epoch, the next learning rate, and the evaluation."""
     state, means = progress.state, progress.means()
-    loss = means["loss"]  # None where every step was skipped.
-    is_learned = loss is not None and np.isfinite(loss)
-    if not (is_learned and _is_finite(state.params, state.model_state)):
-      raise DivergedError(
-        "an epoch must leave a mean loss and weights that are finite, got a "
-        f"loss of {loss} or such weights. {_REMEDY}, and leave out "
-        "--no-skip-nonfinite"
-      )
     evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
+    # The first is None where every step was skipped; in the second one sees
+    # weights that are not finite.
+    losses = means["loss"], evaluated["loss"]
+    if not all(x is not None and np.isfinite(x) for x in losses):
+      raise RunError(
+        "an epoch must end with mean losses that are finite, got "
+        f"{losses[0]} in training and {losses[1]} of the {rows.evaluated} "
+        f"rows. {_REMEDY}, and leave out --no-skip-nonfinite"
+      )
     rate = self._program.learning_rate(int(state.step))
     return {
       "learning_rate": np.asarray(rate).item(),
       **journal_lib.finite(means),
       "skipped": int(progress.skipped),
-      **journal_lib.finite(
-        {f"{rows.evaluated}_{k}": v for k, v in evaluated.items()}
-      ),
+      **{f"{rows.evaluated}_{k}": v for k, v in evaluated.items()},
     }
 
 
 def _check_skipped(progress: Progress) -> None:
   if (skipped := int(progress.skipped_in_a_row)) >= _MOST_SKIPPED:
-    raise DivergedError(
+    raise RunError(
       f"the last {skipped} steps were skipped: their loss or gradient was "
       f"not finite. {_REMEDY}; the checkpoints hold the weights of before"
     )
-
-
-@jax.jit
-def _is_finite(*trees: Any) -> jax.Array:
-  """Whether every number is."""
-  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(trees)]).all()

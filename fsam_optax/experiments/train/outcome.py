@@ -45,10 +45,9 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 def _title(outcome: dict[str, Any]) -> str:
   """What was trained on what."""
   config = outcome["config"]
-  return (
-    f"{outcome['name']}, {optimizers.label(config['--optimizer'])}, label noise "
-    f"{config['--label-noise']:g}"
-  )
+  optimizer = optimizers.label(config["--optimizer"])
+  noise = config["--label-noise"]
+  return f"{outcome['name']}, {optimizer}, label noise {noise:g}"
 
 
 def table(outcome: dict[str, Any]) -> str:

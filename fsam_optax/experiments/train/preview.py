@@ -14,6 +14,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   """A table of what would be run, with XLA's count of its memory and cost."""
   config = program.config
   descent, ascent, run = config.descent, config.ascent, settings.run
+  network = config.network
   state = program.abstract()
   parameters = sum(
     math.prod(x.shape) for x in jax.tree.leaves(state.state.params)
@@ -40,8 +41,8 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
     f"{len(images.y_train) - held_out:,} to train on, "
     f"{held_out or len(images.y_test):,} to evaluate on, of "
     f"{' x '.join(map(str, program.image))}, {images.classes} classes",
-    "network": f"{config.model}, depth {config.depth}, width {config.width}: "
-    f"{parameters:,} parameters, {config.network.dtype}",
+    "network": f"{network.model}, depth {network.depth}, width "
+    f"{network.width}: {parameters:,} parameters, {network.dtype}",
     "steps": f"{program.steps_an_epoch:,} an epoch, {program.steps:,} in "
     f"{descent.epochs} epochs, {descent.batch_size} rows and {gradients} a "
     "step",

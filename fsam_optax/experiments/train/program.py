@@ -75,19 +75,20 @@ class Program:
     constant = lambda x: np.broadcast_to(
       np.asarray(x, self._dtype), self.image[-1:]
     )
-    self._moments = constant(config.mean), constant(config.standard_deviation)
-    self._network = networks.REGISTRY[config.model].create(
+    chosen = config.images
+    self._moments = constant(chosen.mean), constant(chosen.standard_deviation)
+    self._network = networks.REGISTRY[config.network.model].create(
       images.classes,
-      depth=config.depth,
-      width=config.width,
+      depth=config.network.depth,
+      width=config.network.width,
       dropout=config.network.dropout,
       dtype=jnp.dtype(config.network.dtype),
     )
     self._augmentation = augmentation.Augmentation(
-      config.images.flip,
-      config.images.crop_padding,
-      config.images.cutout,
-      config.images.cutout_probability,
+      chosen.flip,
+      chosen.crop_padding,
+      chosen.cutout,
+      chosen.cutout_probability,
     )
     self.learning_rate = optax.cosine_decay_schedule(
       config.descent.learning_rate, self.steps

@@ -10,7 +10,6 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import cifar
 from fsam_optax.experiments.data import label_noise
 from fsam_optax.experiments.train.config import Config
-from fsam_optax.experiments.train.config import check_flags
 from fsam_optax.experiments.train.config import config_of
 from fsam_optax.experiments.train.paper import RECIPES
 from fsam_optax.experiments.train.settings import Settings
@@ -44,7 +43,6 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
   Raises:
     FlagError: if there are no such images, or they do not fit the flags.
   """
-  check_flags(settings)
   recipe = RECIPES[settings.recipe]
   if settings.data is None:
     archive = cifar.FORMATS[recipe.dataset].archive
@@ -105,7 +103,7 @@ def rows_of(images: data.Images, config: Config, seed: int) -> Rows:
     images.y_train[order],
     images.classes,
     config.images.label_noise,
-    config.label_noise_kind,
+    config.images.label_noise_kind,
     rng=np.random.default_rng((seed, NOISE_STREAM)),
     targets=images.noise_targets,
   )

@@ -13,10 +13,13 @@ from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.train import folder
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import rows
+from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.config import check_flags
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.settings import GROUPS
 from fsam_optax.experiments.train.settings import Settings
@@ -37,6 +40,7 @@ def run(settings: Settings) -> None:
     jax.config.update("jax_num_cpu_devices", settings.processes.cpu_devices)
   if settings.network.dtype == "float64":
     jax.config.update("jax_enable_x64", True)
+  check_flags(settings)
   is_read = settings.data is not None or not settings.dry_run
   images, config = rows.load(settings) if is_read else rows.unread(settings)
   if settings.dry_run:
@@ -57,10 +61,6 @@ def _run_or_end(
   settings: Settings, config: Config, images: data.Images
 ) -> None:
   """Joins the job, trains, and ends with the status that fits."""
-  from fsam_optax.experiments.train import folder
-  from fsam_optax.experiments.train import loop
-  from fsam_optax.experiments.train import signals
-
   path, processes = settings.folder_of(config.name), settings.processes
   try:
     with contextlib.ExitStack() as stack:
@@ -78,7 +78,7 @@ def _run_or_end(
       if processes.distributed and jax.process_index() == 0:
         hold()
       _train(settings, config, images, path)
-  except (folder.FolderError, loop.DivergedError, job.JoinError) as error:
+  except folder.RunError as error:
     job.end(f"{COMMAND.program}: error: {error}", 1)
   except signals.Interrupted as interrupted:
     job.end(str(interrupted), interrupted.status)
@@ -95,7 +95,6 @@ def _train(
   settings: Settings, config: Config, images: data.Images, path: pathlib.Path
 ) -> None:
   """Trains every seed, or what is left of it, and reports."""
-  from fsam_optax.experiments.train import folder
   from fsam_optax.experiments.train import loop
   from fsam_optax.experiments.train import outcome
 

@@ -357,8 +357,11 @@ def test_a_batch_that_overflows_is_skipped_and_counted(start, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (("--learning-rate=1e38", "--epochs=20"), "steps were skipped"),
-    (("--learning-rate=1e38", "--no-skip-nonfinite"), "must leave a mean loss"),
+    (("--mean=0", "--standard-deviation=2e-38"), "the last 20 steps were skip"),
+    (
+      ("--learning-rate=1e38", "--no-skip-nonfinite"),
+      "must end with mean loss",
+    ),
   ],
 )
 def test_a_run_that_diverges_ends_with_the_remedy(
