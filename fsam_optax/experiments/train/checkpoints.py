@@ -27,7 +27,6 @@ from fsam_optax.experiments.train.folder import REMEDY
 from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.progress import Progress
 
-_KEPT = 2  # The last one, and another for when that cannot be read.
 _SECONDS_TO_LOOK_AGAIN = 0.02
 
 
@@ -58,14 +57,15 @@ class _Manager(ocp.CheckpointManager):
 
 
 @dataclasses.dataclass
-class _Best(preservation_policy.PreservationPolicy):
-  """Keeps the checkpoint of one number."""
+class _LastAndBest(preservation_policy.PreservationPolicy):
+  """Keeps the last one, another for when that cannot be read, and the best."""
 
-  batches: Optional[int] = None
+  best: Optional[int] = None
 
   def should_preserve(self, checkpoints, *, context):
     del context
-    return [checkpoint.step == self.batches for checkpoint in checkpoints]
+    kept = [self.best, *(x.step for x in checkpoints[-2:])]
+    return [x.step in kept for x in checkpoints]
 
 
 class Checkpoints:
@@ -78,13 +78,10 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder, self._seed = folder.absolute(), seed
-    self._best, self._last = _Best(), -1
+    self._kept, self._last = _LastAndBest(), -1
     self.epochs: list[dict[str, Any]] = []
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(
-        [preservation_policy.LatestN(_KEPT), self._best]
-      ),
-      cleanup_tmp_directories=True,
+      preservation_policy=self._kept, cleanup_tmp_directories=True
     )
     items = {
       "progress": ocp.StandardCheckpointHandler(),
@@ -107,7 +104,7 @@ class Checkpoints:
     tree = {"progress": progress, "checksum": checksum(progress)}
     record = {"seed": self._seed, "epochs": list(self.epochs)}
     if self.epochs:
-      self._best.batches = best(self.epochs)["batches"]
+      self._kept.best = best(self.epochs)["batches"]
     with self._errors():
       self._manager.save(
         batches,

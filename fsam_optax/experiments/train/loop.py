@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
-from fsam_optax.experiments.train.batches import Batches
 from fsam_optax.experiments.train.checkpoints import Checkpoints
 from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.program import Program
@@ -98,7 +98,7 @@ class Runner:
   ) -> None:
     """The steps that are left, with what is due after each."""
     program, run = self._program, self._run
-    stream = Batches(
+    stream = batches.stream(
       rows.x,
       rows.y,
       program.mesh,
@@ -108,7 +108,10 @@ class Runner:
       stop=program.steps,
     )
     since, waited, begun = time.perf_counter(), 0.0, done
-    for number, batch in enumerate(stream, start=done + 1):
+    for number in range(done + 1, program.steps + 1):
+      asked = time.perf_counter()
+      batch = next(stream)
+      waited += time.perf_counter() - asked
       step = self._steps[bool(program.ascends[number - 1])]
       progress, metrics = step(progress, batch)
       # The devices compute on while the host goes on, but for a CPU: there
@@ -132,8 +135,8 @@ class Runner:
         images = taken * program.config.descent.batch_size
         line["seconds"] = now - since
         line["images_per_second"] = images / (now - since)
-        line["waiting_fraction"] = (stream.waited - waited) / (now - since)
-        since, waited, begun = now, stream.waited, number
+        line["waiting_fraction"] = waited / (now - since)
+        since, waited, begun = now, 0.0, number
         checkpoints.epochs.append(line)
         journal.write("epoch", line)
       is_due = run.save_every and number % run.save_every == 0
