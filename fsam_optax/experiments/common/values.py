@@ -22,7 +22,8 @@ def is_float32(number: float, *ends: float) -> bool:
   Nor as one of these ends of its range, unless it is that.
   """
   limits = np.finfo(np.float32)
-  if not (number == 0 or limits.tiny <= abs(number) <= float(limits.max)):
+  least, most = float(limits.tiny), float(limits.max)
+  if not (number == 0 or least <= abs(number) <= most):
     return False
   return number in ends or float(np.float32(number)) not in ends
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import contextlib
+import functools
 import pathlib
 import time
 from typing import Any
@@ -38,10 +39,10 @@ class Runner:
       steps: those of :meth:`Program.lower_step`, by whether they ascend.
       run: what is written, and how often.
     """
-    self._program, self._lowered, self._run = program, steps, run
+    self._program, self._run = program, run
     self._interruption = Interruption()
     self._evaluate = program.evaluator(run.evaluation_batch_size)
-    self._steps: dict[bool, Any] = {}
+    self._step = functools.cache(lambda ascends: steps[ascends].compile())
 
   def __call__(
     self, rows: Rows, seed: int, folder: pathlib.Path
@@ -75,8 +76,7 @@ class Runner:
       )
       if done < program.steps:
         for ascends in {bool(x) for x in program.ascends[done:]}:
-          if ascends not in self._steps:
-            self._steps[ascends] = self._lowered[ascends].compile()
+          self._step(ascends)
         if job.is_first():
           print(
             f"seed {seed}: from batch {done:,} of {program.steps:,}, on "
@@ -112,7 +112,7 @@ class Runner:
       asked = time.perf_counter()
       batch = next(stream)
       waited += time.perf_counter() - asked
-      step = self._steps[bool(program.ascends[number - 1])]
+      step = self._step(bool(program.ascends[number - 1]))
       progress, metrics = step(progress, batch)
       # The devices compute on while the host goes on, but for a CPU: there
       # steps in flight divide few threads among them, and their collectives can
@@ -128,7 +128,7 @@ class Runner:
       if is_logged:
         found = {name: np.asarray(x).item() for name, x in metrics.items()}
         line = {"kind": "step", **at, **journal_lib.finite(found)}
-        journal.write("step", line)
+        journal.write(line)
       if is_end:
         line = {"kind": "epoch", **at, **self._measure(progress, rows)}
         now, taken = time.perf_counter(), number - begun
@@ -138,7 +138,7 @@ class Runner:
         line["waiting_fraction"] = waited / (now - since)
         since, waited, begun = now, 0.0, number
         checkpoints.epochs.append(line)
-        journal.write("epoch", line)
+        journal.write(line)
       is_due = run.save_every and number % run.save_every == 0
       status = self._interruption.status(has_failed=checkpoints.has_failed)
       if is_end or is_due or status is not None:
@@ -156,13 +156,12 @@ class Runner:
     """The means of an epoch, the next learning rate, and the evaluation."""
     state, means = progress.state, progress.means()
     evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
-    # The first is None where every step was skipped; in the second one sees
-    # weights that are not finite.
+    # Weights that are not finite show in the second.
     losses = means["loss"], evaluated["loss"]
-    if not all(x is not None and np.isfinite(x) for x in losses):
+    if not np.isfinite(losses).all():
       raise RunError(
         "an epoch must end with mean losses that are finite, got "
-        f"{losses[0]} in training and {losses[1]} of the {rows.evaluated} "
+        f"{losses[0]:g} in training and {losses[1]:g} of the {rows.evaluated} "
         f"rows. {_REMEDY}, and leave out --no-skip-nonfinite"
       )
     rate = self._program.learning_rate(int(state.step))

@@ -95,9 +95,7 @@ def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
         ]
       )
       epochs = np.arange(1, values.shape[1] + 1)
-      error = np.full(len(epochs), np.nan)
-      if len(values) > 1:
-        error = values.std(0, ddof=1) / np.sqrt(len(values))
+      error = figures.gaps(map(statistics.standard_error, values.T))
       figures.band(axes, epochs, values.mean(0), error, label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)

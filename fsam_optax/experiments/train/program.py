@@ -26,9 +26,6 @@ from fsam_optax.experiments.train.settings import MASKS
 from fsam_optax.experiments.train.settings import steps_of
 
 AUGMENTATION_STREAM = 2**32 - 1
-Evaluate = Callable[
-  [fsam_optax.TrainState, np.ndarray, np.ndarray], dict[str, float]
-]
 
 
 class Program:
@@ -200,7 +197,7 @@ class Program:
     after = progress.after(state, metrics, rows, self.steps_an_epoch)
     return after, metrics
 
-  def evaluator(self, rows: int) -> Evaluate:
+  def evaluator(self, rows: int) -> Callable[..., dict[str, float]]:
     """Builds the evaluation, of so many rows at a time on all devices.
 
     It is a function of a state, all images and all labels, which each process

@@ -15,15 +15,7 @@ STATUS: dict[int, int] = {
 
 
 class Interrupted(Exception):
-  """A run that was told to end, and has saved.
-
-  Attributes:
-    status: what the process should end with.
-  """
-
-  def __init__(self, message: str, status: int) -> None:
-    super().__init__(message)
-    self.status = status
+  """A run that was told to end, and has saved: what to say, and the status."""
 
 
 class Interruption:

@@ -81,7 +81,7 @@ def _run_or_end(
   except folder.RunError as error:
     job.end(f"{COMMAND.program}: error: {error}", 1)
   except signals.Interrupted as interrupted:
-    job.end(str(interrupted), interrupted.status)
+    job.end(*interrupted.args)
   except BaseException as error:
     if jax.process_count() == 1:
       raise

@@ -117,12 +117,12 @@ def test_a_journal_has_the_epochs_of_the_checkpoint_and_its_steps(tmp_path):
   path.write_text(text + "null\n[3]\n" + "[" * 100_000 + '\n{"kin')
   epochs = [line_of("epoch", 4)]
   with journal_of(tmp_path, epochs, 5) as journal:
-    journal.write("step", line_of("step", 6))
+    journal.write(line_of("step", 6))
   found = [json.loads(line) for line in path.read_text().splitlines()]
   assert found == [*written[:2], *epochs, line_of("step", 6)]
   journal._path = pathlib.Path("/dev/full")
   with pytest.raises(RunError, match=r"No space left.*full disk"):
-    journal.write("step", line_of("step", 8))
+    journal.write(line_of("step", 8))
   path.unlink()
   os.mkfifo(path)
   journal_of(tmp_path, epochs, 5)
