@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from fsam_optax import __main__ as command_line
@@ -62,6 +63,16 @@ def test_what_is_no_command_ends_with_those_there_are(words, message, capsys):
   error = capsys.readouterr().err
   assert message in error
   assert error.count("\n") == 1
+
+
+def test_a_run_without_compiling_is_refused(capsys):
+  jax.config.update("jax_disable_jit", True)
+  try:
+    with pytest.raises(SystemExit):
+      run("train", "--data", "digits")
+  finally:
+    jax.config.update("jax_disable_jit", False)
+  assert "error: JAX_DISABLE_JIT must not be set" in capsys.readouterr().err
 
 
 def test_missing_extra_is_one_line_with_its_remedy(monkeypatch, tmp_path):
