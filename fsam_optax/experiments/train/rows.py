@@ -10,6 +10,7 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import cifar
 from fsam_optax.experiments.data import label_noise
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.config import check_flags
 from fsam_optax.experiments.train.config import config_of
 from fsam_optax.experiments.train.paper import RECIPES
 from fsam_optax.experiments.train.settings import Settings
@@ -43,6 +44,7 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
   Raises:
     FlagError: if there are no such images, or they do not fit the flags.
   """
+  check_flags(settings)
   recipe = RECIPES[settings.recipe]
   if settings.data is None:
     archive = cifar.FORMATS[recipe.dataset].archive
@@ -75,6 +77,7 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
 
 def unread(settings: Settings) -> tuple[data.Images, Config]:
   """Images of the size of the recipe's, which take no memory, for a plan."""
+  check_flags(settings)
   name = RECIPES[settings.recipe].dataset
   sizes = data.REGISTRY[name].sizes
   assert sizes is not None  # Those of a recipe are known.

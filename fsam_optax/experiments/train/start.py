@@ -19,7 +19,6 @@ from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.config import Config
-from fsam_optax.experiments.train.config import check_flags
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.settings import GROUPS
 from fsam_optax.experiments.train.settings import Settings
@@ -40,7 +39,6 @@ def run(settings: Settings) -> None:
     jax.config.update("jax_num_cpu_devices", settings.processes.cpu_devices)
   if settings.network.dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  check_flags(settings)
   is_read = settings.data is not None or not settings.dry_run
   images, config = rows.load(settings) if is_read else rows.unread(settings)
   if settings.dry_run:
