@@ -27,8 +27,6 @@ from fsam_optax.experiments.train.folder import REMEDY
 from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.progress import Progress
 
-_SECONDS_TO_LOOK_AGAIN = 0.02
-
 
 class _Manager(ocp.CheckpointManager):
   """Orbax's manager, which looks for no signal to end and tells of a failure.
@@ -138,7 +136,7 @@ class Checkpoints:
             where = f"in process {number}: " if len(failures) > 1 else ""
             raise OSError(f"{where}{failure}")
         if is_busy := any(busy):
-          time.sleep(_SECONDS_TO_LOOK_AGAIN)
+          time.sleep(0.02)
       self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -232,8 +230,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      names = [path.name for path in self._folder.glob("[0-9]*")]
-      whole = [int(name) for name in names if name.isdecimal()]
+      paths = self._folder.glob("[0-9]*")
+      whole = [int(path.name) for path in paths if path.name.isdecimal()]
       last = f"the last whole one is {max(whole)}" if whole else "there is none"
       raise RunError(
         f"a checkpoint cannot be written to {str(self._folder)!r} "

@@ -185,10 +185,9 @@ def naming_flags() -> Iterator[None]:
   try:
     yield
   except (TypeError, ValueError) as error:
-    groups = (Ascent, Descent)
-    names = {field.name for x in groups for field in dataclasses.fields(x)}
     match = re.match(r"`(\w+)` (.*)", str(error), re.DOTALL)
-    if match is None or match[1] not in names:
+    flag = f"--{match[1].replace('_', '-')}" if match else ""
+    if match is None or flag not in by_flag(Ascent(), Descent()):
       raise
     message = re.sub(r"`(\w+)`", r"\1", match[2]).removesuffix(".")
-    raise FlagError(f"--{match[1].replace('_', '-')}", message) from error
+    raise FlagError(flag, message) from error

@@ -82,14 +82,14 @@ def check_config(
       files.write_json({**config, "versions": versions}, path)
     return ""
   begun = defaults | _read(path)
-  since = begun.pop("versions", versions)
+  since = begun.pop("versions", None)
   if changed := differences(begun, config, "{}, got {}"):
     raise RunError(
       f"the run in {str(folder)!r} was begun with {changed}. Give what it was "
       "begun with, or another --output"
     )
-  is_record = isinstance(since, dict)
-  return differences(since if is_record else {}, versions, "{} then, {} now")
+  since = since if isinstance(since, dict) else versions
+  return differences(since, versions, "{} then, {} now")
 
 
 def differences(first: dict[str, Any], other: dict[str, Any], form: str) -> str:

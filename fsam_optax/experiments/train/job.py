@@ -29,27 +29,26 @@ def join(processes: Processes) -> None:
     RunError: if others did not come in time, where JAX leaves time to say so,
       or have another number of devices.
   """
-  if not processes.is_job:
+  address, number = processes.coordinator_address, processes.num_processes
+  job = address, number, processes.process_id
+  if not processes.distributed and job == (None, None, None):
     return
-  if processes.coordinator_address is not None:
+  if address is not None:
     # Said before, as JAX ends a process that waits in vain from within C++,
     # where nothing can be added to its message.
     print(
-      f"process {processes.process_id} of {processes.num_processes}: waiting "
-      f"for the others, up to {processes.timeout} s, at "
-      f"{processes.coordinator_address}",
+      f"process {processes.process_id} of {number}: waiting for the others, "
+      f"up to {processes.timeout} s, at {address}",
       file=sys.stderr,
       flush=True,
     )
   try:
     jax.distributed.initialize(
-      processes.coordinator_address,
-      processes.num_processes,
-      processes.process_id,
+      *job,
       initialization_timeout=processes.timeout,
       # At that address alone: JAX's service would listen at every one that the
       # machine has, and it asks nobody who they are.
-      coordinator_bind_address=processes.coordinator_address,
+      coordinator_bind_address=address,
     )
   except (RuntimeError, ValueError) as error:
     reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")

@@ -98,12 +98,13 @@ class Runner:
   ) -> None:
     """The steps that are left, with what is due after each."""
     program, run = self._program, self._run
+    batch_size = program.config.descent.batch_size
     stream = batches.stream(
       rows.x,
       rows.y,
       program.mesh,
       seed=seed,
-      batch_size=program.config.descent.batch_size,
+      batch_size=batch_size,
       start=done,
       stop=program.steps,
     )
@@ -131,11 +132,10 @@ class Runner:
         journal.write(line)
       if is_end:
         line = {"kind": "epoch", **at, **self._measure(progress, rows)}
-        now, taken = time.perf_counter(), number - begun
-        images = taken * program.config.descent.batch_size
-        line["seconds"] = now - since
-        line["images_per_second"] = images / (now - since)
-        line["waiting_fraction"] = waited / (now - since)
+        now, images = time.perf_counter(), (number - begun) * batch_size
+        line["seconds"] = seconds = now - since
+        line["images_per_second"] = images / seconds
+        line["waiting_fraction"] = waited / seconds
         since, waited, begun = now, 0.0, number
         checkpoints.epochs.append(line)
         journal.write(line)

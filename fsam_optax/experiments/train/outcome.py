@@ -44,9 +44,8 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 def _title(outcome: dict[str, Any]) -> str:
   """What was trained on what."""
-  config = outcome["config"]
-  optimizer = optimizers.label(config["--optimizer"])
-  noise = config["--label-noise"]
+  optimizer = optimizers.label(outcome["config"]["--optimizer"])
+  noise = outcome["config"]["--label-noise"]
   return f"{outcome['name']}, {optimizer}, label noise {noise:g}"
 
 

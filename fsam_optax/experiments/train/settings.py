@@ -261,12 +261,6 @@ class Processes:
   process_id: Annotated[Optional[int], _NATURAL, _NONE] = None
   timeout: _Count = 300
 
-  @property
-  def is_job(self) -> bool:
-    """Whether the flags speak of several processes."""
-    job = (self.coordinator_address, self.num_processes, self.process_id)
-    return self.distributed or job != (None, None, None)
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
