@@ -1,10 +1,12 @@
 """``python -m fsam_optax``: the experiments from the command line."""
 
 from collections.abc import Sequence
+import difflib
 import sys
 from typing import Any, Optional
 
 from fsam_optax.experiments.common import extras
+from fsam_optax.experiments.common import terminal
 
 _PROGRAM = "python -m fsam_optax"
 
@@ -21,22 +23,31 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
   """
   words = list(sys.argv[1:] if argv is None else argv)
   try:
-    extras.require("tyro")
-    commands = {command.name: command for command in _commands()}
-    if words and words[0] in ("-h", "--help"):
-      print(_overview(commands))
-    elif words and words[0] in commands:
-      _run(commands[words[0]], words[1:])
-    else:
-      sys.stderr.write(
-        f"{_PROGRAM}: error: COMMAND must be one of {', '.join(commands)}, got "
-        f"{words[0] if words else 'none'!r}; --help says what they do\n"
-      )
-      sys.exit(2)
+    with terminal.outliving_streams():
+      extras.require("tyro")
+      _choose(words)
   except extras.MissingExtraError as error:
     sys.exit(f"{_PROGRAM}: error: {error}")
   except KeyboardInterrupt:
     sys.exit(130)
+
+
+def _choose(words: Sequence[str]) -> None:
+  """Runs the command that the first word names, or says which there are."""
+  commands = {command.name: command for command in _commands()}
+  if not words or words[0] in ("-h", "--help"):
+    print(_overview(commands))
+  elif words[0] in commands:
+    _run(commands[words[0]], words[1:])
+  else:
+    remedy = "--help says what they do"
+    for meant in difflib.get_close_matches(words[0], commands, n=1):
+      remedy = f"did you mean {meant}?"
+    sys.stderr.write(
+      f"{_PROGRAM}: error: COMMAND must be one of {', '.join(commands)}, got "
+      f"{words[0]!r}; {remedy}\n"
+    )
+    sys.exit(2)
 
 
 def _commands() -> Sequence[Any]:
@@ -60,17 +71,21 @@ def _overview(commands: dict[str, Any]) -> str:
 
 
 def _run(command: Any, words: Sequence[str]) -> None:
+  import jax
+
   from fsam_optax.experiments.common import flags
 
   try:
-    command.run(
-      flags.parse(
-        command.settings,
-        words,
-        program=command.program,
-        description=f"{command.help[0].upper()}{command.help[1:]}.",
-      )
+    settings = flags.parse(
+      command.settings,
+      words,
+      program=command.program,
+      description=f"{command.help[0].upper()}{command.help[1:]}.",
     )
+    if jax.config.values["jax_disable_jit"]:
+      message = "JAX_DISABLE_JIT must not be set: every command compiles"
+      flags.end(command.program, message)
+    command.run(settings)
   except flags.FlagError as error:
     flags.end(command.program, error)
 

@@ -201,7 +201,9 @@ def check_batch(
     )
   rows = length // num_microbatches
   taken = round(ascent_fraction * rows)
-  if taken < 1 or abs(taken - ascent_fraction * rows) > 1e-6 * rows:
+  most = rows if ascent_fraction == 1 else rows - 1
+  is_whole = abs(taken - ascent_fraction * rows) <= 1e-6 * rows
+  if not (is_whole and 1 <= taken <= most):
     low = math.floor(ascent_fraction * rows)
     nearest = " and ".join(
       f"{k}/{rows}" for k in (low, low + 1) if 1 <= k <= rows
@@ -209,7 +211,7 @@ def check_batch(
     what = "each micro-batch" if num_microbatches > 1 else "the batch"
     raise ValueError(
       f"`ascent_fraction` must be a whole number of rows of {what}, got "
-      f"{ascent_fraction:g} of {rows} rows, {ascent_fraction * rows:g}. The "
+      f"{ascent_fraction} of {rows} rows, {ascent_fraction * rows:g}. The "
       f"nearest are {nearest}."
     )
 

@@ -102,8 +102,9 @@ def subtract_gradient_ema(
     lmbda: decay of the average, in ``[0, 1]``, a scalar or a schedule.
     order: ``"official"`` subtracts the average of the gradients before this
       one, ``"paper"`` the average that includes it.
-    accumulator_dtype: dtype of the average; ``None`` for that of the
-      parameters.
+    accumulator_dtype: dtype of the average, floating and of 16 bits at least;
+      ``None`` for that of the parameters. Of complex parameters the average is
+      complex, in complex64 at least.
 
   Returns:
     A :class:`optax.GradientTransformation` whose updates are :math:`d_t`, in
@@ -111,7 +112,8 @@ def subtract_gradient_ema(
 
   Raises:
     TypeError: if ``sigma`` or ``lmbda`` is neither a real scalar nor callable.
-    ValueError: if one of them is out of its range, or ``order`` is unknown.
+    ValueError: if one of them is out of its range, ``order`` is unknown, or
+      ``accumulator_dtype`` cannot hold an average.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
@@ -127,18 +129,19 @@ def subtract_gradient_ema(
     full gradient.
   """
   _check_average(sigma, lmbda, order)
+  _check_accumulator_dtype(accumulator_dtype)
+
+  def zeros(x):
+    # Of a dtype that is said, so that no later step is compiled anew for
+    # parameters of a weak type.
+    dtype = accumulator_dtype or jnp.result_type(x)
+    if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+      dtype = _wide_dtype(dtype, jnp.complex64)
+    return jnp.zeros_like(x, dtype=dtype)
 
   def init_fn(params):
     return SubtractGradientEmaState(
-      count=jnp.zeros([], jnp.int32),
-      # Of a dtype that is said, so that no later step is compiled anew for
-      # parameters of a weak type.
-      ema=jax.tree.map(
-        lambda x: jnp.zeros_like(
-          x, dtype=accumulator_dtype or jnp.result_type(x)
-        ),
-        params,
-      ),
+      count=jnp.zeros([], jnp.int32), ema=jax.tree.map(zeros, params)
     )
 
   def update_fn(updates, state, params=None, *, is_finite=None, **extra_args):
@@ -176,6 +179,19 @@ def _check_average(sigma, lmbda, order):
     raise ValueError(
       f"`order` must be 'official' or 'paper', got {order!r}. 'official' is "
       "what the authors' code does."
+    )
+
+
+def _check_accumulator_dtype(dtype):
+  # Of whole numbers the average stays at zero, which is SAM. With 8 bits it
+  # stays where it is: a step moves it by less than half of the last of them.
+  if dtype is not None and (
+    not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16
+  ):
+    raise ValueError(
+      "`accumulator_dtype` must be a floating dtype of 16 bits or more, got "
+      f"{jnp.dtype(dtype).name}. Take 'bfloat16', or None for that of the "
+      "parameters."
     )
 
 

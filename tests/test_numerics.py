@@ -278,6 +278,23 @@ def test_the_average_keeps_its_dtype(dtype, order, accumulator):
     assert {x.dtype for x in jax.tree.leaves(updated[0].ema)} == {expected}
 
 
+@pytest.mark.parametrize(
+  "accumulator", ["int32", "uint8", bool, "complex64", jnp.float8_e4m3fn]
+)
+@pytest.mark.parametrize("make", [fsam_optax.fsam, friendly_perturbation])
+def test_a_dtype_that_holds_no_average_is_refused(make, accumulator):
+  name = jnp.dtype(accumulator).name
+  with pytest.raises(ValueError, match=f"_dtype` must be a .*got {name}"):
+    make(accumulator_dtype=accumulator)
+
+
+def test_the_average_of_complex_parameters_is_complex():
+  params = jnp.array([1 + 2j, 3j], jnp.complex64)
+  perturbation = friendly_perturbation(accumulator_dtype="bfloat16")
+  ((_, state),) = run(perturbation, [params], params)
+  np.testing.assert_array_equal(state[0].ema, params)
+
+
 def test_norms_are_float32_at_least(dtype):
   params = parameters(dtype)
   wide = jnp.promote_types(dtype, jnp.float32)

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = """
 from fsam_optax import __main__
 main = lambda words: __main__.main(words.split())
-images = "--dataset stripes --model linear --label-noise 0"
+images = "--data stripes --model linear --label-noise 0"
 main(f"study order --quick {images} --output order")
 main(f"compare {images} --seeds 2 --epochs 9 --optimizers mine,fsam")
 """

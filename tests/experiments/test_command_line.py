@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from fsam_optax import __main__ as command_line
@@ -33,21 +34,45 @@ def test_help_of_a_command_is_plain_and_fits_80_columns(
   assert not any(line.endswith(" ") for line in printed.splitlines())
 
 
-def test_overview_names_every_command(capsys):
-  run("--help")
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_overview_names_every_command(words, capsys):
+  run(*words)
   printed = capsys.readouterr().out
   assert all(f"\n  {command} " in printed for command in COMMANDS)
   assert max(map(len, printed.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("words", [[], ["compaer"], ["--seeds", "3"]])
-def test_what_is_no_command_ends_with_those_there_are(words, capsys):
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (
+      ["compaer"],
+      "compare, tune, study, train, got 'compaer'; did you mean co",
+    ),
+    (
+      ["--seeds", "3"],
+      "must be one of compare, tune, study, train, got '--see",
+    ),
+    (["train", "--bath-size=3"], "--bath-size=3; did you mean --batch-size?"),
+  ],
+)
+def test_what_is_no_command_ends_with_those_there_are(words, message, capsys):
   with pytest.raises(SystemExit) as stop:
     run(*words)
   assert stop.value.code == 2
   error = capsys.readouterr().err
-  assert "must be one of compare, tune, study, train, got" in error
+  assert message in error
   assert error.count("\n") == 1
+
+
+def test_a_run_without_compiling_is_refused(capsys):
+  jax.config.update("jax_disable_jit", True)
+  try:
+    with pytest.raises(SystemExit):
+      run("train", "--data", "digits")
+  finally:
+    jax.config.update("jax_disable_jit", False)
+  assert "error: JAX_DISABLE_JIT must not be set" in capsys.readouterr().err
 
 
 def test_missing_extra_is_one_line_with_its_remedy(monkeypatch, tmp_path):

@@ -62,6 +62,8 @@ def make_directory(path: pathlib.Path) -> Optional[str]:
       "must be a directory of this machine, got what reads as an address, "
       f"{str(path)!r}. Mount it, and name the directory"
     )
+  if not _is_text(str(path)):
+    return f"must be a path in UTF-8, got {str(path)!r}. Choose another"
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
@@ -72,6 +74,15 @@ def make_directory(path: pathlib.Path) -> Optional[str]:
       f"must be a directory that can be written to, got {str(path)!r} "
       f"({reason}). Choose another"
     )
+
+
+def _is_text(path: str) -> bool:
+  """Whether a path is UTF-8, as what writes checkpoints needs it."""
+  try:
+    path.encode()
+    return True
+  except UnicodeEncodeError:
+    return False
 
 
 @contextlib.contextmanager

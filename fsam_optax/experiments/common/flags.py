@@ -151,7 +151,9 @@ def _first_message(text: str) -> str:
   """What an error of tyro says, without its title and the repeated help."""
   parts = _RULE.split(text)
   message = " ".join((parts[1] if len(parts) > 1 else text).split())
-  return message[:1].lower() + message[1:].removesuffix(".")
+  message = message[:1].lower() + message[1:].removesuffix(".")
+  meant = re.search(r"Perhaps you meant:\s*(--[\w-]+)", text)
+  return f"{message}; did you mean {meant[1]}?" if meant else message
 
 
 def _check(settings: Any, name: str = "") -> None:

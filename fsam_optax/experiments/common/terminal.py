@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import io
 import os
 import sys
 from typing import Any
@@ -28,8 +29,14 @@ def printable(text: Any) -> str:
 
 @contextlib.contextmanager
 def outliving_streams() -> Iterator[None]:
-  """Goes on where stdout or stderr is closed, as by ``| head``."""
+  """Goes on where stdout or stderr is closed, as by ``| head``.
+
+  Where one is of ASCII, which has no plus-minus sign, that is spelled out.
+  """
   before = sys.stdout, sys.stderr
+  for stream in before:
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   sys.stdout, sys.stderr = map(_Outliving, before)
   try:
     yield

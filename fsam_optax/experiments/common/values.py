@@ -17,10 +17,16 @@ import numpy as np
 import tyro
 
 
-def is_float32(number: float) -> bool:
-  """Whether float32 holds a number, and not as infinity or, by rounding, 0."""
+def is_float32(number: float, *ends: float) -> bool:
+  """Whether float32 holds a number: not as infinity, and not as 0.
+
+  Nor as one of these ends of its range, unless it is that.
+  """
   limits = np.finfo(np.float32)
-  return number == 0 or float(limits.tiny) <= abs(number) <= float(limits.max)
+  least, most = float(limits.tiny), float(limits.max)
+  if not (number == 0 or least <= abs(number) <= most):
+    return False
+  return number in ends or float(np.float32(number)) not in ends
 
 
 class Refused(NamedTuple):
@@ -122,10 +128,10 @@ def parse_number(
   is_end = (found == lower and not above) or (found == upper and not below)
   if not (is_inside or is_end) or math.isinf(found):
     raise ValueError(f"must be {what}, got {text!r}; {remedy}")
-  if not is_float32(found):
+  if not is_float32(found, lower, upper):
     raise ValueError(
-      f"must be finite in float32 and not too small for it, got {text!r}; "
-      f"{remedy}"
+      "must be finite in float32 and not too near to an end of its range for "
+      f"it, got {text!r}; {remedy}"
     )
   return found
 

@@ -28,19 +28,18 @@ class Data:
   """What is trained on what.
 
   Attributes:
-    dataset: a data set by its name, by its path, or by both with a colon
-      between.
+    data: a data set by its name, by its path, or by both with a colon between.
     image_size: side to scale the images to, in pixels, each the mean of a block
       of pixels.
     model: mlp has two hidden layers of 64; cnn has two 3 x 3 convolutions, of
       stride 2, with 16 and 32 channels.
     label_noise: fraction of the training labels that are replaced, at least 0
-      and below 1.
+      and below 1. Your own data have none unless you say so.
     label_noise_kind: by another class (symmetric), by any class and so the
       right one, too (uniform), or by one easily taken for it (asymmetric).
   """
 
-  dataset: Annotated[
+  data: Annotated[
     str,
     values.value("NAME", str),
     tyro.conf.arg(help=data_lib.describe()),
@@ -52,7 +51,7 @@ class Data:
   ] = None
   model: Annotated[str, values.choice(networks.REGISTRY, "NAME")] = "mlp"
   label_noise: Annotated[
-    float,
+    Optional[float],
     values.number(
       0,
       1,
@@ -60,7 +59,8 @@ class Data:
       remedy="0.4 moves 40 % of the labels",
       metavar="FRACTION",
     ),
-  ] = tuned_values.LABEL_NOISE
+    values.default(f"{tuned_values.LABEL_NOISE:g}, of your own data 0"),
+  ] = None
   label_noise_kind: Annotated[str, values.choice(KINDS, metavar="KIND")] = (
     "symmetric"
   )
@@ -161,7 +161,15 @@ class Settings:
 
 def recipe_of(data: Data) -> tuned_values.Recipe:
   """The recipe of the data set and network of the flags."""
-  return tuned_values.recipe(data.dataset, data.model, data.image_size)
+  return tuned_values.recipe(data.data, data.model, data.image_size)
+
+
+def label_noise_of(data: Data) -> float:
+  """The label noise of the flags, or that of the data set."""
+  if data.label_noise is not None:
+    return data.label_noise
+  is_published = data_lib.REGISTRY[data_lib.name_of(data.data)].sizes
+  return tuned_values.LABEL_NOISE if is_published else 0.0
 
 
 def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
@@ -193,7 +201,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
     pool=pool,
     model=data.model,
     network=networks.REGISTRY[data.model].create,
-    label_noise=data.label_noise,
+    label_noise=label_noise_of(data),
     label_noise_kind=data.label_noise_kind,
     epochs=training.epochs or recipe.epochs,
     batch_size=batch_size,
@@ -219,9 +227,9 @@ def load(data: Data) -> splits.Pool:
       f"batches, got {data.model!r}. `train` takes it",
     )
   try:
-    pool = splits.load(data.dataset, recipe_of(data).image_size)
+    pool = splits.load(data.data, recipe_of(data).image_size)
   except data_lib.DataError as error:
-    raise FlagError("--dataset", error) from error
+    raise FlagError("--data", error) from error
   for note in pool.notes:
     print(f"note: {note}", file=sys.stderr)
   shape = pool.x.shape[1:]

@@ -1,13 +1,13 @@
 """The rows that each seed trains, validates and tests on, and their labels."""
 
 from collections.abc import Sequence
+import os
 from typing import NamedTuple, Optional
 import zlib
 
 import numpy as np
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments.data import bounds
 from fsam_optax.experiments.data import label_noise
 
 
@@ -129,11 +129,14 @@ def _in_float32(x_train: np.ndarray, x_test: np.ndarray) -> np.ndarray:
   is_double = np.float64 in (x_train.dtype, x_test.dtype)
   # All rows as they are, in float32, and moved in float64.
   needed = x_train.dtype.itemsize + 4 + 8 * is_double
-  bounds.check_memory(
-    (x_train.size + x_test.size) * needed,
-    "rows that are copied in float32",
-    "Use fewer rows or smaller images, or `train`",
-  )
+  needed *= x_train.size + x_test.size
+  left = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  if needed > left:
+    raise data.DataError(
+      f"must fit into memory, {left / 2**30:,.1f} GiB, got rows that are "
+      f"copied in float32, {needed / 2**30:,.1f} GiB. Use fewer rows or "
+      "smaller images, or `train`"
+    )
   x = np.concatenate([x_train, x_test])
   if x.dtype == np.float64:
     x = x - x_train.mean(axis=tuple(range(x.ndim - 1)), dtype=np.float64)

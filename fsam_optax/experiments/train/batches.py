@@ -1,7 +1,7 @@
 """The batches of a run: which rows, in which order, fetched ahead."""
 
+from collections.abc import Iterator
 import functools
-import time
 from typing import Any
 
 import jax
@@ -37,51 +37,31 @@ def rows_of_process(rows: int) -> slice:
   return slice(index * rows // count, (index + 1) * rows // count)
 
 
-class Batches:
-  """Fetches the batches ahead, on threads, and counts the time spent waiting.
+def stream(
+  x: np.ndarray,
+  y: np.ndarray,
+  mesh: jax.sharding.Mesh,
+  *,
+  seed: int,
+  batch_size: int,
+  start: int,
+  stop: int,
+) -> Iterator[dict[str, Any]]:
+  """The batches from ``start`` to ``stop``, on the devices.
 
-  Attributes:
-    waited: seconds for which :meth:`__next__` kept its caller, so far.
+  Each has ``batch_size`` rows of images, shape ``[N, H, W, C]``, and labels,
+  shape ``[N]``, split along the axis ``batch`` of the mesh. They are fetched
+  ahead, on threads.
   """
+  import grain
 
-  def __init__(
-    self,
-    x: np.ndarray,
-    y: np.ndarray,
-    mesh: jax.sharding.Mesh,
-    *,
-    seed: int,
-    batch_size: int,
-    start: int,
-    stop: int,
-  ) -> None:
-    """Begins to fetch the batches from ``start`` to ``stop``.
+  mine = rows_of_process(batch_size)
 
-    Each has ``batch_size`` rows of images, shape ``[N, H, W, C]``, and labels,
-    shape ``[N]``, split along the axis ``batch`` of the mesh.
-    """
-    import grain
+  def read(number):
+    chosen = rows_of(number, seed, len(y), batch_size)
+    return {"image": x[chosen[mine]], "label": y[chosen[mine]]}
 
-    mine = rows_of_process(batch_size)
-
-    def read(number):
-      chosen = rows_of(number, seed, len(y), batch_size)
-      return {"image": x[chosen[mine]], "label": y[chosen[mine]]}
-
-    options = grain.ReadOptions(
-      num_threads=_THREADS, prefetch_buffer_size=_AHEAD
-    )
-    source = grain.MapDataset.range(start, stop).map(read)
-    self._batches = iter(source.to_iter_dataset(options))
-    self._feed = fsam_optax.sharding.BatchFeeder(mesh)
-    self.waited = 0.0
-
-  def __iter__(self) -> "Batches":
-    return self
-
-  def __next__(self) -> dict[str, Any]:
-    """The next batch, on the devices."""
-    start = time.perf_counter()
-    placed = self._feed(next(self._batches))
-    self.waited += time.perf_counter() - start
-    return placed
+  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  source = grain.MapDataset.range(start, stop).map(read)
+  feed = fsam_optax.sharding.BatchFeeder(mesh)
+  return map(feed, source.to_iter_dataset(options))

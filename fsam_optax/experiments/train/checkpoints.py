@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import time
 from typing import Any, Optional
 import zlib
 
@@ -23,34 +24,46 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 import fsam_optax
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train.folder import REMEDY
-from fsam_optax.experiments.train.folder import FolderError
+from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.progress import Progress
-
-_KEPT = 2  # The last one, and another for when that cannot be read.
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which does not look for a signal to end.
+  """Orbax's manager, which looks for no signal to end and tells of a failure.
 
-  JAX finds the step at which all processes end by a count that never goes back.
-  The run asks it by such a count of its own; Orbax would ask by the number of a
-  batch, which goes back at the next seed.
+  Attributes:
+    failure: why a part of a checkpoint could not be written, if so.
   """
 
+  failure: Optional[str] = None
+
   def reached_preemption(self, step: int) -> bool:
+    # JAX finds the step at which all processes end by a count that never goes
+    # back. The run asks it by such a count of its own; Orbax would ask by the
+    # number of a batch, which goes back at the next seed.
     del step
     return False
 
+  def _wait_for_checkpointers(self) -> None:
+    # In the thread in which Orbax, after an error, waits for the other
+    # processes, which wait for this one's part.
+    try:
+      super()._wait_for_checkpointers()
+    except Exception as error:
+      self.failure = _first_line(error)
+      raise
+
 
 @dataclasses.dataclass
-class _Best(preservation_policy.PreservationPolicy):
-  """Keeps the checkpoint of one number."""
+class _LastAndBest(preservation_policy.PreservationPolicy):
+  """Keeps the last one, another for when that cannot be read, and the best."""
 
-  batches: Optional[int] = None
+  best: Optional[int] = None
 
   def should_preserve(self, checkpoints, *, context):
     del context
-    return [checkpoint.step == self.batches for checkpoint in checkpoints]
+    kept = [self.best, *(x.step for x in checkpoints[-2:])]
+    return [x.step in kept for x in checkpoints]
 
 
 class Checkpoints:
@@ -63,13 +76,10 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder, self._seed = folder.absolute(), seed
-    self._best, self._last = _Best(), -1
+    self._kept, self._last = _LastAndBest(), -1
     self.epochs: list[dict[str, Any]] = []
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(
-        [preservation_policy.LatestN(_KEPT), self._best]
-      ),
-      cleanup_tmp_directories=True,
+      preservation_policy=self._kept, cleanup_tmp_directories=True
     )
     items = {
       "progress": ocp.StandardCheckpointHandler(),
@@ -84,14 +94,15 @@ class Checkpoints:
     """Begins to write a checkpoint, after which the progress may be donated.
 
     Raises:
-      FolderError: if this one or the one before cannot be written.
+      RunError: if this one or the one before cannot be written.
     """
     if batches == self._last:
       return
+    self.wait()
     tree = {"progress": progress, "checksum": checksum(progress)}
     record = {"seed": self._seed, "epochs": list(self.epochs)}
     if self.epochs:
-      self._best.batches = best(self.epochs)["batches"]
+      self._kept.best = best(self.epochs)["batches"]
     with self._errors():
       self._manager.save(
         batches,
@@ -103,17 +114,36 @@ class Checkpoints:
       )
     self._last = batches
 
-  def check(self, *, wait: bool = False) -> None:
-    """Raises a FolderError if a checkpoint could not be written."""
+  @property
+  def has_failed(self) -> bool:
+    """Whether a part of a checkpoint could not be written."""
+    return self._manager.failure is not None
+
+  def wait(self) -> None:
+    """Waits for the checkpoint that is being written, in all processes.
+
+    Raises:
+      RunError: in each of them, if one could not write its part.
+    """
     with self._errors():
-      if wait:
-        self._manager.wait_until_finished()
-      self._manager.check_for_errors()
+      is_busy = True
+      while is_busy:
+        mine = self._manager.failure, self._manager.is_saving_in_progress()
+        failures, busy = zip(*job.gather(mine), strict=True)
+        for number, failure in enumerate(failures):
+          if failure is not None:
+            self._manager.failure = failure
+            where = f"in process {number}: " if len(failures) > 1 else ""
+            raise OSError(f"{where}{failure}")
+        if is_busy := any(busy):
+          time.sleep(0.02)
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Ends the threads."""
-    with contextlib.suppress(Exception):  # It was reported.
-      self._manager.close()
+    """Ends the threads, unless one waits in vain after an error."""
+    if not self.has_failed:
+      with contextlib.suppress(Exception):  # It was reported.
+        self._manager.close()
 
   def restore(self, abstract: Progress) -> Optional[Progress]:
     """Reads the last checkpoint that is whole; None where there is none at all.
@@ -122,14 +152,14 @@ class Checkpoints:
     aside once the one before has been read. Where all are broken, all stay.
 
     Raises:
-      FolderError: if none of them can be read, or they are of another run.
+      RunError: if none of them can be read, or they are of another run.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     broken: dict[int, str] = {}
     for batches in steps:
       try:
         progress, self.epochs = self._read(batches, abstract)
-      except FolderError:
+      except RunError:
         raise
       except Exception as error:  # Of many kinds, by what was damaged.
         broken[batches] = _first_line(error)
@@ -143,7 +173,7 @@ class Checkpoints:
       self._last = batches
       return progress
     if steps:
-      raise FolderError(
+      raise RunError(
         f"none of the {len(steps)} checkpoints in {str(self._folder)!r} can be "
         f"read ({broken[steps[0]]}). To begin anew, choose another --output"
       )
@@ -176,7 +206,7 @@ class Checkpoints:
     if record.pop("crc32") != _crc32(record):
       raise ValueError("the checksum of its record is wrong")
     if int(progress.batches) != batches or record["seed"] != self._seed:
-      raise FolderError(
+      raise RunError(
         f"{str(self._folder / str(batches))!r} must be of seed {self._seed} "
         f"and batch {batches}, got seed {record['seed']} and batch "
         f"{int(progress.batches)}. Take it away"
@@ -200,10 +230,10 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      names = [path.name for path in self._folder.glob("[0-9]*")]
-      whole = [int(name) for name in names if name.isdecimal()]
+      paths = self._folder.glob("[0-9]*")
+      whole = [int(path.name) for path in paths if path.name.isdecimal()]
       last = f"the last whole one is {max(whole)}" if whole else "there is none"
-      raise FolderError(
+      raise RunError(
         f"a checkpoint cannot be written to {str(self._folder)!r} "
         f"({_first_line(error)}); {last}. {REMEDY}"
       ) from error

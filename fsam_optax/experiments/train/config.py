@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
@@ -23,16 +23,12 @@ from fsam_optax.experiments.train.settings import Settings
 from fsam_optax.experiments.train.settings import by_flag
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
   """Everything that the numbers of a run depend on, but its data and seed.
 
   Attributes:
     name: of what is trained: the recipe, or the images and the network.
-    ascent, descent, network, images: the groups of the flags, as given.
-    model, depth, width: of the network, as built.
-    mean, standard_deviation: of each channel, or one for all.
-    label_noise_kind: see :mod:`fsam_optax.experiments.data.label_noise`.
+    ascent, descent, network, images: the groups of the flags, complete.
   """
 
   name: str
@@ -40,19 +36,10 @@ class Config:
   descent: Descent
   network: Network
   images: Images
-  model: str
-  depth: int
-  width: int
-  mean: tuple[float, ...]
-  standard_deviation: tuple[float, ...]
-  label_noise_kind: str
 
   def by_flag(self) -> dict[str, Any]:
     """All values, as ``{"--rho": 0.2, ...}``."""
-    found: dict[str, Any] = {}
-    for group in (self.ascent, self.descent, self.network, self.images):
-      found |= by_flag(group)
-    return found | {k: x for k, x in by_flag(self).items() if k in found}
+    return by_flag(*self[1:])
 
 
 def config_of(settings: Settings, images: data.Images) -> Config:
@@ -61,28 +48,36 @@ def config_of(settings: Settings, images: data.Images) -> Config:
   Raises:
     FlagError: if flags contradict each other or do not fit the images.
   """
-  check_flags(settings)
-  recipe, chosen = RECIPES[settings.recipe], settings.images
-  model = settings.network.model or recipe.model
-  network = networks.REGISTRY[model]
-  is_recipes = images.name == recipe.dataset and model == recipe.model
+  recipe, network = RECIPES[settings.recipe], settings.network
+  model = network.model or recipe.model
   kind = "uniform" if images.name == recipe.dataset else "symmetric"
   mean, standard_deviation = images.moments()
+  is_recipes = images.name == recipe.dataset and model == recipe.model
   config = Config(
     settings.recipe if is_recipes else f"{images.name}, {model}",
     settings.ascent,
     settings.descent,
-    settings.network,
-    chosen,
-    model,
-    settings.network.depth or network.depth,
-    settings.network.width or network.width,
-    chosen.mean or mean,
-    chosen.standard_deviation or standard_deviation,
-    chosen.label_noise_kind or kind,
+    _filled(
+      network,
+      model=model,
+      depth=networks.REGISTRY[model].depth,
+      width=networks.REGISTRY[model].width,
+    ),
+    _filled(
+      settings.images,
+      mean=mean,
+      standard_deviation=standard_deviation,
+      label_noise_kind=kind,
+    ),
   )
   _check_images(config, images)
   return config
+
+
+def _filled(group: Any, **others: Any) -> Any:
+  """The group with what its flags leave open, which is what is not true."""
+  given = {name: getattr(group, name) or x for name, x in others.items()}
+  return dataclasses.replace(group, **given)
 
 
 def check_flags(settings: Settings) -> None:
@@ -156,6 +151,7 @@ def _check_images(config: Config, images: data.Images) -> None:
       f"got rows of shape {list(images.x_train.shape[1:])}",
     )
   *sides, channels = images.image_shape
+  model = config.network.model
   for flag in ("--mean", "--standard-deviation"):
     if (number := len(config.by_flag()[flag])) not in (1, channels):
       raise FlagError(
@@ -163,11 +159,11 @@ def _check_images(config: Config, images: data.Images) -> None:
         f"must be one number, or one for each of the {channels} channels, got "
         f"{number}",
       )
-  rows, least = len(images.y_train), networks.REGISTRY[config.model].least_image
+  rows, least = len(images.y_train), networks.REGISTRY[model].least_image
   if min(sides) < least:
     raise FlagError(
       "--model",
-      f"{config.model} must have images of {least} x {least} pixels at least, "
+      f"{model} must have images of {least} x {least} pixels at least, "
       f"got {sides[0]} x {sides[1]}. Use resnet",
     )
   for flag, value, most, what in (
@@ -189,10 +185,9 @@ def naming_flags() -> Iterator[None]:
   try:
     yield
   except (TypeError, ValueError) as error:
-    groups = (Ascent, Descent)
-    names = {field.name for x in groups for field in dataclasses.fields(x)}
     match = re.match(r"`(\w+)` (.*)", str(error), re.DOTALL)
-    if match is None or match[1] not in names:
+    flag = f"--{match[1].replace('_', '-')}" if match else ""
+    if match is None or flag not in by_flag(Ascent(), Descent()):
       raise
     message = re.sub(r"`(\w+)`", r"\1", match[2]).removesuffix(".")
-    raise FlagError(f"--{match[1].replace('_', '-')}", message) from error
+    raise FlagError(flag, message) from error

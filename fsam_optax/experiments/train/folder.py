@@ -6,8 +6,6 @@ import json
 import pathlib
 from typing import Any
 
-import filelock
-
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.terminal import printable
 
@@ -17,8 +15,8 @@ REMEDY = (
 )
 
 
-class FolderError(RuntimeError):
-  """A folder that a run cannot use, or that cannot be written to."""
+class RunError(RuntimeError):
+  """Why a run cannot begin or go on, in one sentence."""
 
 
 @contextlib.contextmanager
@@ -26,17 +24,19 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
   """Holds a folder for this process, for as long as it lives.
 
   Raises:
-    FolderError: if another process holds it.
+    RunError: if another process holds it.
   """
+  import filelock
+
   try:
     held = filelock.FileLock(folder / "lock", blocking=False).acquire()
   except filelock.Timeout as error:
-    raise FolderError(
+    raise RunError(
       f"--output must not be in use, got {str(folder)!r}, in which another "
       "process is running. Wait for it, or choose another folder"
     ) from error
   except OSError as error:
-    raise FolderError(
+    raise RunError(
       f"{str(folder / 'lock')!r} must be a file of this program, got "
       f"{error.strerror}. Remove it, or choose another --output"
     ) from error
@@ -46,29 +46,34 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Makes a FolderError of what goes wrong while a file is written."""
+  """Makes a RunError of what goes wrong while a file is written."""
   try:
     yield
   except OSError as error:
-    raise FolderError(
+    raise RunError(
       f"{str(path)!r} cannot be written ({error.strerror}). {REMEDY}"
     ) from error
 
 
-def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
+def check_config(
+  folder: pathlib.Path, config: dict[str, Any], defaults: dict[str, Any]
+) -> str:
   """Compares with what the folder was begun with, by flag, or begins it.
+
+  A run of before a flag existed was begun with its default.
 
   Returns:
     The packages whose version is another than at the beginning, if any.
 
   Raises:
-    FolderError: if something differs; names the flags and both values.
+    RunError: if something differs; names the flags and both values.
   """
-  path, config = folder / "config.json", json.loads(json.dumps(config))
+  path = folder / "config.json"
+  config, defaults = json.loads(json.dumps([config, defaults]))
   versions = files.versions()
   if not path.exists():
     if begun_at := next(folder.glob("seed-*/checkpoints/[0-9]*"), None):
-      raise FolderError(
+      raise RunError(
         f"{str(path)!r} must lie beside the checkpoints, got none with "
         f"{str(begun_at)!r}: nobody knows by which flags that was trained. Put "
         "it back, or choose another --output"
@@ -76,15 +81,15 @@ def check_config(folder: pathlib.Path, config: dict[str, Any]) -> str:
     with writing(path):
       files.write_json({**config, "versions": versions}, path)
     return ""
-  begun = _read(path)
-  since = begun.pop("versions", versions)
+  begun = defaults | _read(path)
+  since = begun.pop("versions", None)
   if changed := differences(begun, config, "{}, got {}"):
-    raise FolderError(
+    raise RunError(
       f"the run in {str(folder)!r} was begun with {changed}. Give what it was "
       "begun with, or another --output"
     )
-  is_record = isinstance(since, dict)
-  return differences(since if is_record else {}, versions, "{} then, {} now")
+  since = since if isinstance(since, dict) else versions
+  return differences(since, versions, "{} then, {} now")
 
 
 def differences(first: dict[str, Any], other: dict[str, Any], form: str) -> str:
@@ -115,7 +120,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     reason = "it is no file of one object"
   except (OSError, ValueError, RecursionError) as error:
     reason = printable(error)
-  raise FolderError(
+  raise RunError(
     f"{str(path)!r} must be the JSON that this program wrote, got a file that "
     f"cannot be read ({reason}). Put it back, or choose another --output"
   )

@@ -14,54 +14,51 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.folder import differences
+from fsam_optax.experiments.train.folder import writing
 from fsam_optax.experiments.train.settings import Processes
 
 _SECONDS_FOR_OTHERS = 5.0
-
-
-class JoinError(RuntimeError):
-  """A job of which not all processes came, or not all are alike."""
 
 
 def join(processes: Processes) -> None:
   """Joins the job that the flags speak of, before anything asks for devices.
 
   Raises:
-    JoinError: if others did not come in time, where JAX leaves time to say so,
+    RunError: if others did not come in time, where JAX leaves time to say so,
       or have another number of devices.
   """
-  if not processes.is_job:
+  address, number = processes.coordinator_address, processes.num_processes
+  job = address, number, processes.process_id
+  if not processes.distributed and job == (None, None, None):
     return
-  if processes.coordinator_address is not None:
+  if address is not None:
     # Said before, as JAX ends a process that waits in vain from within C++,
     # where nothing can be added to its message.
     print(
-      f"process {processes.process_id} of {processes.num_processes}: waiting "
-      f"for the others, up to {processes.timeout} s, at "
-      f"{processes.coordinator_address}",
+      f"process {processes.process_id} of {number}: waiting for the others, "
+      f"up to {processes.timeout} s, at {address}",
       file=sys.stderr,
       flush=True,
     )
   try:
     jax.distributed.initialize(
-      processes.coordinator_address,
-      processes.num_processes,
-      processes.process_id,
+      *job,
       initialization_timeout=processes.timeout,
       # At that address alone: JAX's service would listen at every one that the
       # machine has, and it asks nobody who they are.
-      coordinator_bind_address=processes.coordinator_address,
+      coordinator_bind_address=address,
     )
   except (RuntimeError, ValueError) as error:
     reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
-    raise JoinError(
+    raise RunError(
       f"the processes of the job must all come within {processes.timeout} s, "
       f"got: {reason}. Look at what they printed, and start all of them again"
     ) from error
   devices = collections.Counter(x.process_index for x in jax.devices())
   if len(set(devices.values())) > 1:
-    raise JoinError(
+    raise RunError(
       "the processes of the job must have the same number of devices, got "
       f"{', '.join(str(n) for _, n in sorted(devices.items()))}"
     )
@@ -82,13 +79,13 @@ def check_alike(values: dict[str, Any]) -> None:
   """Raises unless every process of a job has the same values, by flag.
 
   Raises:
-    JoinError: names the flags, and the values of both processes.
+    RunError: names the flags, and the values of both processes.
   """
   first, *others = gather(values)
   for number, other in enumerate(others, start=1):
     form = f"{{}} in process 0 and {{}} in process {number}"
     if differing := differences(first, other, form):
-      raise JoinError(
+      raise RunError(
         f"the processes of the job must all be given the same, got {differing}."
         " Start all of them again with the same flags, data and versions"
       )
@@ -98,11 +95,12 @@ def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
   """Raises unless every process sees what the first writes, after a while.
 
   Raises:
-    JoinError: names the processes that see another folder.
+    RunError: names the processes that see another folder.
   """
   path = folder / f".seen-by-all-{gather(secrets.token_hex(4))[0]}"
   if is_first():
-    path.touch()
+    with writing(path):
+      path.touch()
   end = time.monotonic() + timeout
   while not (is_seen := path.exists()) and time.monotonic() < end:
     time.sleep(0.1)
@@ -110,7 +108,7 @@ def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
   if is_first():
     path.unlink()
   if blind:
-    raise JoinError(
+    raise RunError(
       "--output must be one folder that every process sees, got "
       f"{str(folder)!r}, in which process {', '.join(blind)} does not see what "
       "process 0 writes. Name one on a file system that the machines share"

@@ -65,7 +65,7 @@ class Journal:
     if self._board is not None:
       self._board.close()
 
-  def write(self, kind: str, line: dict[str, Any]) -> None:
+  def write(self, line: dict[str, Any]) -> None:
     """Writes the metrics of one step, or the means of an epoch, at once."""
     if not job.is_first():
       return
@@ -73,12 +73,13 @@ class Journal:
       file.write(_as_line(line))
     self._advance(line["batches"] - self._shown, short_line(line))
     self._shown = line["batches"]
-    if kind == "epoch":
+    if line["kind"] == "epoch":
       self._bars.print(epoch_line(line))
     if self._board is not None:
       for name, value in line.items():
         if isinstance(value, (int, float)) and name != "batches":
-          self._board.add_scalar(f"{kind}/{name}", value, line["batches"])
+          tag = f"{line['kind']}/{name}"
+          self._board.add_scalar(tag, value, line["batches"])
 
 
 def _steps(path: pathlib.Path, batches: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import contextlib
+import functools
 import pathlib
 import time
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
-from fsam_optax.experiments.train.batches import Batches
 from fsam_optax.experiments.train.checkpoints import Checkpoints
+from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.progress import Progress
 from fsam_optax.experiments.train.rows import Rows
@@ -21,10 +23,7 @@ from fsam_optax.experiments.train.signals import Interrupted
 from fsam_optax.experiments.train.signals import Interruption
 
 _MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.
-
-
-class DivergedError(RuntimeError):
-  """A run whose loss or gradients have ceased to be finite."""
+_REMEDY = "Choose a smaller --learning-rate or --rho and another --output"
 
 
 class Runner:
@@ -40,10 +39,10 @@ class Runner:
       steps: those of :meth:`Program.lower_step`, by whether they ascend.
       run: what is written, and how often.
     """
-    self._program, self._lowered, self._run = program, steps, run
+    self._program, self._run = program, run
     self._interruption = Interruption()
     self._evaluate = program.evaluator(run.evaluation_batch_size)
-    self._steps: dict[bool, Any] = {}
+    self._step = functools.cache(lambda ascends: steps[ascends].compile())
 
   def __call__(
     self, rows: Rows, seed: int, folder: pathlib.Path
@@ -55,8 +54,8 @@ class Runner:
 
     Raises:
       Interrupted: if a signal came; everything is saved.
-      DivergedError: if too many steps in a row were skipped.
-      FolderError: if the folder cannot be read or written.
+      RunError: if too many steps in a row were skipped, an epoch left what is
+        not finite, or the folder cannot be read or written.
     """
     program = self._program
     with contextlib.closing(
@@ -77,8 +76,7 @@ class Runner:
       )
       if done < program.steps:
         for ascends in {bool(x) for x in program.ascends[done:]}:
-          if ascends not in self._steps:
-            self._steps[ascends] = self._lowered[ascends].compile()
+          self._step(ascends)
         if job.is_first():
           print(
             f"seed {seed}: from batch {done:,} of {program.steps:,}, on "
@@ -100,18 +98,22 @@ class Runner:
   ) -> None:
     """The steps that are left, with what is due after each."""
     program, run = self._program, self._run
-    stream = Batches(
+    batch_size = program.config.descent.batch_size
+    stream = batches.stream(
       rows.x,
       rows.y,
       program.mesh,
       seed=seed,
-      batch_size=program.config.descent.batch_size,
+      batch_size=batch_size,
       start=done,
       stop=program.steps,
     )
     since, waited, begun = time.perf_counter(), 0.0, done
-    for number, batch in enumerate(stream, start=done + 1):
-      step = self._steps[bool(program.ascends[number - 1])]
+    for number in range(done + 1, program.steps + 1):
+      asked = time.perf_counter()
+      batch = next(stream)
+      waited += time.perf_counter() - asked
+      step = self._step(bool(program.ascends[number - 1]))
       progress, metrics = step(progress, batch)
       # The devices compute on while the host goes on, but for a CPU: there
       # steps in flight divide few threads among them, and their collectives can
@@ -121,62 +123,59 @@ class Runner:
       epoch, position = divmod(number, program.steps_an_epoch)
       is_end, is_logged = position == 0, number % run.log_every == 0
       if is_end or is_logged:
-        checkpoints.check()
         _check_skipped(progress)
       at = epoch if is_end else number / program.steps_an_epoch
       at = {"batches": number, "epoch": at}
       if is_logged:
         found = {name: np.asarray(x).item() for name, x in metrics.items()}
         line = {"kind": "step", **at, **journal_lib.finite(found)}
-        journal.write("step", line)
+        journal.write(line)
       if is_end:
         line = {"kind": "epoch", **at, **self._measure(progress, rows)}
-        now, taken = time.perf_counter(), number - begun
-        images = taken * program.config.descent.batch_size
-        line["seconds"] = now - since
-        line["images_per_second"] = images / (now - since)
-        line["waiting_fraction"] = (stream.waited - waited) / (now - since)
-        since, waited, begun = now, stream.waited, number
+        now, images = time.perf_counter(), (number - begun) * batch_size
+        line["seconds"] = seconds = now - since
+        line["images_per_second"] = images / seconds
+        line["waiting_fraction"] = waited / seconds
+        since, waited, begun = now, 0.0, number
         checkpoints.epochs.append(line)
-        journal.write("epoch", line)
+        journal.write(line)
       is_due = run.save_every and number % run.save_every == 0
-      status = self._interruption.status()
+      status = self._interruption.status(has_failed=checkpoints.has_failed)
       if is_end or is_due or status is not None:
         checkpoints.save(number, progress)
       if status is not None:
-        checkpoints.check(wait=True)
+        checkpoints.wait()
         raise Interrupted(
           f"told to end; saved after batch {number:,} of {program.steps:,}. "
           "Give the same command to go on",
           status,
         )
-    checkpoints.check(wait=True)
+    checkpoints.wait()
 
   def _measure(self, progress: Progress, rows: Rows) -> dict[str, Any]:
     """The means of an epoch, the next learning rate, and the evaluation."""
     state, means = progress.state, progress.means()
-    if (loss := means["loss"]) is not None and not np.isfinite(loss):
-      raise DivergedError(
-        f"the mean loss of the epoch is {loss}. Choose a smaller "
-        "--learning-rate or --rho and another --output, and leave out "
-        "--no-skip-nonfinite"
-      )
     evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
+    # Weights that are not finite show in the second.
+    losses = means["loss"], evaluated["loss"]
+    if not np.isfinite(losses).all():
+      raise RunError(
+        "an epoch must end with mean losses that are finite, got "
+        f"{losses[0]:g} in training and {losses[1]:g} of the {rows.evaluated} "
+        f"rows. {_REMEDY}, and leave out --no-skip-nonfinite"
+      )
     rate = self._program.learning_rate(int(state.step))
     return {
       "learning_rate": np.asarray(rate).item(),
       **journal_lib.finite(means),
       "skipped": int(progress.skipped),
-      **journal_lib.finite(
-        {f"{rows.evaluated}_{k}": v for k, v in evaluated.items()}
-      ),
+      **{f"{rows.evaluated}_{k}": v for k, v in evaluated.items()},
     }
 
 
 def _check_skipped(progress: Progress) -> None:
   if (skipped := int(progress.skipped_in_a_row)) >= _MOST_SKIPPED:
-    raise DivergedError(
+    raise RunError(
       f"the last {skipped} steps were skipped: their loss or gradient was "
-      "not finite. Choose a smaller --learning-rate or --rho and another "
-      "--output; the checkpoints hold the weights of before"
+      f"not finite. {_REMEDY}; the checkpoints hold the weights of before"
     )

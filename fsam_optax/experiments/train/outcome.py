@@ -42,6 +42,13 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
+def _title(outcome: dict[str, Any]) -> str:
+  """What was trained on what."""
+  optimizer = optimizers.label(outcome["config"]["--optimizer"])
+  noise = outcome["config"]["--label-noise"]
+  return f"{outcome['name']}, {optimizer}, label noise {noise:g}"
+
+
 def table(outcome: dict[str, Any]) -> str:
   """The outcome for a terminal."""
   columns = (outcome[x] for x in ("seeds", "final_accuracy", "best_epoch"))
@@ -56,6 +63,7 @@ def table(outcome: dict[str, Any]) -> str:
   text = tables.table(
     ["seed", f"{evaluated} accuracy %, last epoch", "best epoch"], rows
   )
+  text = f"{_title(outcome)}\n\n{text}"
   if evaluated == "test":
     text += (
       "\n\nThe best epoch is that of the test accuracy: a result is the last "
@@ -86,18 +94,15 @@ def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
         ]
       )
       epochs = np.arange(1, values.shape[1] + 1)
-      error = np.full(len(epochs), np.nan)
-      if len(values) > 1:
-        error = values.std(0, ddof=1) / np.sqrt(len(values))
+      error = figures.gaps(map(statistics.standard_error, values.T))
       figures.band(axes, epochs, values.mean(0), error, label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
   seeds = len(results)
-  optimizer = optimizers.label(outcome["config"]["--optimizer"])
   drawing.suptitle(
-    f"{outcome['name']}, {optimizer}: {seeds} seed"
+    f"{_title(outcome)}: {seeds} seed"
     + ("s, mean ± standard error" if seeds > 1 else ""),
     fontsize="small",
   )

@@ -1,7 +1,6 @@
 """What ``--dry-run`` prints: the plan, and what a step takes."""
 
 import math
-import time
 
 import jax
 
@@ -14,6 +13,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   """A table of what would be run, with XLA's count of its memory and cost."""
   config = program.config
   descent, ascent, run = config.descent, config.ascent, settings.run
+  network = config.network
   state = program.abstract()
   parameters = sum(
     math.prod(x.shape) for x in jax.tree.leaves(state.state.params)
@@ -21,9 +21,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   gradients = "1 gradient"
   if ascent.optimizer != "sgd":
     gradients = f"{1 + ascent.ascent_fraction:g} gradients"
-  start = time.perf_counter()
   compiled = program.lower_step(ascends=bool(program.ascends.any())).compile()
-  seconds = time.perf_counter() - start
   mebi = lambda number: f"{number / 2**20:,.1f} MiB"
   temporary = compiled.memory_analysis().temp_size_in_bytes
   size = lambda x: math.prod(x.shape) * x.dtype.itemsize
@@ -34,17 +32,17 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   loop = f"; a loop's body is counted once, of {parts}" if parts > 1 else ""
   held_out = config.images.validation
   lines = {
-    "recipe": f"{config.name}, {ascent.optimizer}",
+    "recipe": f"{config.name}, {ascent.optimizer}, label noise "
+    f"{config.images.label_noise:g}",
     "images": f"{images.name}{'' if settings.data else ', not read'}: "
     f"{len(images.y_train) - held_out:,} to train on, "
     f"{held_out or len(images.y_test):,} to evaluate on, of "
     f"{' x '.join(map(str, program.image))}, {images.classes} classes",
-    "network": f"{config.model}, depth {config.depth}, width {config.width}: "
-    f"{parameters:,} parameters, {config.network.dtype}",
+    "network": f"{network.model}, depth {network.depth}, width "
+    f"{network.width}: {parameters:,} parameters, {network.dtype}",
     "steps": f"{program.steps_an_epoch:,} an epoch, {program.steps:,} in "
     f"{descent.epochs} epochs, {descent.batch_size} rows and {gradients} a "
     "step",
-    "learning rate": f"{descent.learning_rate:g}, by a cosine to 0",
     "devices": f"{program.mesh.size} of "
     f"{program.mesh.devices.flat[0].device_kind}, {descent.sharding}",
     "checkpoint": f"{whole}, of which three are kept, in "
@@ -52,7 +50,6 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
     "memory": f"{mebi(temporary)} beside the state of {whole}, a device",
     "cost": f"{flops / 1e9:,.2f} GFLOP a step and device, "
     f"{total / 1e15:,.3g} PFLOP in all{loop}",
-    "compiled in": f"{seconds:.0f} s",
     "seeds": f"{run.first_seed} to {run.first_seed + run.seeds - 1}",
   }
   width = max(map(len, lines))

@@ -26,9 +26,6 @@ from fsam_optax.experiments.train.settings import MASKS
 from fsam_optax.experiments.train.settings import steps_of
 
 AUGMENTATION_STREAM = 2**32 - 1
-Evaluate = Callable[
-  [fsam_optax.TrainState, np.ndarray, np.ndarray], dict[str, float]
-]
 
 
 class Program:
@@ -75,19 +72,20 @@ class Program:
     constant = lambda x: np.broadcast_to(
       np.asarray(x, self._dtype), self.image[-1:]
     )
-    self._moments = constant(config.mean), constant(config.standard_deviation)
-    self._network = networks.REGISTRY[config.model].create(
+    chosen = config.images
+    self._moments = constant(chosen.mean), constant(chosen.standard_deviation)
+    self._network = networks.REGISTRY[config.network.model].create(
       images.classes,
-      depth=config.depth,
-      width=config.width,
+      depth=config.network.depth,
+      width=config.network.width,
       dropout=config.network.dropout,
       dtype=jnp.dtype(config.network.dtype),
     )
     self._augmentation = augmentation.Augmentation(
-      config.images.flip,
-      config.images.crop_padding,
-      config.images.cutout,
-      config.images.cutout_probability,
+      chosen.flip,
+      chosen.crop_padding,
+      chosen.cutout,
+      chosen.cutout_probability,
     )
     self.learning_rate = optax.cosine_decay_schedule(
       config.descent.learning_rate, self.steps
@@ -199,7 +197,7 @@ class Program:
     after = progress.after(state, metrics, rows, self.steps_an_epoch)
     return after, metrics
 
-  def evaluator(self, rows: int) -> Evaluate:
+  def evaluator(self, rows: int) -> Callable[..., dict[str, float]]:
     """Builds the evaluation, of so many rows at a time on all devices.
 
     It is a function of a state, all images and all labels, which each process

@@ -1,6 +1,6 @@
 """How far a seed has come: all the arrays that a checkpoint has to hold."""
 
-from typing import Any, Optional
+from typing import Any
 
 from flax import struct
 import jax
@@ -70,9 +70,9 @@ class Progress(struct.PyTreeNode):
       {name: add(total, metrics[name]) for name, total in self.sums.items()},
     )
 
-  def means(self) -> dict[str, Optional[float]]:
-    """The means of the epoch so far, None where every step was skipped."""
+  def means(self) -> dict[str, float]:
+    """The means of the epoch so far, NaN where every step was skipped."""
     sums = {name: np.asarray(self.sums[name]).tolist() for name in MEANS}
     return {
-      name: x / rows if rows else None for name, (x, rows) in sums.items()
+      name: x / rows if rows else np.nan for name, (x, rows) in sums.items()
     }

@@ -77,6 +77,7 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
 
 def unread(settings: Settings) -> tuple[data.Images, Config]:
   """Images of the size of the recipe's, which take no memory, for a plan."""
+  check_flags(settings)
   name = RECIPES[settings.recipe].dataset
   sizes = data.REGISTRY[name].sizes
   assert sizes is not None  # Those of a recipe are known.
@@ -105,7 +106,7 @@ def rows_of(images: data.Images, config: Config, seed: int) -> Rows:
     images.y_train[order],
     images.classes,
     config.images.label_noise,
-    config.label_noise_kind,
+    config.images.label_noise_kind,
     rng=np.random.default_rng((seed, NOISE_STREAM)),
     targets=images.noise_targets,
   )

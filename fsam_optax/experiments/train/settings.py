@@ -1,7 +1,7 @@
 """The flags of ``train``, in the groups that its help shows.
 
 A field is a flag, its line under ``Attributes:`` the flag's help text. A field
-that is None by default is what the recipe, the network or the images say.
+that is empty or 0 by default is what the recipe, the network or the images say.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ _AboveZero = Annotated[float, values.number(0, 1, above=True, remedy=_SOME)]
 _BelowOne = Annotated[float, values.number(0, 1, below=True, remedy=_SOME)]
 _Count = Annotated[int, _WHOLE]
 _Natural = Annotated[int, _NATURAL]
-_NetworksOwn = Annotated[Optional[int], _WHOLE, values.default("the network's")]
+_NetworksOwn = Annotated[int, _WHOLE, values.default("the network's")]
 _RGB = "0.5,0.5,0.5"
 _CIFARS = values.default("CIFAR's, or that of the training images")
-_Floats = Optional[tuple[float, ...]]
+_Floats = tuple[float, ...]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -64,10 +64,11 @@ def _steps(text: str) -> str:
 _STEPS = values.value("STEPS", _steps)
 
 
-def by_flag(group: Any) -> dict[str, Any]:
-  """The fields of a dataclass, as ``{"--rho": 0.2, ...}``."""
+def by_flag(*groups: Any) -> dict[str, Any]:
+  """The fields of dataclasses, as ``{"--rho": 0.2, ...}``."""
   return {
     f"--{field.name.replace('_', '-')}": getattr(group, field.name)
+    for group in groups
     for field in dataclasses.fields(group)
   }
 
@@ -167,12 +168,10 @@ class Network:
   """
 
   model: Annotated[
-    Optional[str],
-    values.choice(networks.REGISTRY),
-    values.default("the recipe's"),
-  ] = None
-  depth: _NetworksOwn = None
-  width: _NetworksOwn = None
+    str, values.choice(networks.REGISTRY), values.default("the recipe's")
+  ] = ""
+  depth: _NetworksOwn = 0
+  width: _NetworksOwn = 0
   dropout: _BelowOne = 0.5
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
@@ -200,18 +199,22 @@ class Images:
   crop_padding: _Natural = 4
   cutout: _Natural = 16
   cutout_probability: _Fraction = 0.5
-  mean: Annotated[_Floats, values.numbers(_RGB), _CIFARS] = None
+  mean: Annotated[_Floats, values.numbers(_RGB), _CIFARS] = ()
   standard_deviation: Annotated[
     _Floats, values.numbers(_RGB, above=0), _CIFARS
-  ] = None
+  ] = ()
   image_size: Annotated[Optional[int], _WHOLE, _NONE] = None
   label_noise: _Fraction = 0.0
   label_noise_kind: Annotated[
-    Optional[str],
+    str,
     values.choice(KINDS),
     values.default("uniform of CIFAR, else symmetric"),
-  ] = None
+  ] = ""
   validation: _Natural = 0
+
+
+GROUPS = (Ascent, Descent, Network, Images)
+"""The flags that the numbers of a run depend on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,12 +260,6 @@ class Processes:
   num_processes: Annotated[Optional[int], _WHOLE, _NONE] = None
   process_id: Annotated[Optional[int], _NATURAL, _NONE] = None
   timeout: _Count = 300
-
-  @property
-  def is_job(self) -> bool:
-    """Whether the flags speak of several processes."""
-    job = (self.coordinator_address, self.num_processes, self.process_id)
-    return self.distributed or job != (None, None, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,15 +15,7 @@ STATUS: dict[int, int] = {
 
 
 class Interrupted(Exception):
-  """A run that was told to end, and has saved.
-
-  Attributes:
-    status: what the process should end with.
-  """
-
-  def __init__(self, message: str, status: int) -> None:
-    super().__init__(message)
-    self.status = status
+  """A run that was told to end, and has saved: what to say, and the status."""
 
 
 class Interruption:
@@ -52,8 +44,16 @@ class Interruption:
     while self._before:
       signal.signal(*self._before.popitem())
 
-  def status(self) -> Optional[int]:
-    """What to end with, or None to go on; to be asked once after each batch."""
+  def status(self, *, has_failed: bool = False) -> Optional[int]:
+    """What to end with, or None to go on; to be asked once after each batch.
+
+    A process that has failed ends like one that was told to, and so the others
+    with it, which learn why when they save.
+    """
+    if has_failed and self._signal is None:
+      self._signal = signal.SIGTERM
+      if jax.process_count() > 1:
+        os.kill(os.getpid(), signal.SIGTERM)
     if jax.process_count() == 1:
       return None if self._signal is None else STATUS[self._signal]
     # Every process must end after the same batch, or the others would wait for

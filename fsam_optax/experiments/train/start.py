@@ -11,14 +11,16 @@ import numpy as np
 from fsam_optax.experiments import data
 from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
-from fsam_optax.experiments.common import terminal
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.train import folder
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import rows
+from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.program import Program
+from fsam_optax.experiments.train.settings import GROUPS
 from fsam_optax.experiments.train.settings import Settings
 from fsam_optax.experiments.train.settings import by_flag
 
@@ -42,8 +44,7 @@ def run(settings: Settings) -> None:
   if settings.dry_run:
     print(preview.text(settings, Program(config, images), images))
     return
-  with terminal.outliving_streams():
-    _run_or_end(settings, config, images)
+  _run_or_end(settings, config, images)
 
 
 COMMAND = Command(
@@ -58,10 +59,6 @@ def _run_or_end(
   settings: Settings, config: Config, images: data.Images
 ) -> None:
   """Joins the job, trains, and ends with the status that fits."""
-  from fsam_optax.experiments.train import folder
-  from fsam_optax.experiments.train import loop
-  from fsam_optax.experiments.train import signals
-
   path, processes = settings.folder_of(config.name), settings.processes
   try:
     with contextlib.ExitStack() as stack:
@@ -79,10 +76,10 @@ def _run_or_end(
       if processes.distributed and jax.process_index() == 0:
         hold()
       _train(settings, config, images, path)
-  except (folder.FolderError, loop.DivergedError, job.JoinError) as error:
+  except folder.RunError as error:
     job.end(f"{COMMAND.program}: error: {error}", 1)
   except signals.Interrupted as interrupted:
-    job.end(str(interrupted), interrupted.status)
+    job.end(*interrupted.args)
   except BaseException as error:
     if jax.process_count() == 1:
       raise
@@ -96,7 +93,6 @@ def _train(
   settings: Settings, config: Config, images: data.Images, path: pathlib.Path
 ) -> None:
   """Trains every seed, or what is left of it, and reports."""
-  from fsam_optax.experiments.train import folder
   from fsam_optax.experiments.train import loop
   from fsam_optax.experiments.train import outcome
 
@@ -117,8 +113,10 @@ def _train(
   text = "".join(step.as_text() for step in steps.values())
   job.check_alike({"the program": _digest(text)})
   job.check_shared(path)
-  if job.is_first() and (since := folder.check_config(path, begun_with)):
-    job.warn(f"the versions are not those of the beginning: {since}")
+  if job.is_first():
+    defaults = by_flag(*(group() for group in GROUPS))
+    if since := folder.check_config(path, begun_with, defaults):
+      job.warn(f"the versions are not those of the beginning: {since}")
   runner, results = loop.Runner(program, steps, run), {}
   for seed in range(run.first_seed, run.first_seed + run.seeds):
     seeds_rows = rows.rows_of(images, config, seed)

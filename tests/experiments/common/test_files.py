@@ -49,6 +49,8 @@ def test_a_directory_is_made_or_refused_with_the_remedy(tmp_path):
   message = files.make_directory(tmp_path / "file")
   assert "must be a directory that can be written to" in message
   assert "Choose another" in message
+  message = files.make_directory(tmp_path / "x\udcff")  # As of b"x\xff".
+  assert "must be a path in UTF-8" in message
 
 
 def test_versions_name_the_packages():

@@ -48,7 +48,7 @@ def toy(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("toy")
 def test_a_toy_is_trained_on_by_its_name(tmp_path):
-  words = "--dataset toy --seeds 1 --epochs 8 --label-noise 0 --optimizers sgd"
+  words = "--data toy --seeds 1 --epochs 8 --label-noise 0 --optimizers sgd"
   __main__.main(["compare", *words.split(), "--output", str(tmp_path)])
   written = json.loads((tmp_path / "compare.json").read_text())
   assert written["config"]["train_size"] == 32

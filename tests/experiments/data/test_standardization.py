@@ -91,13 +91,13 @@ def test_differences_that_float32_does_not_hold_survive(tmp_path):
 def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
   rng = np.random.default_rng(0)
   path = save(tmp_path / "a.npz", rng.normal(size=(40, 3, 8, 8)))
-  pool = lab_settings.load(lab_settings.Data(dataset=path))
+  pool = lab_settings.load(lab_settings.Data(data=path))
   assert pool.standardized_by == "channel"
   assert "note: the images of" in capsys.readouterr().err
 
 
 def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
   path = save(tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3)))
-  monkeypatch.setattr(splits.bounds.os, "sysconf", lambda name: 20)
-  with pytest.raises(FlagError, match="--dataset: must fit into memory"):
-    lab_settings.load(lab_settings.Data(dataset=path))
+  monkeypatch.setattr(splits.os, "sysconf", lambda name: 20)
+  with pytest.raises(FlagError, match="--data: must fit into memory"):
+    lab_settings.load(lab_settings.Data(data=path))

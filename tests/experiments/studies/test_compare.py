@@ -32,7 +32,7 @@ def two_seeds(tmp_path_factory):
   output = tmp_path_factory.mktemp("two") / "new" / "directory"
   process = subprocess.run(
     [
-      *(sys.executable, "-m", "fsam_optax", "compare", "--dataset", "digits"),
+      *(sys.executable, "-m", "fsam_optax", "compare", "--data", "digits"),
       *("--seeds", "2", "--epochs", "2", "--output", str(output)),
     ],
     capture_output=True,
@@ -71,13 +71,13 @@ def run(*argv):
     ("--first-seed 4294967295", "--first-seed: must leave the last seed"),
     ("--batch-size 801", "--batch-size: must be at most the 800 training rows"),
     (
-      "--dataset cifar",
-      "--dataset: must be one of cifar100:PATH, cifar10:PATH, digits",
+      "--data cifar",
+      "--data: must be one of cifar100:PATH, cifar10:PATH, digits",
     ),
-    ("--dataset none.npz", "--dataset: .*there is no such file"),
+    ("--data none.npz", "--data: .*there is no such file"),
     ("--model rnn", "--model: must be one of cnn, mlp, .* got 'rnn'"),
     ("--model resnet", "--model: must be one of cnn, mlp, which keep no stat"),
-    ("--image-size 3", "--dataset: .*--image-size 3 divides, got rows"),
+    ("--image-size 3", "--data: .*--image-size 3 divides, got rows"),
     ("--label-noise-kind odd", "--label-noise-kind: must be one of symmetric"),
     ("--output {file}", "--output: must be a directory that can be written to"),
   ],
@@ -92,7 +92,7 @@ def test_bad_flag_ends_with_status_2_before_any_training(
   file.touch()
   flags = flags.format(file=file).split()
   with pytest.raises(SystemExit) as stop:
-    run("compare", "--dataset", "digits", "--output", tmp_path, *flags)
+    run("compare", "--data", "digits", "--output", tmp_path, *flags)
   assert stop.value.code == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert re.search(message, error), error
@@ -171,7 +171,7 @@ def test_no_progress_bar_where_stdout_is_no_terminal(two_seeds):
 
 def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
   run(
-    *("compare", "--dataset", "digits", "--seeds", 2, "--epochs", 2),
+    *("compare", "--data", "digits", "--seeds", 2, "--epochs", 2),
     *("--output", tmp_path, "--optimizers", "sam"),
   )
   again = json.loads((tmp_path / "compare.json").read_text())
@@ -188,13 +188,14 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   path = tmp_path / "mine.npz"
   np.savez(path, **arrays)
   run(
-    *("compare", "--dataset", path, "--seeds", 1, "--epochs", 3),
+    *("compare", "--data", path, "--seeds", 1, "--epochs", 3),
     *("--learning-rate", "sgd=1e30", "--output", tmp_path),
     *("--optimizers", "sgd,fsam"),
   )
   written = json.loads(
     (tmp_path / "compare.json").read_text(), parse_constant=pytest.fail
   )
+  assert written["config"]["label_noise"] == 0  # Not said, of one's own data.
   assert written["results"]["sgd"]["diverged_seeds"] == [200]
   assert written["results"]["fsam"]["diverged_seeds"] == []
   assert written["results"]["fsam"]["curve_standard_error"] == [None] * 3
@@ -221,7 +222,7 @@ def test_a_folder_that_is_gone_at_the_end_costs_no_result(
   monkeypatch.setattr(compare, "train", train_and_lose)
   with pytest.raises(SystemExit) as ended:
     run(
-      *("compare", "--dataset", path, "--seeds", 1, "--epochs", 1),
+      *("compare", "--data", path, "--seeds", 1, "--epochs", 1),
       *("--output", output, "--optimizers", "sgd"),
     )
   assert ended.value.code == 2
@@ -234,7 +235,7 @@ def test_a_folder_that_is_gone_at_the_end_costs_no_result(
 def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
   """Split, noise, initialization and batches are paired over optimizers."""
   run(
-    *("compare", "--dataset", "digits", "--seeds", 2, "--epochs", 1),
+    *("compare", "--data", "digits", "--seeds", 2, "--epochs", 1),
     *("--rho", 0, "--learning-rate", 0.02, "--weight-decay", 0.01),
     *("--output", tmp_path),
     *("--optimizers", "sgd,fsam"),
@@ -253,7 +254,7 @@ def test_convolutional_network_learns_images(tmp_path):
   path = tmp_path / "images.npz"
   np.savez(path, x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
   run(
-    *("compare", "--dataset", path, "--model", "cnn", "--seeds", 1),
+    *("compare", "--data", path, "--model", "cnn", "--seeds", 1),
     *("--epochs", 20, "--batch-size", 16, "--label-noise", 0),
     *("--optimizers", "fsam", "--output", tmp_path),
   )
@@ -265,5 +266,5 @@ def test_convolutional_network_needs_images(tmp_path, arrays, capsys):
   path = tmp_path / "flat.npz"
   np.savez(path, **arrays)
   with pytest.raises(SystemExit):
-    run("compare", "--dataset", path, "--model", "cnn", "--output", tmp_path)
+    run("compare", "--data", path, "--model", "cnn", "--output", tmp_path)
   assert "--model: cnn must have images" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_figure_has_a_gap_where_a_value_is_missing(tmp_path):
     (["nothing"], "argument study: must be one of batch-size, cheap-forms"),
     (["rho", "--seeds", "0"], "argument --seeds"),
     (["rho", "--first-seed", "3"], "argument --first-seed"),
-    (["rho", "--dataset", "nothing.npz"], "argument --dataset"),
+    (["rho", "--data", "nothing.npz"], "argument --data"),
     (["rho", "--output", "/dev/null/x"], "argument --output"),
     (["rho", "--label-noise", "1"], "argument --label-noise"),
     (["rho", "--arms", "SGD"], "argument --arms: must be some of 'SAM'"),

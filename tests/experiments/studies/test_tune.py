@@ -16,7 +16,7 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
 ):
   monkeypatch.setattr(search, "MOST_EXTENSIONS", 1)
   words = [
-    *("tune", "--dataset", "digits", "--seeds", "2", "--epochs", "2"),
+    *("tune", "--data", "digits", "--seeds", "2", "--epochs", "2"),
     *("--learning-rate", "sam=0.001:0.004", "--rho", "sam=0.05:0.1"),
     *("--weight-decay", "0:0.01", "--optimizers", "sam"),
     *("--output", str(tmp_path)),

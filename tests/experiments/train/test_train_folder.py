@@ -22,9 +22,10 @@ from small_program import program_of
 from fsam_optax.experiments.train import checkpoints as checkpoints_lib
 from fsam_optax.experiments.train import folder
 from fsam_optax.experiments.train import journal as journal_lib
-from fsam_optax.experiments.train.folder import FolderError
+from fsam_optax.experiments.train.folder import RunError
 
-CONFIG = {"--rho": 0.2, "--mean": [0.5, 0.5], "--data (SHA-256)": "abc"}
+OLDER = {"--rho": 0.2, "--mean": [0.5, 0.5], "--data (SHA-256)": "abc"}
+CONFIG = {**OLDER, "--mask": "none"}
 
 
 def test_one_process_holds_a_folder_and_no_link_is_followed(tmp_path):
@@ -32,7 +33,7 @@ def test_one_process_holds_a_folder_and_no_link_is_followed(tmp_path):
   precious.write_text("all there is")
   with (
     folder.lock(tmp_path),
-    pytest.raises(FolderError, match="must not be in use"),
+    pytest.raises(RunError, match="must not be in use"),
     folder.lock(tmp_path),
   ):
     pass
@@ -43,27 +44,33 @@ def test_one_process_holds_a_folder_and_no_link_is_followed(tmp_path):
     lambda path: path.mkdir(),
   ):
     make(tmp_path / "lock")
-    with contextlib.suppress(FolderError), folder.lock(tmp_path):
+    with contextlib.suppress(RunError), folder.lock(tmp_path):
       pass
     assert precious.read_text() == "all there is"
     with contextlib.suppress(IsADirectoryError):
       (tmp_path / "lock").unlink()
 
 
+def check_config(path, config):
+  return folder.check_config(path, config, {"--mask": "none"})
+
+
 def test_what_the_folder_was_begun_with_is_named(tmp_path):
-  assert folder.check_config(tmp_path, CONFIG) == ""
-  assert folder.check_config(tmp_path, CONFIG) == ""
-  with pytest.raises(FolderError, match=r"begun with --rho 0\.2, got 0\.1\. G"):
-    folder.check_config(tmp_path, {**CONFIG, "--rho": 0.1})
+  assert check_config(tmp_path, OLDER) == ""  # Before there was a --mask.
+  assert check_config(tmp_path, CONFIG) == ""
+  with pytest.raises(RunError, match="begun with --mask none, got norms"):
+    check_config(tmp_path, {**CONFIG, "--mask": "norms_only"})
+  with pytest.raises(RunError, match=r"begun with --rho 0\.2, got 0\.1\. G"):
+    check_config(tmp_path, {**CONFIG, "--rho": 0.1})
   path = tmp_path / "config.json"
   begun = json.loads(path.read_text())
   begun["versions"]["jax"] = "0.0.1"
   path.write_text(json.dumps(begun))  # A newer JAX may go on.
-  said = folder.check_config(tmp_path, CONFIG)
+  said = check_config(tmp_path, CONFIG)
   assert said == f"jax 0.0.1 then, {jax.__version__} now"
   path.write_text(json.dumps({**begun, "--data (SHA-256)": "\x1b]0;x\x07"}))
-  with pytest.raises(FolderError, match=r"\\x1b\]0;x\\x07, got abc") as found:
-    folder.check_config(tmp_path, CONFIG)
+  with pytest.raises(RunError, match=r"\\x1b\]0;x\\x07, got abc") as found:
+    check_config(tmp_path, CONFIG)
   assert str(found.value).isprintable()
 
 
@@ -74,18 +81,18 @@ def test_what_the_folder_was_begun_with_is_named(tmp_path):
 )
 def test_a_config_that_is_none_is_one_sentence(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
-  with pytest.raises(FolderError, match="must be the JSON that this program"):
-    folder.check_config(tmp_path, CONFIG)
+  with pytest.raises(RunError, match="must be the JSON that this program"):
+    check_config(tmp_path, CONFIG)
   (tmp_path / "config.json").unlink()
   os.mkfifo(tmp_path / "config.json")
-  with pytest.raises(FolderError, match="must be the JSON that this program"):
-    folder.check_config(tmp_path, CONFIG)
+  with pytest.raises(RunError, match="must be the JSON that this program"):
+    check_config(tmp_path, CONFIG)
 
 
 def test_checkpoints_without_their_config_are_not_gone_on_from(tmp_path):
   (tmp_path / "seed-1" / "checkpoints" / "40").mkdir(parents=True)
-  with pytest.raises(FolderError, match=r"config.json' must lie beside"):
-    folder.check_config(tmp_path, CONFIG)
+  with pytest.raises(RunError, match=r"config.json' must lie beside"):
+    check_config(tmp_path, CONFIG)
   assert not (tmp_path / "config.json").exists()
 
 
@@ -110,12 +117,12 @@ def test_a_journal_has_the_epochs_of_the_checkpoint_and_its_steps(tmp_path):
   path.write_text(text + "null\n[3]\n" + "[" * 100_000 + '\n{"kin')
   epochs = [line_of("epoch", 4)]
   with journal_of(tmp_path, epochs, 5) as journal:
-    journal.write("step", line_of("step", 6))
+    journal.write(line_of("step", 6))
   found = [json.loads(line) for line in path.read_text().splitlines()]
   assert found == [*written[:2], *epochs, line_of("step", 6)]
   journal._path = pathlib.Path("/dev/full")
-  with pytest.raises(FolderError, match=r"No space left.*full disk"):
-    journal.write("step", line_of("step", 8))
+  with pytest.raises(RunError, match=r"No space left.*full disk"):
+    journal.write(line_of("step", 8))
   path.unlink()
   os.mkfifo(path)
   journal_of(tmp_path, epochs, 5)
@@ -159,7 +166,7 @@ def save(path, program, epochs=(), seeds=(0,)):
       progress = program.place(program.create(seed))
       batches = progress.batches + number
       saved.save(number, dataclasses.replace(progress, batches=batches))
-    saved.check(wait=True)
+    saved.wait()
 
 
 def restore(path, program, seed=7):
@@ -176,18 +183,18 @@ def test_a_checkpoint_comes_back_with_its_epochs_and_is_of_its_seed(
   assert found == epochs
   expected = program.place(program.create(0)).state.params
   jax.tree.map(np.testing.assert_array_equal, progress.state.params, expected)
-  with pytest.raises(FolderError, match="must be of seed 8 and batch 0, got"):
+  with pytest.raises(RunError, match="must be of seed 8 and batch 0, got"):
     restore(path, program, seed=8)
   (file,) = (path / "0" / "record").glob("metadata")
   file.write_text(file.read_text().replace("40.0", "90.0"))
-  with pytest.raises(FolderError, match=r"none of the 1 checkp.*checksum"):
+  with pytest.raises(RunError, match=r"none of the 1 checkp.*checksum"):
     restore(path, program)
 
 
 def test_a_checkpoint_of_other_arrays_is_named(program, tmp_path):
   save(tmp_path / "run" / "checkpoints", program)
   other = program_of(mesh_of(1), model="mlp", depth=2, width=2)
-  with pytest.raises(FolderError, match=r"none of the .*missing in the check"):
+  with pytest.raises(RunError, match=r"none of the .*missing in the check"):
     restore(tmp_path / "run" / "checkpoints", other)
 
 
@@ -240,7 +247,7 @@ def test_damaged_checkpoints_are_read_right_or_the_one_before_is(
     capsys.readouterr()
     try:
       progress, epochs = restore(run / "checkpoints", program)
-    except FolderError as error:
+    except RunError as error:
       refusal = str(error)
       assert "\n" not in refusal
       ends.add("refused")

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import re
+import resource
 import signal
 import time
 
@@ -85,27 +86,41 @@ def test_a_job_equals_one_process(
     assert mine == pytest.approx(other, rel=1e-9, abs=1e-11)
 
 
+def kill(job):
+  """One of them, and the other as whoever starts the processes does."""
+  job[1].kill()
+  with contextlib.suppress(ProcessLookupError):
+    job[0].kill()
+  for process in job:
+    process.communicate()
+
+
+def fill_the_disk(job):
+  """For one of them, after which both say so and end by themselves."""
+  # No file of its may grow any more.
+  resource.prlimit(job[1].pid, resource.RLIMIT_FSIZE, (0, 0))
+  for printed in finish(job, status=1):
+    assert "a checkpoint cannot be written to" in printed
+    assert "in process 1: " in printed
+
+
 @pytest.mark.parametrize(
-  "flags",
+  ("flags", "end"),
   [
-    ("--sharding=fsdp",),
-    ("--no-sync-perturbation", "--ema-gradient=descent"),
+    (("--sharding=fsdp",), kill),
+    (("--no-sync-perturbation", "--ema-gradient=descent"), fill_the_disk),
   ],
   ids=["fsdp", "lean"],
 )
-def test_a_job_of_which_one_was_killed_goes_on_as_the_unbroken_one(
-  flags, start, tmp_path
+def test_a_job_of_which_one_fell_goes_on_as_the_unbroken_one(
+  flags, end, start, tmp_path
 ):
   flags = ("--save-every=4", "--cpu-devices=2", *flags)
   unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
   finish(start_job(start, 2, unbroken, *flags))
   job = start_job(start, 2, broken, *flags)
   wait_for(checkpoint(broken, 8), job[0])
-  job[1].kill()
-  with contextlib.suppress(ProcessLookupError):
-    job[0].kill()  # As whoever starts the processes does, or the heartbeat.
-  for process in job:
-    process.communicate()
+  end(job)
   printed, _ = finish(start_job(start, 2, broken, *flags))
   begin = int(re.search(r"from batch (\d+) of", printed)[1])
   assert 4 <= begin < STEPS
@@ -220,8 +235,8 @@ def test_sigterm_in_the_second_seed_saves(start, tmp_path):
   )
   wait_for(output / "seed-2" / "checkpoints" / "4", job[0])
   job[0].terminate()
-  for printed in finish(job):
-    assert "told to end; saved after batch" in printed
+  ends = [re.search(r"saved after batch \d+", text)[0] for text in finish(job)]
+  assert ends[0] == ends[1]
 
 
 def test_a_reader_who_goes_away_ends_no_job(start, tmp_path):

@@ -25,7 +25,7 @@ from fsam_optax.experiments.train.progress import Progress
 
 
 def stream_of(mesh, x, y, start, stop):
-  return batches.Batches(
+  return batches.stream(
     x, y, mesh, seed=0, batch_size=16, start=start, stop=stop
   )
 
@@ -70,12 +70,11 @@ def test_every_epoch_is_a_permutation_and_a_later_start_sees_the_same():
     np.testing.assert_array_equal(batch["label"], rows_of(number, 0))
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
     assert len(batch["label"].sharding.device_set) == 8
-  assert stream.waited > 0
 
 
 def test_means_weigh_rows_leave_out_what_was_skipped_and_begin_anew():
   progress = Progress.begin(None, jnp.float32)
-  assert progress.means()["loss"] is None
+  assert np.isnan(progress.means()["loss"])
   counts = []
   for loss, rows, skipped in (
     *((1.0, 4, 0), (np.inf, 4, 1), (4.0, 2, 0), (7.0, 4, 0)),

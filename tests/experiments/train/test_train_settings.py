@@ -80,7 +80,10 @@ def error_of(capsys, *words):
     ("--learning-rate=0", "--learning-rate: must be a finite number above 0"),
     ("--learning-rate=1e39", "--learning-rate: must be finite in float32"),
     ("--learning-rate=1e-46", "--learning-rate: must be finite in float32"),
-    ("--rho=1e-300", "--rho: must be finite in float32 and not too small"),
+    ("--rho=1e-300", "--rho: must be finite in float32 and not too near"),
+    ("--ascent-fraction=.999999999", "not too near to an end of its range for"),
+    ("--momentum=.999999999", "not too near to an end of its range for it, go"),
+    ("--data=digits --ascent-fraction=.9999995", "got 0.9999995 of 128 rows"),
     ("--ascent-fraction=0", "--ascent-fraction: must be a number in (0, 1]"),
     ("--rho=-1", "--rho: must be a finite number, 0 or more, got '-1'"),
     ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
@@ -178,35 +181,36 @@ def test_label_noise_is_exact_but_for_the_authors_own_data():
     dataclasses.replace(settings_of(**options, **more), data="digits")
   )
   images, config = load(label_noise=0.4)
-  assert config.label_noise_kind == "symmetric"
+  assert config.images.label_noise_kind == "symmetric"
   noisy, clean = rows.rows_of(images, config, 1), rows.rows_of(*load(), 1)
   assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
   np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
   for recipe in settings_lib.RECIPES:
     settings = dataclasses.replace(settings_of(), recipe=recipe)
-    assert rows.unread(settings)[1].label_noise_kind == "uniform"
+    assert rows.unread(settings)[1].images.label_noise_kind == "uniform"
 
 
 # The means and deviations that the images are normalized by.
 
 
 def load(path, x, dtype="float32", image_size=None):
-  """The images of a file whose first four rows are those of the test."""
+  """A file whose first four rows are those of the test, and its flags."""
   y = np.arange(len(x)) % 2
   np.savez(path, x_train=x[4:], y_train=y[4:], x_test=x[:4], y_test=y[:4])
   settings = settings_of(
     dtype=dtype, image_size=image_size, batch_size=8, model="mlp"
   )
-  return rows.load(dataclasses.replace(settings, data=str(path)))
+  images, config = rows.load(dataclasses.replace(settings, data=str(path)))
+  return images, config.images
 
 
 def test_moments_are_measured_in_float64_and_notes_are_said(tmp_path, capsys):
   x = 1e4 + np.random.default_rng(0).normal(size=(40, 3, 32, 32))
-  images, config = load(tmp_path / "a.npz", x)
+  images, flags = load(tmp_path / "a.npz", x)
   assert images.x_train.dtype == images.x_test.dtype == np.float32
   mean, deviation = x[4:].mean((0, 2, 3)), x[4:].std((0, 2, 3))
-  np.testing.assert_allclose(config.mean, mean, rtol=1e-12)
-  np.testing.assert_allclose(config.standard_deviation, deviation, rtol=1e-9)
+  np.testing.assert_allclose(flags.mean, mean, rtol=1e-12)
+  np.testing.assert_allclose(flags.standard_deviation, deviation, rtol=1e-9)
   assert "as 32 x 32 x 3, channels last" in capsys.readouterr().err
 
 
@@ -222,24 +226,24 @@ def test_what_float32_would_round_away_is_refused(tmp_path):
 def test_no_constant_channel_is_divided_by_0(tmp_path):
   x = np.random.default_rng(0).normal(size=(21, 32, 32, 3))
   x[..., 2] = 0.1
-  _, config = load(tmp_path / "a.npz", x)
-  assert config.standard_deviation[2] == 1
-  assert config.mean[2] == 0.1
+  _, flags = load(tmp_path / "a.npz", x)
+  assert flags.standard_deviation[2] == 1
+  assert flags.mean[2] == 0.1
 
 
 def test_whole_numbers_are_measured_a_part_at_a_time(tmp_path, monkeypatch):
   x = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), np.uint8)
   monkeypatch.setattr(images_lib, "_VALUES_AT_A_TIME", 5 * 3072)
-  _, config = load(tmp_path / "a.npz", x)
+  _, flags = load(tmp_path / "a.npz", x)
   normal = x[4:].astype(np.float64) / 255
   mean, deviation = normal.mean((0, 1, 2)), normal.std((0, 1, 2))
-  np.testing.assert_allclose(config.mean, mean, rtol=1e-12)
-  np.testing.assert_allclose(config.standard_deviation, deviation, rtol=1e-12)
+  np.testing.assert_allclose(flags.mean, mean, rtol=1e-12)
+  np.testing.assert_allclose(flags.standard_deviation, deviation, rtol=1e-12)
 
 
 def test_smaller_images_keep_their_unit(tmp_path):
   x = np.random.default_rng(0).integers(0, 256, (21, 64, 64, 3), np.uint8)
-  images, config = load(tmp_path / "a.npz", x, image_size=32)
+  images, flags = load(tmp_path / "a.npz", x, image_size=32)
   blocks = x[4:].reshape(17, 32, 2, 32, 2, 3).mean((2, 4)) / 255
   np.testing.assert_allclose(images.x_train, blocks, atol=1e-7)
-  np.testing.assert_allclose(config.mean, blocks.mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(flags.mean, blocks.mean((0, 1, 2)), rtol=1e-6)
