@@ -156,13 +156,13 @@ def _run(lab: Lab) -> dict[str, Any]:
   return report(lab.store.rows) | {"config": config}
 
 
-def _train(lab: Lab, setting: Setting, pool: splits_lib.Pool) -> None:
-  """Searches and tests the forms of a setting, and trains its curve."""
-  lab = lab.at(
+def at(lab: Lab, pool: splits_lib.Pool, label_noise: float) -> Lab:
+  """The laboratory with the network and the images of this study."""
+  return lab.at(
     pool=pool,
     model="three convolutions",
     network=Network,
-    label_noise=setting.label_noise,
+    label_noise=label_noise,
     label_noise_kind="symmetric",
     epochs=1 if lab.is_quick else _EPOCHS,
     batch_size=_BATCH_SIZE,
@@ -171,6 +171,11 @@ def _train(lab: Lab, setting: Setting, pool: splits_lib.Pool) -> None:
     # In a loop of XLA's, a CPU takes 24 times as long for a convolution.
     trainer_options={"is_loop": True, "augment": _flip},
   )
+
+
+def _train(lab: Lab, setting: Setting, pool: splits_lib.Pool) -> None:
+  """Searches and tests the forms of a setting, and trains its curve."""
+  lab = at(lab, pool, setting.label_noise)
   for name in setting.arms:
     if name in lab.chosen:
       lab.test(name)

@@ -20,8 +20,7 @@ def test_defaults_lie_inside_grids_of_as_many_points_for_each(dataset, model):
       assert value in (values[1:-1] if value else (0.0,))
       assert list(values) == sorted(set(values))
       ratios = [b / a for a, b in itertools.pairwise(values)]
-      is_near = recipe.is_tuned and recipe.is_decay_tuned
-      step = math.sqrt(2) if is_near else 2
+      step = math.sqrt(2) if recipe.is_tuned else 2
       assert ratios == pytest.approx([step] * len(ratios), rel=0.05)
 
 
