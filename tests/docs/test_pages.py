@@ -61,6 +61,15 @@ def test_set_up_commands_are_one_line_each():
   assert all(line.rstrip()[-1] not in "\\&" for line in setup)
 
 
+def test_nothing_is_installed_from_an_index_that_has_not_its_name():
+  suffixes = (".md", ".py", ".ipynb")
+  for path in (ROOT / room for room in ("docs", "fsam_optax", "notebooks")):
+    for file in path.rglob("*"):
+      if file.suffix in suffixes and "_build" not in file.parts:
+        text = file.read_text().replace("\\", "")
+        assert not re.search(r"pip install.{0,9} .?fsam-optax\b", text), file
+
+
 def test_every_study_is_on_a_page():
   text = "".join(path.read_text() for path in DOCS.glob("evidence/*.md"))
   for path in DOCS.glob("studies/*.json"):
