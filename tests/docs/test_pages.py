@@ -39,7 +39,7 @@ def test_a_trained_network_is_restored_and_predicts(tmp_path, monkeypatch):
     for language, text in pages.blocks(TRAIN)
     if language == "bash" and "--output runs/mnist" in text
   )
-  python, *arguments = command.split()
+  python, *arguments = command.replace("\\\n", "").split()
   assert python == ".venv/bin/python"
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
