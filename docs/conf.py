@@ -3,6 +3,9 @@
 import pathlib
 import sys
 
+from pygments import lexer
+from pygments import token
+
 DOCS = pathlib.Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_extensions"))
 
@@ -26,6 +29,7 @@ extensions = [
   "sphinx.ext.autodoc",
   "sphinx.ext.autosummary",
   "sphinx.ext.napoleon",
+  "sphinx.ext.viewcode",
   "sphinx_copybutton",
   "mathml",
   "measured",
@@ -43,8 +47,12 @@ nitpick_ignore_regex = [
   (r"py:.*", r"fsam_optax\._.*"),
 ]
 
-# The notebooks hold their outputs, which a test compares with a fresh run.
-nb_execution_mode = "off"
+# The notebooks hold their outputs, which a test compares with a fresh run. The
+# pages that draw a figure of their own are run when the site is built.
+nb_execution_mode = "force"
+nb_execution_excludepatterns = ["notebooks/*"]
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
 nb_merge_streams = True
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -57,13 +65,37 @@ python_maximum_signature_line_length = 60
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autosummary_generate = True
+# Where a public name is explained: a page of its own, or that of its module.
+autosummary_context = {
+  "guides": {
+    "fsam": "guides/optax",
+    "sharpness_aware": "guides/own_perturbation",
+    "friendly_perturbation": "guides/hyperparameters",
+    "sam_perturbation": "algorithm",
+    "subtract_gradient_ema": "algorithm",
+    "scale_to_radius": "guides/own_perturbation",
+    "radius_schedule": "guides/hyperparameters",
+    "SubtractGradientEmaState": "algorithm",
+    "ScaleToRadiusState": "algorithm",
+    "value_and_grad": "guides/optax",
+    "SharpnessInfo": "guides/hyperparameters",
+    "make_train_step": "guides/linen",
+    "TrainState": "guides/linen",
+    "nnx": "guides/nnx",
+    "masks": "guides/masks",
+    "sharding": "guides/devices",
+    "checkpoint": "guides/checkpoints",
+    "sharpness": "guides/measuring",
+  }
+}
 templates_path = ["_templates"]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
 napoleon_use_rtype = False
 
-# A prompt is not copied.
+# A prompt is not copied, nor what a diff takes out, nor its signs (.gp).
+copybutton_exclude = ".linenos, .gd, .gp"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -75,3 +107,24 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
+
+
+class Diff(lexer.RegexLexer):
+  """A diff whose signs are tokens of their own, so that they are not copied."""
+
+  name = "diff"
+  tokens = {  # noqa: RUF012
+    "root": [
+      (r"-.*\n", token.Generic.Deleted),
+      (
+        r"(\+)(.*\n)",
+        lexer.bygroups(token.Generic.Prompt, token.Generic.Inserted),
+      ),
+      (r"( ?)(.*\n)", lexer.bygroups(token.Generic.Prompt, token.Text)),
+    ]
+  }
+
+
+def setup(app):
+  """Takes this lexer in place of that of Pygments."""
+  app.add_lexer("diff", Diff)

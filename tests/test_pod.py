@@ -17,7 +17,7 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin"))),
-    reason='needs the compilers: pip install "fsam-optax[pod]"',
+    reason='needs the compilers: pip install -e ".[pod]"',
   ),
 ]
 

@@ -12,10 +12,17 @@ from latex2mathml import converter
 
 def _converted(latex: str, display: str) -> str:
   # Of an aligned column browsers read the style and not the attribute.
-  return re.sub(
+  text = re.sub(
     r'<mtd columnalign="(left|right)">',
     r'<mtd style="text-align: \1; padding-inline: 0.1em">',
     converter.convert(latex, display=display),
+  )
+  # Without a font for mathematics a subscript hangs from the ink of its
+  # letter: of one depth, those of d and of g stand level.
+  return re.sub(
+    r"(<msub>)(<mi>[^<]*</mi>)",
+    r'\1<mpadded depth="0.15em">\2</mpadded>',
+    text,
   )
 
 

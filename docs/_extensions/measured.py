@@ -28,6 +28,11 @@ class Measured(SphinxDirective):
     text = measurements.markdown(self.arguments[0], titles)
     if note := measurements.note(self.arguments[0]):
       text = [f"*{note}*", "", *text]
+    # A number stays on the line of its error; lines break before "p =".
+    text = [
+      line.replace(" ± ", "\u00a0±\u00a0").replace(" = ", "\u00a0=\u00a0")
+      for line in text
+    ]
     container = nodes.container(classes=["measured"])
     self.state.nested_parse(text, self.content_offset, container)
     return [container]

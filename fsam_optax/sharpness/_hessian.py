@@ -282,7 +282,7 @@ def _require_matfree() -> None:
     import matfree  # noqa: F401
   except ImportError as error:
     raise ImportError(
-      "the Hessian needs matfree. Run: pip install 'fsam-optax[sharpness]'"
+      'the Hessian needs matfree. Run: pip install "matfree>=0.6"'
     ) from error
 
 

@@ -29,7 +29,7 @@ def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Tick]:
     from rich import progress
   except ImportError as error:
     raise ImportError(
-      "`progress=True` needs rich. Run: pip install 'fsam-optax[sharpness]'"
+      "`progress=True` needs rich. Run: pip install rich"
     ) from error
 
   with progress.Progress(

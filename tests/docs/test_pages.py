@@ -39,7 +39,7 @@ def test_a_trained_network_is_restored_and_predicts(tmp_path, monkeypatch):
     for language, text in pages.blocks(TRAIN)
     if language == "bash" and "--output runs/mnist" in text
   )
-  python, *arguments = command.split()
+  python, *arguments = command.replace("\\\n", "").split()
   assert python == ".venv/bin/python"
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -59,6 +59,15 @@ def test_set_up_commands_are_one_line_each():
   ]
   assert len(setup) == 5
   assert all(line.rstrip()[-1] not in "\\&" for line in setup)
+
+
+def test_nothing_is_installed_from_an_index_that_has_not_its_name():
+  suffixes = (".md", ".py", ".ipynb")
+  for path in (ROOT / room for room in ("docs", "fsam_optax", "notebooks")):
+    for file in path.rglob("*"):
+      if file.suffix in suffixes and "_build" not in file.parts:
+        text = file.read_text().replace("\\", "")
+        assert not re.search(r"pip install.{0,9} .?fsam-optax\b", text), file
 
 
 def test_every_study_is_on_a_page():

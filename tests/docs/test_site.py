@@ -99,6 +99,18 @@ def test_nothing_is_loaded_from_another_site():
     assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", text), path
 
 
+def test_a_page_that_draws_its_figure_shows_it():
+  for name in ("algorithm", "commands/augmentation"):
+    assert "<img" in (SITE / f"{name}.html").read_text(), name
+
+
+def test_a_public_name_links_to_its_guide_and_its_source():
+  for path in SITE.glob("api/generated/*.html"):
+    links = pages()[path.relative_to(SITE).as_posix()].links
+    assert any("_modules/fsam_optax" in link for link in links), path.name
+    assert "Explained in" in path.read_text(), path.name
+
+
 def test_every_image_has_an_alternative_text():
   assert not {
     name: page.without_text
@@ -123,16 +135,31 @@ async function open_at(page, width) {
     if (frame.contentDocument.querySelector("ul.search li a")) break;
     await new Promise(resolve => setTimeout(resolve, 100));
   }
-  const root = frame.contentDocument.documentElement;
+  const page_of = frame.contentDocument;
+  const root = page_of.documentElement;
+  const cut = x => x.scrollWidth > x.clientWidth + 1;
+  const all = what => [...page_of.querySelectorAll("article " + what)];
+  const scrolls_of = table => {
+    let number = 0;
+    for (let x = table; x.tagName !== "ARTICLE"; x = x.parentElement) {
+      const style = frame.contentWindow.getComputedStyle(x).overflowX;
+      number += (style === "auto" || style === "scroll") && cut(x);
+    }
+    return number;
+  };
   found.push({page, width, overflow: root.scrollWidth - root.clientWidth,
     title: frame.contentDocument.title,
     hits: frame.contentDocument.querySelectorAll("ul.search li a").length,
     math: frame.contentDocument.querySelectorAll("math").length,
-    copy: frame.contentDocument.querySelectorAll("button.copybtn").length});
+    copy: frame.contentDocument.querySelectorAll("button.copybtn").length,
+    code: all("pre").filter(cut).map(x => x.textContent)
+      .filter(text => !text.startsWith("python3 -m venv")),
+    doubled: all("table").filter(table => scrolls_of(table) > 1).length,
+    scrolling: all("table").filter(scrolls_of).length});
   frame.remove();
 }
 (async () => {
-  for (const page of PAGES) for (const width of [390, 1280])
+  for (const page of PAGES) for (const width of [390, 1280, 1920])
     await open_at(page, width);
   document.getElementById("found").textContent = JSON.stringify(found);
 })();
@@ -188,11 +215,14 @@ def test_pages_open_in_a_browser_on_a_desktop_and_on_a_phone(server, tmp_path):
     "index.html",
     "algorithm.html",
     "guides/optax.html",
+    "guides/nnx.html",
+    "evidence/cifar.html",
     "evidence/fewer_gradients.html",
     "api/core.html",
     "api/generated/fsam_optax.make_train_step.html",
     "notebooks/quickstart.html",
     "search.html?q=radius",
+    "search.html?q=bf16",
   ]
   server.harness = HARNESS.replace("PAGES", json.dumps(opened))
   log = tmp_path / "net.json"
@@ -221,12 +251,16 @@ def test_pages_open_in_a_browser_on_a_desktop_and_on_a_phone(server, tmp_path):
   report = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
   assert report, done.stderr
   found = json.loads(html.unescape(report[1]))
-  assert len(found) == 2 * len(opened)
+  assert len(found) == 3 * len(opened)
   assert not [x for x in found if x["overflow"] > 0], "pages scroll sideways"
+  assert not [x for x in found if x["width"] > 390 and x["code"]]
+  assert not [x for x in found if x["doubled"]], "two scrollbars at a table"
   by_page = {x["page"]: x for x in found}
+  assert not by_page["evidence/cifar.html"]["scrolling"]  # At 1920 pixels.
   assert by_page["algorithm.html"]["math"] > 5
   assert by_page["guides/optax.html"]["copy"] > 3
   assert by_page["search.html?q=radius"]["hits"] > 3
+  assert by_page["search.html?q=bf16"]["hits"] > 0
 
   said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
   assert not said, "the console is not silent"

@@ -79,7 +79,7 @@ def test_missing_extra_is_one_line_with_its_remedy(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
   with pytest.raises(SystemExit) as stop:
     run("compare", "--output", tmp_path)
-  assert 'Run: pip install "fsam-optax[experiments]"' in stop.value.code
+  assert 'pip install -e ".[experiments]"' in stop.value.code
   assert "matplotlib" in stop.value.code
   assert "\n" not in stop.value.code
   with pytest.raises(extras.MissingExtraError, match="need no_such_package"):
@@ -90,7 +90,7 @@ def test_missing_tyro_is_one_line_with_its_remedy(monkeypatch):
   monkeypatch.setitem(sys.modules, "tyro", None)
   with pytest.raises(SystemExit) as stop:
     run("compare")
-  assert 'Run: pip install "fsam-optax[experiments]"' in stop.value.code
+  assert 'pip install -e ".[experiments]"' in stop.value.code
 
 
 def test_core_imports_none_of_the_extras():

@@ -22,5 +22,5 @@ def require(*names: str) -> None:
     except ImportError as error:
       raise MissingExtraError(
         f"the experiments need {name}, which cannot be imported ({error}). "
-        'Run: pip install "fsam-optax[experiments]"'
+        'Run in the clone: pip install -e ".[experiments]"'
       ) from error
