@@ -22,28 +22,23 @@ def mean_over_parts(
   carry: PyTree,
   mark: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> tuple[PyTree, PyTree]:
-  """Means of what `fn(part, index, carry)` returns, and the last carry.
+  """Means over the parts, and the carry of the last.
 
-  Args:
-    fn: returns ``(outputs, carry)`` for the part of the batch at ``index``.
-    batch: a tree of arrays with the same number of rows, a multiple of
-      ``num_parts``.
-    num_parts: number of parts, taken one at a time.
-    carry: what the first part gets.
-    mark: applied to whatever passes from part to part, see
-      :func:`fsam_optax._axes.varying`.
-
-  Returns:
-    The means in the dtypes of the outputs, and the carry of the last part. Of
-    values that overwrite others, as Flax's fp8 has, the maxima.
+  For each part, one at a time, ``fn(part, index, carry)`` returns ``(outputs,
+  carry)``. The means are in the dtypes of the outputs; of values that overwrite
+  others, as Flax's fp8 has, they are the maxima. What passes from part to part
+  is marked by `mark`, see :func:`fsam_optax._axes.varying`.
   """
   if num_parts == 1:
     return fn(batch, 0, carry)
 
-  mean_of = _scanned if is_staged() else _looped
-  part_of = lambda index: _part_of(batch, num_parts, index)
-  run = lambda carry, index: fn(part_of(index), index, carry)
-  totals, outputs, carry = mean_of(run, num_parts, mark(carry), mark)
+  def run(carry, index):
+    return fn(_part_of(batch, num_parts, index), index, carry)
+
+  if is_staged():
+    totals, outputs, carry = _scanned(run, num_parts, mark(carry), mark)
+  else:
+    totals, outputs, carry = _looped(run, num_parts, carry)
   means = jax.tree_util.tree_map_with_path(
     lambda path, total, x: (
       total if is_overwritten(path) else total / num_parts
@@ -94,9 +89,8 @@ def _scanned(run, num_parts, carry, mark):
   return totals, outputs, carry
 
 
-def _looped(run, num_parts, carry, mark):
+def _looped(run, num_parts, carry):
   """The same part by part, where nothing is compiled."""
-  del mark
   outputs, carry = run(carry, jnp.zeros([], jnp.int32))
   totals = jax.tree.map(
     lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), outputs
@@ -125,14 +119,6 @@ def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
   Of every ``q`` rows the first ``p``, where ``p / q`` is the fraction in lowest
   terms, so that a batch whose rows lie on many devices gives up as many of each
   without moving one.
-
-  Args:
-    batch: a tree of arrays with the same number of rows, of which the fraction
-      is a whole number.
-    fraction: in ``(0, 1]``.
-
-  Returns:
-    The tree with ``fraction`` times the rows.
   """
   if fraction == 1:
     return batch
@@ -158,17 +144,7 @@ def _lowest_terms(fraction: float, rows: Any) -> tuple[int, int]:
 def check_batch(
   batch: PyTree, num_microbatches: int, ascent_fraction: float
 ) -> None:
-  """Raises for a batch without rows, or one that does not split evenly.
-
-  Args:
-    batch: a tree of arrays.
-    num_microbatches: number of parts.
-    ascent_fraction: fraction of each part's rows.
-
-  Raises:
-    ValueError: if no array has rows, a part or its fraction is not a whole
-      number of rows, or the batch is a key.
-  """
+  """Raises for a batch without rows, or one that does not split evenly."""
   lengths = {
     path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(batch)
@@ -225,16 +201,7 @@ def _is_raw_key(batch: PyTree) -> bool:
 def _check_symbolic(
   length: Any, num_microbatches: int, ascent_fraction: float
 ) -> None:
-  """Raises unless a symbolic number of rows is a multiple of what it must be.
-
-  Args:
-    length: such as ``4*b``, from :func:`jax.export.symbolic_shape`.
-    num_microbatches: number of parts.
-    ascent_fraction: fraction of each part's rows.
-
-  Raises:
-    ValueError: if it is not known to be one.
-  """
+  """Raises unless a number such as ``4*b`` is known to split evenly."""
   _, block = _lowest_terms(ascent_fraction, length)
   multiple = num_microbatches * block
   if not length % multiple == 0:  # Where it is unknown, both are False.

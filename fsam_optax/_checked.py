@@ -1,11 +1,12 @@
 """What `checked=True` looks for in a new loop."""
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import jax
 from jax import core
 from jax import numpy as jnp
 from jax.experimental import io_callback
+from jax.typing import ArrayLike
 import numpy as np
 
 from fsam_optax._axes import mean
@@ -23,45 +24,33 @@ IMPURE = (
 )
 
 
-class Seen(NamedTuple):
-  """What one call shows of the loop around it.
+def checked(
+  loss: jax.Array,
+  grads: PyTree,
+  *,
+  is_pure: jax.Array,
+  params: PyTree,
+  average: PyTree,
+  counts: Optional[tuple[ArrayLike, ArrayLike]],
+  moved_from: dict[int, Any],
+) -> tuple[jax.Array, PyTree]:
+  """Loss and gradient of a call; an error, or NaN, where the loop is wrong.
 
-  Attributes:
-    is_pure: whether the loss called again was the same, shape ``[]``.
-    params: the parameters.
-    average: the moving average before the step, or None for no average.
-    grads: the gradient that the call returns.
-    counts: how many gradients the average has taken in before the step and
-      after it, or None where nothing counts them.
-  """
-
-  is_pure: Any
-  params: PyTree
-  average: Any
-  grads: PyTree
-  counts: Optional[tuple[Any, Any]]
-
-
-def checked(outputs: PyTree, seen: Seen, moved_from: dict[int, Any]) -> PyTree:
-  """The outputs of a call; an error, compiled NaN, where the loop is wrong.
-
-  Args:
-    outputs: a tree of arrays.
-    seen: what the call shows.
-    moved_from: what earlier calls left here, by replica.
-
-  Returns:
-    The outputs.
-
-  Raises:
-    ValueError: uncompiled, where something is wrong; compiled it is printed.
+  `is_pure` says whether the loss called again was the same. `average` is the
+  one before the step, or None for no average. `counts` says how many gradients
+  it has taken in before the step and after it, or is None where nothing counts
+  them. `moved_from` is what earlier calls left here, by replica.
   """
   axes = bound_axes()
-  faults = [(seen.is_pure, IMPURE)]
-  if seen.average is not None:
-    faults += [(_average_alike(seen, axis), _apart(axis)) for axis in axes]
-  if seen.counts is not None:
-    faults.append((_is_carried_on(seen, moved_from, axes), _NOT_CARRIED_ON))
+  faults = [(is_pure, IMPURE)]
+  if average is not None:
+    for axis in axes:
+      is_alike = _average_alike(params, average, grads, axis)
+      faults.append((is_alike, _apart(axis)))
+  if counts is not None:
+    is_carried_on = _is_carried_on(*counts, grads, moved_from, axes)
+    faults.append((is_carried_on, _NOT_CARRIED_ON))
+  outputs = loss, grads
   for is_right, message in faults:
     if axes:
       # The same on all replicas, as what it marks may have to be.
@@ -71,11 +60,10 @@ def checked(outputs: PyTree, seen: Seen, moved_from: dict[int, Any]) -> PyTree:
   return outputs
 
 
-def _average_alike(seen, axis):
+def _average_alike(params, average, grads, axis):
   """Whether replicas of the same parameters have the same average."""
   is_alike = lambda tree: is_close(tree, mean(tree, (axis,)))
-  is_replica = is_alike(seen.params)
-  return ~is_replica | (is_alike(seen.average) & is_alike(seen.grads))
+  return ~is_alike(params) | (is_alike(average) & is_alike(grads))
 
 
 def _apart(axis):
@@ -94,11 +82,11 @@ _NOT_CARRIED_ON = (
 )
 
 
-def _is_carried_on(seen, moved_from, axes):
+def _is_carried_on(before, after, grads, moved_from, axes):
   """Whether the state is not again the one that the last call moved on from."""
-  before, after = map(jnp.asarray, seen.counts)
+  before, after = jnp.asarray(before), jnp.asarray(after)
   # Of a step that is skipped, the old state may come again.
-  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(seen.grads)]
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(grads)]
   has_moved = (after != before) & jnp.stack(finite).all()
   replica = replica_index(axes) if axes else jnp.zeros([], jnp.int32)
 

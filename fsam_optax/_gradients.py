@@ -8,12 +8,12 @@ import jax
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
-from fsam_optax._axes import check_bound
 from fsam_optax._axes import varying
 from fsam_optax._batch import check_batch
 from fsam_optax._batch import fraction_of_rows
 from fsam_optax._batch import mean_over_parts
 from fsam_optax._checked import IMPURE
+from fsam_optax._fsam import check_bound
 from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
@@ -27,23 +27,17 @@ from fsam_optax._trees import PyTree
 
 
 class Weighed(NamedTuple):
-  """What one pass found, of which means can be taken.
+  """What one pass returns, of which means can be taken.
 
   Where the parts of a batch count differently, loss, aux and gradient are those
   of a part times its weight, so that a mean over parts and replicas is one of
   the rows after :meth:`divided`.
-
-  Attributes:
-    loss: shape ``[]``.
-    aux: the auxiliary outputs, which are weighed with more than one part alone.
-    grads: the gradient, tree and shapes of the parameters.
-    weight: shape ``[]``, or None where all parts count alike.
   """
 
   loss: Optional[jax.Array]
-  aux: PyTree
+  aux: PyTree  # Weighed with more than one part alone.
   grads: PyTree
-  weight: Optional[jax.Array]
+  weight: Optional[jax.Array]  # None where all parts count alike.
 
   def divided(self) -> "Weighed":
     """Loss and gradient divided by the weight; zero where that is zero."""
@@ -97,13 +91,7 @@ def _without_nan(new: PyTree, old: PyTree) -> PyTree:
 class Gradients:
   """The loss and its gradient on the parts of one batch.
 
-  Attributes:
-    loss_fn: see :func:`fsam_optax._two_passes.two_passes`.
-    options: which rows and replicas take part.
-    batch: a tree of arrays with the rows in front.
-    carry: what the first part gets.
-    loss_scale: what the loss is multiplied by before it is differentiated, or
-      None.
+  For the attributes see :func:`fsam_optax._two_passes.two_passes`.
   """
 
   loss_fn: Callable[..., Any]
@@ -119,14 +107,9 @@ class Gradients:
     )
 
   def over_parts(self, fn: Callable[..., Any]) -> tuple[PyTree, PyTree]:
-    """Means over the parts of what `fn` returns, and the last carry.
+    """Means over the parts, see :func:`mean_over_parts`, and the last carry.
 
-    Args:
-      fn: ``fn(part, index, carry)`` returns ``(outputs, carry)``.
-
-    Returns:
-      The means, and the carry of the last part. Both passes start from the same
-      one.
+    Both passes start from the same one.
     """
     return mean_over_parts(
       fn,

@@ -33,18 +33,10 @@ def check_optimizer_average(
 ) -> None:
   """Raises if the momentum of `tx` is not the average of its gradients.
 
-  Args:
-    perturbation: from gradients to perturbations. Nothing is checked unless its
-      average is the optimizer's.
-    tx: the base optimizer. What does not run on one number a parameter, or
-      without more arguments, is not checked; nor are parameters beside a
-      collection for fp8.
-    params: the parameters, of which only the tree and the ranks count.
-
-  Raises:
-    ValueError: if a perturbed parameter has no momentum or more than one, if
-      the momentum is not one of the gradients as they are, or if its decay is
-      not the perturbation's ``lmbda``.
+  Each perturbed parameter needs one momentum, of the gradients as they are,
+  whose decay is the perturbation's ``lmbda``. Not checked is an optimizer that
+  does not run on one number a parameter, or without more arguments; nor are
+  parameters beside a collection for fp8.
   """
   state = jax.eval_shape(perturbation.init, params)
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]

@@ -62,13 +62,7 @@ class TracedOnce:
   def __init__(
     self, fn: Callable[..., Any], check_same: Callable[[Any, Any], None]
   ):
-    """Takes the function.
-
-    Args:
-      fn: of trees, returns a tree; either may hold what is no array.
-      check_same: raises where the outputs of two calls with the same arguments
-        are not the same.
-    """
+    """Takes a function of trees, and what raises unless two outputs agree."""
     self._fn = fn
     self._check_same = check_same
     self._traces = {}

@@ -9,9 +9,9 @@ from jax import core
 from jax import numpy as jnp
 
 from fsam_optax._ascent import with_scalars
-from fsam_optax._axes import check_bound
 from fsam_optax._axes import mean
 from fsam_optax._axes import replica_index
+from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
 from fsam_optax._gradients import times
 from fsam_optax._loss import check_averaged
@@ -24,7 +24,6 @@ from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
-from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 
 
@@ -238,8 +237,19 @@ def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
       "`skip_nonfinite` must be True when the state has a `dynamic_scale`, "
       "got False: a step that overflows must be skipped."
     )
-  outcome = _passes(
-    _loss_of_part(loss_fn, state, options), options, state, batch
+  scale = state.dynamic_scale
+  outcome = two_passes(
+    state.perturbation,
+    options,
+    _loss_of_part(loss_fn, state, options),
+    state.params,
+    state.perturbation_state,
+    batch,
+    state.model_state,
+    step=state.step,
+    loss_scale=None if scale is None else scale.scale,
+    optimizer_state=state.opt_state,
+    optimizer_steps=state.step,
   )
   outcome = outcome._replace(aux=_mean_metrics(outcome, options))
   new_state, is_finite = _updated(
@@ -326,36 +336,6 @@ def _check_not_donated(state, batch):
       "`jax.tree.map(jnp.copy, state.params)`; or take "
       "`jax.jit(make_train_step(..., jit=False))`, which donates nothing."
     )
-
-
-def _passes(loss_of_part, options, state, batch):
-  """The two passes, or one where the state has no perturbation."""
-  scale = None if state.dynamic_scale is None else state.dynamic_scale.scale
-  if state.perturbation is None:
-    outcome = one_pass(
-      options,
-      loss_of_part,
-      state.params,
-      batch,
-      state.model_state,
-      loss_scale=scale,
-    )
-    return outcome._replace(
-      advance=lambda is_finite=None: state.perturbation_state
-    )
-  return two_passes(
-    state.perturbation,
-    options,
-    loss_of_part,
-    state.params,
-    state.perturbation_state,
-    batch,
-    state.model_state,
-    step=state.step,
-    loss_scale=scale,
-    optimizer_state=state.opt_state,
-    optimizer_steps=state.step,
-  )
 
 
 def _mean_metrics(outcome, options):

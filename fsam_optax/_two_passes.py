@@ -21,8 +21,6 @@ from fsam_optax._ascent import find_state
 from fsam_optax._ascent import is_memoryless
 from fsam_optax._ascent import state_difference
 from fsam_optax._axes import mean
-from fsam_optax._axes import varying
-from fsam_optax._checked import Seen
 from fsam_optax._checked import checked
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
@@ -72,33 +70,25 @@ class SharpnessInfo(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What a step's passes found.
+  """What the passes of a step return.
 
-  Attributes:
-    loss: of the first pass, shape ``[]``.
-    carry: of the first pass over the last part of the batch.
-    aux: of the first pass, the mean over the parts of the batch, and this
-      replica's own.
-    weight: of this replica's rows, or None where all count alike.
-    grads: at the perturbed parameters, tree, shapes and dtypes of these.
-    advance: ``advance(is_finite=None)`` returns the perturbation's state after
-      the step. With ``ema_gradient="descent"`` a caller that updates the
-      parameters in a branch calls it there, and where the branch is taken for
-      finite gradients alone, says so: then no norm is taken for that.
-    info: what is worth looking at.
+  ``advance(is_finite=None)`` returns the perturbation's state after the step.
+  With ``ema_gradient="descent"`` a caller that updates the parameters in a
+  branch calls it there, and where the branch is taken for finite gradients
+  alone, says so: then no norm is taken for that.
   """
 
-  loss: jax.Array
-  carry: PyTree
-  aux: PyTree
-  weight: Optional[jax.Array]
-  grads: optax.Updates
+  loss: jax.Array  # Of the first pass.
+  carry: PyTree  # Of the first pass over the last part of the batch.
+  aux: PyTree  # Of the first pass: a mean over the parts, on this replica.
+  weight: Optional[jax.Array]  # Of this replica's rows, if rows have weights.
+  grads: optax.Updates  # At the perturbed parameters, in their dtypes.
   advance: Callable[..., optax.OptState]
   info: SharpnessInfo
 
 
 def two_passes(
-  perturbation: optax.GradientTransformation,
+  perturbation: Optional[optax.GradientTransformation],
   options: Options,
   loss_fn: Callable[..., Any],
   params: optax.Params,
@@ -111,7 +101,7 @@ def two_passes(
   optimizer_state: Optional[optax.OptState] = None,
   optimizer_steps: Optional[ArrayLike] = None,
 ) -> Outcome:
-  """Both passes of one step.
+  """Both passes of one step; the first alone without a perturbation.
 
   Args:
     perturbation: from gradients to perturbations.
@@ -129,12 +119,13 @@ def two_passes(
       perturbation that takes its average from there.
     optimizer_steps: the number of updates that led to it; None for that of the
       perturbation.
-
-  Returns:
-    The outcome.
   """
-  check_perturbation(perturbation)
   _check_params(params)
+  if perturbation is None:
+    options = dataclasses.replace(options, ascent_fraction=1.0)
+    gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
+    return _one_pass(gradients, params, perturbation_state)
+  check_perturbation(perturbation)
   if differing := state_difference(perturbation, perturbation_state, params):
     raise ValueError(
       "`perturbation_state` must be that of `perturbation.init(params)`, with "
@@ -170,47 +161,24 @@ def _checked(gradients: Gradients, ascent: Ascent, outcome: Outcome) -> Outcome:
   counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
   states = ascent.state, outcome.advance()
   before, after = (find_state(counted, state) for state in states)
-  seen = Seen(
+  loss, grads = checked(
+    outcome.loss,
+    outcome.grads,
     is_pure=first(gradients).is_close(again),
     params=ascent.params,
     average=None if average is None else average.ema,
-    grads=outcome.grads,
     counts=before and after and (before.count, after.count),
-  )
-  loss, grads = checked(
-    (outcome.loss, outcome.grads), seen, gradients.options.moved_from
+    moved_from=gradients.options.moved_from,
   )
   return outcome._replace(loss=loss, grads=grads)
 
 
-def one_pass(
-  options: Options,
-  loss_fn: Callable[..., Any],
-  params: optax.Params,
-  batch: PyTree,
-  carry: PyTree = None,
-  *,
-  loss_scale: Optional[ArrayLike] = None,
+def _one_pass(
+  gradients: Gradients, params: optax.Params, state: optax.OptState
 ) -> Outcome:
-  """A step without a perturbation: the gradient at the clean parameters.
-
-  Args:
-    options: of which the axes and the number of micro-batches count.
-    loss_fn: ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry,
-      aux))`` for the part of the batch at ``index``.
-    params: the parameters.
-    batch: a tree of arrays with the rows in front.
-    carry: what the first part gets; passes from part to part.
-    loss_scale: what the loss is multiplied by before it is differentiated; the
-      gradients are divided by it again, in float32 at least.
-
-  Returns:
-    The outcome, whose perturbation has no state and no length.
-  """
-  _check_params(params)
-  options = dataclasses.replace(options, ascent_fraction=1.0)
-  gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
-  marked = varying(params, options.axes)
+  """A step without a perturbation: the gradient at the clean parameters."""
+  options = gradients.options
+  marked = gradients.mark_varying(params)
   weighed, carry = gradients.over_parts(
     lambda *part: gradients.at(marked, *part)
   )
@@ -219,15 +187,14 @@ def one_pass(
   grads = optax.tree.cast_like(grads, params)
   zero = jnp.zeros([], jnp.float32)
   norm = global_norm(ascent_gradient(grads))
-  info = SharpnessInfo(loss, norm, zero, zero, zero)
   return Outcome(
-    loss,
-    mean(carry, options.axes),
-    aux,
-    weighed.weight,
-    grads,
-    lambda is_finite=None: optax.EmptyState(),
-    info,
+    loss=loss,
+    carry=mean(carry, options.axes),
+    aux=aux,
+    weight=weighed.weight,
+    grads=grads,
+    advance=lambda is_finite=None: state,
+    info=SharpnessInfo(loss, norm, zero, zero, zero),
   )
 
 

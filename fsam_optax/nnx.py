@@ -25,7 +25,6 @@ from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._trees import PyTree
-from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 from fsam_optax._versions import Node
 from fsam_optax._versions import as_pure
@@ -186,12 +185,7 @@ class Optimizer(nnx.Optimizer):
     _check_unbound(loss_fn)
 
     def fn(model, *args, **kwargs):
-      if chosen.splits_rows and not args:
-        raise TypeError(
-          "`batch` must be given when `num_microbatches` or `ascent_fraction` "
-          "split its rows, got no argument after the model. Call `fn(model, "
-          "batch)`."
-        )
+      chosen.check_given(args, "the model")
       # Taken apart, arrays among the arguments are no part of a batch.
       batch, rest = None, args
       if chosen.splits_rows:
@@ -202,24 +196,24 @@ class Optimizer(nnx.Optimizer):
       loss_of_part = lambda params, part, index, graph: call.loss_fn(
         params, graph, *((part,) if chosen.splits_rows else ())
       )
-      if self.perturbation is None:
-        outcome = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
-      else:
-        state: PyTree = as_pure(self.perturbation_state)
+      state: PyTree = as_pure(self.perturbation_state)
+      updates = self._updates(state)
+      if self.perturbation is not None:
         _check_belongs(state, self.perturbation, call.params)
-        outcome = two_passes(
-          self.perturbation,
-          chosen,
-          loss_of_part,
-          call.params,
-          state,
-          batch,
-          call.graph,
-          step=self._updates(state),
-          optimizer_state=as_pure(self.opt_state),
-          # Either may have begun at 0 later than the optimizer did.
-          optimizer_steps=jnp.maximum(self._updates(state), self.step[...]),
-        )
+      outcome = two_passes(
+        self.perturbation,
+        chosen,
+        loss_of_part,
+        call.params,
+        state,
+        batch,
+        call.graph,
+        step=updates,
+        optimizer_state=as_pure(self.opt_state),
+        # Either may have begun at 0 later than the optimizer did.
+        optimizer_steps=jnp.maximum(updates, self.step[...]),
+      )
+      if self.perturbation is not None:
         nnx.update(self.perturbation_state, nnx.state(outcome.advance()))
       self.took_pass = True
       value = call.finish(outcome.loss, outcome.aux, outcome.carry)
@@ -360,19 +354,12 @@ def value_and_grad(
 )
 @dataclasses.dataclass
 class _Graph:
-  """A model and the nodes among the arguments, at one moment of a call.
+  """A model and the nodes among the arguments, at one moment of a call."""
 
-  Attributes:
-    leaves: by their paths, the arrays that are none of those given.
-    graphdef: the nodes without their arrays (static).
-    structure: of the ``nnx.State`` with its Variables (static).
-    sources: for each array in it, its index among those given, or its path in
-      ``leaves`` (static).
-  """
-
-  leaves: dict[str, jax.Array]
-  graphdef: nnx.GraphDef
-  structure: Any
+  leaves: dict[str, jax.Array]  # By path, the arrays that are none of a call's.
+  graphdef: nnx.GraphDef  # The nodes without their arrays.
+  structure: Any  # Of the `nnx.State` with its Variables.
+  # For each array in it, its index among a call's, or its path in `leaves`.
   sources: tuple[Union[int, str], ...]
 
   @classmethod
@@ -406,11 +393,6 @@ class _Call:
   As a transformation of NNX does, it has to know the caller's objects again in
   the graph that the loss leaves. So a call lives inside
   ``nnx.update_context(_TAG)`` until it is finished.
-
-  Attributes:
-    params: the arrays to differentiate by, an ``nnx.State`` by the paths of
-      the model.
-    graph: all else of the model and the arguments, as it was before the call.
   """
 
   def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs, parts=1):
@@ -434,11 +416,12 @@ class _Call:
         ...,
       )
     self._params = params["model"] if params else params
-    # Arrays and not Variables: `finish` moves those.
+    # By the paths of the model. Arrays and not Variables: `finish` moves those.
     self.params = as_pure(_marked(self._params))
     # Marked, not known by the arrays: another Variable may hold the same one.
     marks = [object() for _ in jax.tree.leaves(params)]
     marked = jax.tree.unflatten(jax.tree.structure(params), marks)
+    # All else of the model and the arguments, as it was before the call.
     self.graph = _Graph.of(
       self._graphdef.with_same_outer_index(),
       nnx.merge_state(marked, others),

@@ -25,13 +25,13 @@ import numpy as np
 
 from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
+from fsam_optax._fsam import shape_and_dtype
 from fsam_optax._options import check_int
 from fsam_optax._train_state import TrainState
 from fsam_optax._train_state import without_aliases
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
-from fsam_optax._trees import shape_and_dtype
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 Rule = Callable[[str, Any], PartitionSpec]
