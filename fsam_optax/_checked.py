@@ -28,7 +28,7 @@ def checked(
   loss: jax.Array,
   grads: PyTree,
   *,
-  is_pure: jax.Array,
+  is_pure: Any,
   params: PyTree,
   average: PyTree,
   counts: Optional[tuple[ArrayLike, ArrayLike]],

@@ -407,10 +407,15 @@ def shape_and_dtype(x: Any, has_dtype: bool = True) -> str:
   """What a leaf is, such as ``float32[3]``; ``nothing`` where there is none."""
   if x is None:
     return "nothing"
-  if hasattr(x, "dtype") or isinstance(x, (bool, int, float, complex)):
-    kind = jnp.result_type(x) if has_dtype else "shape "
-    return f"{kind}{list(jnp.shape(x))}"
-  return type(x).__name__
+  if (dtype := dtype_of(x)) is None:
+    return type(x).__name__
+  return f"{dtype if has_dtype else 'shape '}{list(jnp.shape(x))}"
+
+
+def dtype_of(x: Any) -> Any:
+  """The dtype of an array or a Python number, None of anything else."""
+  is_number = isinstance(x, (bool, int, float, complex))
+  return jnp.result_type(x) if is_number or hasattr(x, "dtype") else None
 
 
 def _check_complete(params: optax.Params):

@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax._fsam import difference
+from fsam_optax._fsam import dtype_of
 from fsam_optax._fsam import shape_and_dtype
 from fsam_optax._perturbation import widen
 from fsam_optax._trees import PyTree
@@ -38,15 +39,14 @@ def loss_and_aux(output: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def check_loss(loss: Any) -> None:
   """Raises unless the loss is a real scalar."""
-  if hasattr(loss, "dtype") or isinstance(loss, (int, float, complex)):
-    is_real = jnp.issubdtype(jnp.result_type(loss), jnp.floating)
-    if is_real and not jnp.shape(loss):
-      return
-  raise TypeError(
-    "`loss_fn` must return the loss as a real scalar, got "
-    f"{shape_and_dtype(loss)}. Take the mean over the batch; return other "
-    "outputs as aux, with `has_aux=True`."
-  )
+  dtype = dtype_of(loss)
+  is_real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+  if not is_real or jnp.shape(loss):
+    raise TypeError(
+      "`loss_fn` must return the loss as a real scalar, got "
+      f"{shape_and_dtype(loss)}. Take the mean over the batch; return other "
+      "outputs as aux, with `has_aux=True`."
+    )
 
 
 def check_averaged(aux: PyTree) -> None:

@@ -21,15 +21,6 @@ def is_staged() -> bool:
   return isinstance(jnp.zeros([]), core.Tracer)
 
 
-def branch(
-  is_true: Any, if_true: Callable[[], Any], if_false: Callable[[], Any]
-) -> Any:
-  """`jax.lax.cond`; where the choice is a value already, that branch alone."""
-  if isinstance(is_true, core.Tracer):
-    return jax.lax.cond(is_true, if_true, if_false)
-  return if_true() if is_true else if_false()
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Static:

@@ -20,7 +20,6 @@ from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import global_norm
-from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
@@ -79,29 +78,17 @@ def make_train_step(
     jit: whether to compile the step and donate the state to it: the arrays of
       the state given, those of the parameters it was created from included,
       cannot be used afterwards. With a gate (``every``, ``start`` or ``stop``)
-      there are two compiled steps, one with the second pass and one without,
-      and the host picks one at each call: no step pays for the other's memory.
-      It reads ``state.step`` when a state comes that is not the one returned
-      last, as at a resume, and counts calls from there, so that no step waits
-      for the one before; a skipped step is a call, too. Inside a program that
-      is being traced, as in :func:`jax.lax.scan`, and with ``jit=False``, the
-      gate is a conditional on ``state.step`` in the pure function, which keeps
-      the memory of both branches.
-    **options: those of :func:`value_and_grad`, to which the model state adds:
-
-      ``axis_name``: every replica gets a key of its own, folded from the step's
-      key and its index. The model state becomes the mean over the replicas;
-      integers in it must agree on all of them.
-
-      ``num_microbatches``: each micro-batch gets a key of its own, folded from
-      the step's key and its index; the model state passes from one to the
-      next, and the metrics are means over them.
-
-      ``ascent_fraction``: the loss, the metrics and the model state come from
-      the first pass still, so from that fraction of the rows: BatchNorm's
-      statistics of the parameters that are trained, not of perturbed ones.
-
-      ``every``, ``start``, ``stop``: the step is ``state.step``.
+      the host then picks one of two compiled steps: it reads ``state.step``
+      when a state comes that is not the one returned last, and counts calls
+      from there; a skipped step is a call, too. With ``jit=False``, and inside
+      a program that is being traced, the gate is a conditional on
+      ``state.step``, which keeps the memory of both branches.
+    **options: those of :func:`value_and_grad`. Every replica and every
+      micro-batch gets a key of its own, folded from the step's key and its
+      index. The model state is the mean over the replicas, of which integers
+      must agree, and passes from one micro-batch to the next. It comes from the
+      first pass, as the loss and the metrics do, with ``ascent_fraction`` from
+      that fraction of the rows. The step of the gates is ``state.step``.
 
   Returns:
     A function ``step(state, batch)`` that returns ``(state, metrics)``, where
@@ -125,11 +112,9 @@ def make_train_step(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. note::
-    Several networks, such as those of a GAN or an actor and its critic, take a
-    state and a step each. Hand the other network's parameters over in the
-    batch, not by closing over them, which would keep those the step was
-    compiled with. A step differentiates, perturbs and updates the parameters
-    of its own state alone; both passes see the other network unperturbed.
+    Several networks, such as those of a GAN, take a state and a step each. Hand
+    the other network's parameters over in the batch, not by closing over them,
+    which would keep those the step was compiled with.
 
   .. note::
     With ``state.dynamic_scale``, both passes take the gradient of the scaled
@@ -413,9 +398,9 @@ def _where_finite(is_finite, update, before, has_average):
   On a TPU the conditional moves less, but for the average: a select leaves that
   of a leaf to be done as soon as the leaf's gradient is.
   """
-  conditional = lambda: branch(is_finite, update, lambda: before)
   if not isinstance(is_finite, core.Tracer):
-    return conditional()
+    return update() if is_finite else before
+  conditional = lambda: jax.lax.cond(is_finite, update, lambda: before)
   select = lambda: jax.tree.map(
     lambda new, old: jnp.where(is_finite, new, old), update(), before
   )

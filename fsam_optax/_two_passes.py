@@ -22,6 +22,7 @@ from fsam_optax._ascent import is_memoryless
 from fsam_optax._ascent import state_difference
 from fsam_optax._axes import mean
 from fsam_optax._checked import checked
+from fsam_optax._fsam import dtype_of
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
@@ -346,9 +347,7 @@ def _check_params(params):
   if not (leaves := leaves_by_path(params)):
     raise ValueError("`params` must hold at least one array, got none.")
   for path, x in leaves:
-    dtype = getattr(x, "dtype", None)
-    if dtype is None and isinstance(x, (bool, int, float, complex)):
-      dtype = jnp.result_type(x)
+    dtype = dtype_of(x)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
         "`params` must hold floating-point arrays, got "

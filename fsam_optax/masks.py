@@ -143,19 +143,12 @@ def norms_only(params: PyTree) -> PyTree:
 
 
 class _Leaf(NamedTuple):
-  """A leaf by name.
-
-  Attributes:
-    name: its own.
-    layer: the nearest name above it, empty where there is none.
-    ndim: its number of dimensions.
-    ndims: those of all leaves of its layer, by name.
-  """
+  """A leaf by name."""
 
   name: str
-  layer: str
+  layer: str  # The nearest name above it, empty where there is none.
   ndim: int
-  ndims: dict[str, int]
+  ndims: dict[str, int]  # Of all leaves of its layer, by name.
 
 
 def _map_named(fn, params):

@@ -33,21 +33,8 @@ from fsam_optax._versions import as_pure
 class Optimizer(nnx.Optimizer):
   """An :class:`flax.nnx.Optimizer` with what the two passes need besides.
 
-  The loop changes in two places: where the optimizer is made, and where the
-  gradient is taken::
-
-    optimizer = fsam_optax.nnx.Optimizer(
-      model,
-      tx,
-      wrt=nnx.Param,
-      perturbation=fsam_optax.friendly_perturbation(rho=0.05),
-    )
-
-    @nnx.jit
-    def train_step(model, optimizer, batch):
-      loss, grads = optimizer.value_and_grad(loss_fn)(model, batch)
-      optimizer.update(model, grads)
-      return loss
+  The loop changes in two places: where the optimizer is made, and where
+  :meth:`value_and_grad` takes the gradient.
 
   The first pass, at the parameters, gives the loss and leaves the model as
   :func:`flax.nnx.value_and_grad` would: BatchNorm's statistics and the counts
@@ -145,8 +132,7 @@ class Optimizer(nnx.Optimizer):
   ) -> Callable[..., Any]:
     """Value at the parameters, gradient at the perturbed parameters.
 
-    Takes the place of :func:`flax.nnx.value_and_grad`; see
-    :func:`fsam_optax.value_and_grad` for the algorithm.
+    It takes the place of :func:`flax.nnx.value_and_grad`.
 
     Args:
       loss_fn: ``loss_fn(model, *args, **kwargs)`` returns the loss, a real
