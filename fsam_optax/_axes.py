@@ -7,7 +7,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax._fsam import AxisName
-from fsam_optax._perturbation import is_overwritten
+from fsam_optax._perturbation import map_weights
 from fsam_optax._trees import PyTree
 from fsam_optax._versions import as_varying
 
@@ -62,18 +62,18 @@ def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   if not axes:
     return tree
 
-  def mean_of(path, x):
+  def mean_of(x):
     dtype = jnp.result_type(x)
     if jnp.issubdtype(dtype, jax.dtypes.extended):
       return x
     x = varying(x, axes)
-    if is_overwritten(path):
-      return jax.lax.pmax(x, axes)
     if jnp.issubdtype(dtype, jnp.inexact):
       return jax.lax.pmean(x, axes)
     return jax.lax.pmax(x.astype(jnp.int32), axes).astype(dtype)
 
-  return jax.tree_util.tree_map_with_path(mean_of, tree)
+  return map_weights(
+    mean_of, tree, overwritten=lambda x: jax.lax.pmax(varying(x, axes), axes)
+  )
 
 
 def replica_index(axes: tuple[str, ...]) -> jax.Array:

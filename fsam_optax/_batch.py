@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from fsam_optax._perturbation import is_overwritten
+from fsam_optax._perturbation import map_weights
 from fsam_optax._tracing import is_staged
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
@@ -39,12 +39,11 @@ def mean_over_parts(
     totals, outputs, carry = _scanned(run, num_parts, mark(carry), mark)
   else:
     totals, outputs, carry = _looped(run, num_parts, carry)
-  means = jax.tree_util.tree_map_with_path(
-    lambda path, total, x: (
-      total if is_overwritten(path) else total / num_parts
-    ).astype(jnp.result_type(x)),
+  means = map_weights(
+    lambda total, x: (total / num_parts).astype(jnp.result_type(x)),
     totals,
     outputs,
+    overwritten=lambda total, x: total.astype(jnp.result_type(x)),
   )
   return means, carry
 
@@ -104,13 +103,14 @@ def _looped(run, num_parts, carry):
 def _added(totals, outputs, index):
   """Sums; of what overwrites other values, the maxima."""
 
-  def add(path, total, x):
-    x = jnp.asarray(x, total.dtype)  # A metric may be a Python number.
-    if is_overwritten(path):
-      return jnp.where(index == 0, x, jnp.maximum(total, x))
-    return total + x
+  def add(total, x):
+    return total + jnp.asarray(x, total.dtype)  # It may be a Python number.
 
-  return jax.tree_util.tree_map_with_path(add, totals, outputs)
+  def larger(total, x):
+    x = jnp.asarray(x, total.dtype)
+    return jnp.where(index == 0, x, jnp.maximum(total, x))
+
+  return map_weights(add, totals, outputs, overwritten=larger)
 
 
 def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:

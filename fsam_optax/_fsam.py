@@ -107,12 +107,10 @@ def sharpness_aware(
     if grad_fn is None:
       raise ValueError(
         "`grad_fn` must be given, got None. Call `update(grads, state, params, "
-        "grad_fn=lambda p: jax.grad(loss)(p, batch))`; Flax's train state "
-        "hands none on, `fsam_optax.TrainState.from_flax(state, perturbation="
-        "None)` does; in NNX "
-        "`fsam_optax.nnx.value_and_grad` returns it. Where a train step or "
-        "`fsam_optax.nnx.Optimizer` takes both gradients, give it "
-        "`friendly_perturbation` and leave `fsam` out of its chain."
+        "grad_fn=lambda p: jax.grad(loss)(p, batch))`. Flax's train state "
+        "hands none on: take `fsam_optax.TrainState.from_flax`. In NNX "
+        "`fsam_optax.nnx.value_and_grad` returns it. What takes both gradients "
+        "itself gets `friendly_perturbation`, and no `fsam` in its chain."
       )
     if not callable(grad_fn):
       raise TypeError(
@@ -274,11 +272,10 @@ def _mean(
       raise ValueError(
         "`grad_fn` must return each replica's own gradient where `fsam` has an "
         f"`axis_name`, got one that is the same along {same} at "
-        f"{jax.tree_util.keystr(path) or 'the root'}. By its default check "
-        "jax.shard_map has made it the sum over all replicas of parameters. "
-        "Leave `axis_name` out and take the mean inside the loss, by "
-        "jax.lax.pmean; or take the gradient at `jax.lax.pcast(params, "
-        "axis_name, to='varying')`; or give shard_map `check_vma=False`."
+        f"{jax.tree_util.keystr(path) or 'the root'}: the sum over replicas "
+        "that jax.shard_map makes by its default check. Leave `axis_name` out "
+        "and take the mean inside the loss, by jax.lax.pmean; or give "
+        "shard_map `check_vma=False`."
       )
     if is_overwritten(path):
       own = tuple(a for a in axes if a not in same)
@@ -424,13 +421,10 @@ def _check_complete(params: optax.Params):
   if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
     raise ValueError(
       "`params` must hold every parameter of the model, got masked nodes: "
-      "`grad_fn` cannot run on a part. Instead of wrapping a chain that holds "
-      "`fsam` in optax.masked, optax.partition or optax.multi_transform, put "
-      "`fsam(mask=trained)` first, with the leaves that are trained at True, "
-      "and wrap what follows: `chain(fsam(mask=trained), partition(...))`. "
-      "Without the mask the frozen leaves would be perturbed. Or take the "
-      "two-pass `fsam_optax.value_and_grad`, with the same mask, and wrap as "
-      "you like."
+      "`grad_fn` cannot run on a part. Put `fsam(mask=trained)` first, with "
+      "the leaves that are trained at True, and wrap what follows: `chain("
+      "fsam(mask=trained), partition(...))`. Or take the two-pass "
+      "`fsam_optax.value_and_grad`, with the same mask, and wrap as you like."
     )
 
 

@@ -20,7 +20,7 @@ from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
 from fsam_optax._loss import weight_of
 from fsam_optax._options import Options
-from fsam_optax._perturbation import is_overwritten
+from fsam_optax._perturbation import map_weights
 from fsam_optax._perturbation import widen
 from fsam_optax._tracing import TracedOnce
 from fsam_optax._trees import PyTree
@@ -54,7 +54,7 @@ def times(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   if weight is None:
     return tree
   # Selected: the mean of no rows is 0 / 0, and stays that times zero.
-  return _map_gradients(
+  return map_weights(
     lambda x: jnp.where(weight > 0, widen(x) * weight, 0.0), tree
   )
 
@@ -64,27 +64,7 @@ def divided(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   if weight is None:
     return tree
   safe = jnp.where(weight > 0, weight, 1.0)
-  return _map_gradients(lambda x: x / safe, tree)
-
-
-def _map_gradients(
-  fn: Callable[[jax.Array], jax.Array], tree: PyTree
-) -> PyTree:
-  """Maps all leaves but the values that overwrite others."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x if is_overwritten(path) else fn(x), tree
-  )
-
-
-def _without_nan(new: PyTree, old: PyTree) -> PyTree:
-  """What no rows overwrite: a maximum over none is not a number."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x, y: (
-      jnp.where(jnp.isnan(x), y, x) if is_overwritten(path) else x
-    ),
-    new,
-    old,
-  )
+  return map_weights(lambda x: x / safe, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +139,17 @@ class Gradients:
 
     grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
     if scale is not None:
-      grads = _map_gradients(lambda g: widen(g) / scale, grads)
+      grads = map_weights(lambda g: widen(g) / scale, grads)
     weight = None
     if options.weight is not None:
       weight = aux[options.weight]
-      grads = _without_nan(grads, params)
+      grads = map_weights(
+        lambda g, _: g,
+        grads,
+        params,
+        # No rows overwrite nothing: a maximum over none is not a number.
+        overwritten=lambda new, old: jnp.where(jnp.isnan(new), old, new),
+      )
       loss, grads = times((loss, grads), weight)
       aux = times(aux, weight) if has_parts else aux
     return Weighed(loss, aux, grads, weight), carry

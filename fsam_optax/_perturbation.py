@@ -303,12 +303,10 @@ def _optimizer_average(gradient, optimizer_state, steps, lmbda):
   if optimizer_state is None:
     raise ValueError(
       "`optimizer_state` must be given with average='optimizer', got None. It "
-      "is the optimizer's state before its update, in which "
-      "`optax.tree.get(opt_state, 'trace')` or `'mu'` finds the momentum. Call "
-      "`fn(params, perturbation_state, batch, optimizer_state=opt_state)`, or "
-      "in a chain `tx.update(grads, opt_state, params, grad_fn=grad_fn, "
-      "optimizer_state=opt_state)`. `fsam_optax.make_train_step` and "
-      "`fsam_optax.nnx.Optimizer` hand it over by themselves."
+      "is the optimizer's state before its update. Call `fn(params, "
+      "perturbation_state, batch, optimizer_state=opt_state)`, or in a chain "
+      "`tx.update(grads, opt_state, params, grad_fn=grad_fn, "
+      "optimizer_state=opt_state)`."
     )
   momenta = momenta_by_path(optimizer_state)
 
@@ -676,9 +674,10 @@ def _on_selected_leaves(
       tree_of_bools = tree_of_bools(tree)
     _check_mask(tree_of_bools, tree)
     if _has_overwritten(tree):
-      tree_of_bools = jax.tree_util.tree_map_with_path(
-        lambda path, is_selected: is_selected and not is_overwritten(path),
+      tree_of_bools = map_weights(
+        lambda is_selected: is_selected,
         jax.tree.broadcast(tree_of_bools, tree),
+        overwritten=lambda _: False,
       )
       _check_selects(tree_of_bools)
     return tree_of_bools
@@ -716,9 +715,20 @@ def ascent_gradient(gradient: optax.Updates) -> optax.Updates:
   For complex parameters that is its conjugate. What is overwritten with its
   gradient does not move.
   """
+  return map_weights(jnp.conj, gradient, overwritten=jnp.zeros_like)
+
+
+def map_weights(
+  fn: Callable[..., Any],
+  *trees: Any,
+  overwritten: Callable[..., Any] = lambda x, *_: x,
+) -> Any:
+  """Maps over trees, with another function for what is overwritten."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, g: jnp.zeros_like(g) if is_overwritten(path) else jnp.conj(g),
-    gradient,
+    lambda path, *leaves: (overwritten if is_overwritten(path) else fn)(
+      *leaves
+    ),
+    *trees,
   )
 
 

@@ -119,9 +119,8 @@ class TrainState(train_state.TrainState, kw_only=True):
     if self.perturbation is not None and "perturbation_state" not in kwargs:
       raise ValueError(
         "`perturbation_state` must be given where the state has a "
-        "perturbation, got gradients alone, which no perturbed pass may have "
-        "seen. Use `make_train_step`, or `fsam_optax.value_and_grad(loss_fn, "
-        "state.perturbation)` and hand over the perturbation's state that it "
+        "perturbation, got gradients alone. Use `make_train_step`, or hand "
+        "over what `fsam_optax.value_and_grad(loss_fn, state.perturbation)` "
         "returns; `create(perturbation=None)` trains without."
       )
     extra_args = dict(extra_args or {})

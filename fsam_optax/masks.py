@@ -88,12 +88,6 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
 
   Raises:
     ValueError: if the pattern is not a regular expression.
-
-  .. note::
-    A mask saves the perturbation and the average of the other leaves, not
-    their gradient. To save that of frozen weights too, leave them out of the
-    parameters: differentiate with respect to the adapters alone, and keep the
-    frozen weights in the model state or a closure.
   """
   try:
     expression = re.compile(pattern, re.IGNORECASE)
