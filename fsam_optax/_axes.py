@@ -74,8 +74,3 @@ def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   return map_weights(
     mean_of, tree, overwritten=lambda x: jax.lax.pmax(varying(x, axes), axes)
   )
-
-
-def replica_index(axes: tuple[str, ...]) -> jax.Array:
-  """Position of this replica among all, shape `[]`, int32."""
-  return jax.lax.axis_index(axes)

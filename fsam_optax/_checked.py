@@ -1,54 +1,60 @@
 """What `checked=True` looks for in a new loop."""
 
-from typing import Any, Callable, Optional
+import dataclasses
+from typing import Callable
 
 import jax
 from jax import core
 from jax import numpy as jnp
 from jax.experimental import io_callback
-from jax.typing import ArrayLike
 import numpy as np
 
+from fsam_optax._ascent import Ascent
+from fsam_optax._ascent import find_state
 from fsam_optax._axes import mean
-from fsam_optax._axes import replica_index
 from fsam_optax._axes import varying
 from fsam_optax._fsam import is_close
 from fsam_optax._fsam import right_or_nan
+from fsam_optax._gradients import IMPURE
+from fsam_optax._gradients import Gradients
+from fsam_optax._perturbation import ScaleToRadiusState
+from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._trees import PyTree
 from fsam_optax._versions import bound_axes
 
-IMPURE = (
-  "`loss_fn` must return the same when it is called again with the same "
-  "arguments, got another loss or gradient. Draw keys and rows before it is "
-  "called, and hand them over as arguments."
-)
-
 
 def checked(
+  gradients: Gradients,
+  ascent: Ascent,
   loss: jax.Array,
   grads: PyTree,
-  *,
-  is_pure: Any,
-  params: PyTree,
-  average: PyTree,
-  counts: Optional[tuple[ArrayLike, ArrayLike]],
-  moved_from: dict[int, Any],
+  advance: Callable[..., PyTree],
 ) -> tuple[jax.Array, PyTree]:
-  """Loss and gradient of a call; an error, or NaN, where the loop is wrong.
+  """Loss and gradient of a step; an error, or NaN, where the loop is wrong."""
+  marked = gradients.mark_varying(ascent.params)
 
-  `is_pure` says whether the loss called again was the same. `average` is the
-  one before the step, or None for no average. `counts` says how many gradients
-  it has taken in before the step and after it, or is None where nothing counts
-  them. `moved_from` is what earlier calls left here, by replica.
-  """
+  def first(gradients):
+    weighed, _ = gradients.over_parts(
+      lambda *part: gradients.first(marked, ascent.gate, *part)
+    )
+    return weighed.divided()
+
+  # A copy knows no trace of the loss, and calls it again.
+  again = first(dataclasses.replace(gradients))
+  average = find_state(SubtractGradientEmaState, ascent.state)
+  counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
+  states = ascent.state, advance()
+  before, after = (find_state(counted, state) for state in states)
+  faults = [(first(gradients).is_close(again), IMPURE)]
   axes = bound_axes()
-  faults = [(is_pure, IMPURE)]
-  if average is not None:
+  if average is not None and average.ema is not None:
     for axis in axes:
-      is_alike = _average_alike(params, average, grads, axis)
+      is_alike = _average_alike(ascent.params, average.ema, grads, axis)
       faults.append((is_alike, _apart(axis)))
-  if counts is not None:
-    is_carried_on = _is_carried_on(*counts, grads, moved_from, axes)
+  if before and after:  # What is not ours may count nothing.
+    is_carried_on = _is_carried_on(
+      before.count, after.count, grads, gradients.options.moved_from, axes
+    )
     faults.append((is_carried_on, _NOT_CARRIED_ON))
   outputs = loss, grads
   for is_right, message in faults:
@@ -88,7 +94,7 @@ def _is_carried_on(before, after, grads, moved_from, axes):
   # Of a step that is skipped, the old state may come again.
   finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(grads)]
   has_moved = (after != before) & jnp.stack(finite).all()
-  replica = replica_index(axes) if axes else jnp.zeros([], jnp.int32)
+  replica = jax.lax.axis_index(axes) if axes else jnp.zeros([], jnp.int32)
 
   def on_host(replica, before, has_moved):
     key, count = int(replica), int(before)

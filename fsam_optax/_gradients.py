@@ -12,7 +12,6 @@ from fsam_optax._axes import varying
 from fsam_optax._batch import check_batch
 from fsam_optax._batch import fraction_of_rows
 from fsam_optax._batch import mean_over_parts
-from fsam_optax._checked import IMPURE
 from fsam_optax._fsam import check_bound
 from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
@@ -24,6 +23,12 @@ from fsam_optax._perturbation import map_weights
 from fsam_optax._perturbation import widen
 from fsam_optax._tracing import TracedOnce
 from fsam_optax._trees import PyTree
+
+IMPURE = (
+  "`loss_fn` must return the same when it is called again with the same "
+  "arguments, got another loss or gradient. Draw keys and rows before it is "
+  "called, and hand them over as arguments."
+)
 
 
 class Weighed(NamedTuple):

@@ -10,7 +10,6 @@ from jax import numpy as jnp
 
 from fsam_optax._ascent import with_scalars
 from fsam_optax._axes import mean
-from fsam_optax._axes import replica_index
 from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
 from fsam_optax._gradients import times
@@ -263,7 +262,7 @@ def _loss_of_part(loss_fn, state, options):
   if rng is not None:
     rng = jax.random.fold_in(rng, state.step)
     if options.axes:
-      rng = jax.random.fold_in(rng, replica_index(options.axes))
+      rng = jax.random.fold_in(rng, jax.lax.axis_index(options.axes))
 
   def loss_of_part(params, part, index, model_state):
     key = rng
@@ -272,7 +271,8 @@ def _loss_of_part(loss_fn, state, options):
     try:
       output = loss_fn(params, model_state, part, key)
     except Exception as error:
-      if key is None and _asks_for_key(error):
+      # What JAX, Flax and Equinox say where a key is missing.
+      if key is None and re.search("PRNG|rngs|requires a key", str(error)):
         raise ValueError(
           "`rng` must be given to `TrainState.create` for a loss that draws, "
           "as dropout does, got None. Write `create(..., "
@@ -282,11 +282,6 @@ def _loss_of_part(loss_fn, state, options):
     return step_output(output, model_state)
 
   return loss_of_part
-
-
-def _asks_for_key(error):
-  """Whether it is what JAX, Flax or Equinox say where a key is missing."""
-  return re.search("PRNG|rngs|requires a key", str(error)) is not None
 
 
 def _check_state(state):

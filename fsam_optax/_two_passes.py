@@ -17,7 +17,6 @@ import optax
 import optax.tree
 
 from fsam_optax._ascent import Ascent
-from fsam_optax._ascent import find_state
 from fsam_optax._ascent import is_memoryless
 from fsam_optax._ascent import state_difference
 from fsam_optax._axes import mean
@@ -26,8 +25,6 @@ from fsam_optax._fsam import dtype_of
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
-from fsam_optax._perturbation import ScaleToRadiusState
-from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
@@ -143,35 +140,12 @@ def two_passes(
   )
   schedule = _part_by_part if options.is_part_by_part else _together
   outcome = schedule(gradients, ascent)
-  return _checked(gradients, ascent, outcome) if options.checked else outcome
-
-
-def _checked(gradients: Gradients, ascent: Ascent, outcome: Outcome) -> Outcome:
-  """The outcome, after a look for what is wrong in the loop."""
-  params = gradients.mark_varying(ascent.params)
-
-  def first(gradients):
-    weighed, _ = gradients.over_parts(
-      lambda *part: gradients.first(params, ascent.gate, *part)
+  if options.checked:
+    loss, grads = checked(
+      gradients, ascent, outcome.loss, outcome.grads, outcome.advance
     )
-    return weighed.divided()
-
-  # A copy knows no trace of the loss, and calls it again.
-  again = first(dataclasses.replace(gradients))
-  average = find_state(SubtractGradientEmaState, ascent.state)
-  counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
-  states = ascent.state, outcome.advance()
-  before, after = (find_state(counted, state) for state in states)
-  loss, grads = checked(
-    outcome.loss,
-    outcome.grads,
-    is_pure=first(gradients).is_close(again),
-    params=ascent.params,
-    average=None if average is None else average.ema,
-    counts=before and after and (before.count, after.count),
-    moved_from=gradients.options.moved_from,
-  )
-  return outcome._replace(loss=loss, grads=grads)
+    outcome = outcome._replace(loss=loss, grads=grads)
+  return outcome
 
 
 def _one_pass(

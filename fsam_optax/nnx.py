@@ -4,7 +4,6 @@ An optimizer that takes the second gradient itself, and for chains with
 :func:`fsam_optax.fsam` in them the ``grad_fn`` that those ask for.
 """
 
-import contextlib
 import dataclasses
 import functools
 from typing import Any, Callable, Optional, Union, Unpack
@@ -183,7 +182,13 @@ class Optimizer(nnx.Optimizer):
         params, graph, *((part,) if chosen.splits_rows else ())
       )
       state: PyTree = as_pure(self.perturbation_state)
-      updates = self._updates(state)
+      radius_state = find_state(ScaleToRadiusState, state)
+      # `step` stays at 0 in a loop with an update of its own.
+      updates = (
+        self.step[...].astype(jnp.int32)
+        if radius_state is None
+        else radius_state.count
+      )
       if self.perturbation is not None:
         _check_belongs(state, self.perturbation, call.params)
       outcome = two_passes(
@@ -207,16 +212,6 @@ class Optimizer(nnx.Optimizer):
       return (value, grads, outcome.info) if return_info else (value, grads)
 
     return nnx.update_context(_TAG)(fn)
-
-  def _updates(self, perturbation_state):
-    """What the gates go by: how often the perturbation was updated."""
-    radius_state = find_state(ScaleToRadiusState, perturbation_state)
-    # `step` stays at 0 in a loop with an update of its own.
-    return (
-      self.step[...].astype(jnp.int32)
-      if radius_state is None
-      else radius_state.count
-    )
 
   def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> None:
     """Updates the parameters by gradients of :meth:`value_and_grad`.
@@ -468,12 +463,12 @@ _TAG = "fsam_optax"
 def _is_overwritten(path, x):
   """Whether this is a Variable whose "gradient" is its next value."""
   del path
-  kinds = [kind.__name__ for kind in type(x).__mro__]
-  # That of the collection, or what was registered for it.
-  with contextlib.suppress(ValueError):
-    kind = nnx.variable_type_from_name(OVERWRITTEN)
-    return isinstance(x, kind) or OVERWRITTEN in kinds
-  return OVERWRITTEN in kinds
+  if any(kind.__name__ == OVERWRITTEN for kind in type(x).__mro__):
+    return True
+  try:  # What was registered for the collection.
+    return isinstance(x, nnx.variable_type_from_name(OVERWRITTEN))
+  except ValueError:
+    return False
 
 
 def _marked(state):
