@@ -340,7 +340,9 @@ def is_close(tree: Any, other: Any) -> jax.Array:
   return ~(difference > allowed)
 
 
-def right_or_nan(tree: Any, is_right: Any, message: str) -> Any:
+def right_or_nan(
+  tree: Any, is_right: jax.typing.ArrayLike, message: str
+) -> Any:
   """The tree where `is_right`, a bool of shape ``[]``; else an error.
 
   Compiled, the message is printed, and floating arrays are NaN: an error on one
@@ -375,7 +377,11 @@ def _check_shapes(updates: optax.Updates, params: optax.Params):
 
 
 def difference(
-  wanted: Any, got: Any, *, dtypes: bool = True, containers: bool = False
+  wanted: optax.Params,
+  got: optax.Params,
+  *,
+  dtypes: bool = True,
+  containers: bool = False,
 ) -> Optional[str]:
   """Where two trees first differ, by the names of their leaves, or None.
 

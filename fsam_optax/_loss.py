@@ -15,7 +15,7 @@ from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
 
 
-def check_loss_fn(loss_fn: Any) -> None:
+def check_loss_fn(loss_fn: object) -> None:
   """Raises unless `loss_fn` is callable."""
   if not callable(loss_fn):
     raise TypeError(

@@ -206,7 +206,7 @@ class Options:
       is_open = is_open & (step < self.stop)
     return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
 
-  def check_given(self, args: tuple[Any, ...], after: str) -> None:
+  def check_given(self, args: tuple, after: str) -> None:
     """Raises where rows are to be split and there are none in `args`."""
     if self.splits_rows and not args:
       raise TypeError(
@@ -233,7 +233,7 @@ def _check_fraction(fraction: Any) -> None:
     )
 
 
-def check_int(name: str, value: Any, least: int) -> None:
+def check_int(name: str, value: object, least: int) -> None:
   """Raises unless `value` is an int of at least `least`."""
   if isinstance(value, bool) or not isinstance(value, int):
     raise TypeError(f"`{name}` must be an int, got {value!r}.")

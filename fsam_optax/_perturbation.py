@@ -719,10 +719,10 @@ def ascent_gradient(gradient: optax.Updates) -> optax.Updates:
 
 
 def map_weights(
-  fn: Callable[..., Any],
-  *trees: Any,
-  overwritten: Callable[..., Any] = lambda x, *_: x,
-) -> Any:
+  fn: Callable[..., jax.typing.ArrayLike],
+  *trees: optax.Updates,
+  overwritten: Callable[..., jax.typing.ArrayLike] = lambda x, *_: x,
+) -> optax.Updates:
   """Maps over trees, with another function for what is overwritten."""
   return jax.tree_util.tree_map_with_path(
     lambda path, *leaves: (overwritten if is_overwritten(path) else fn)(
@@ -815,7 +815,7 @@ def check_hyperparameter(
     raise ValueError(f"`{name}` {what}, got {value}.")
 
 
-def _is_schedule(value: Any) -> bool:
+def _is_schedule(value: object) -> bool:
   # A Variable of NNX is an array that can be called.
   return callable(value) and not hasattr(value, "__jax_array__")
 
