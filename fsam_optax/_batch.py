@@ -20,7 +20,7 @@ def mean_over_parts(
   batch: PyTree,
   num_parts: int,
   carry: PyTree,
-  mark: Callable[[PyTree], PyTree] = lambda tree: tree,
+  mark: Callable[[PyTree], PyTree],
 ) -> tuple[PyTree, PyTree]:
   """Means over the parts, and the carry of the last.
 
@@ -38,7 +38,7 @@ def mean_over_parts(
   if is_staged():
     totals, outputs, carry = _scanned(run, num_parts, mark(carry), mark)
   else:
-    totals, outputs, carry = _looped(run, num_parts, carry)
+    totals, outputs, carry = _looped(run, num_parts, mark(carry))
   means = map_weights(
     lambda total, x: (total / num_parts).astype(jnp.result_type(x)),
     totals,
