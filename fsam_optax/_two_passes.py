@@ -101,22 +101,14 @@ def two_passes(
 ) -> Outcome:
   """Both passes of one step; the first alone without a perturbation.
 
-  Args:
-    perturbation: from gradients to perturbations.
-    options: which rows, replicas and steps ascend, and along what.
-    loss_fn: ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry,
-      aux))`` for the part of the batch at ``index``.
-    params: the clean parameters.
-    perturbation_state: of the perturbation.
-    batch: a tree of arrays with the rows in front.
-    carry: what the first part gets; passes from part to part.
-    step: the number that the gates go by, None where it is not known.
-    loss_scale: what the loss is multiplied by before it is differentiated; the
-      gradients are divided by it again, in float32 at least.
-    optimizer_state: of the base optimizer, before its update, for a
-      perturbation that takes its average from there.
-    optimizer_steps: the number of updates that led to it; None for that of the
-      perturbation.
+  ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry, aux))`` for
+  the part of the batch at ``index``; the carry passes from part to part. The
+  gates go by `step`, which is None where it is not known. The loss is
+  multiplied by `loss_scale` before it is differentiated, and the gradients are
+  divided by it again, in float32 at least. For a perturbation that takes its
+  average from there, `optimizer_state` is that of the base optimizer before its
+  update, and `optimizer_steps` is the number of updates that led to it, by
+  default that of the perturbation.
   """
   _check_params(params)
   if perturbation is None:
