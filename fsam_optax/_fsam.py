@@ -202,8 +202,9 @@ def fsam(
     checked: whether to compare ``updates`` with ``grad_fn(params)``.
 
   Returns:
-    A :class:`optax.GradientTransformationExtraArgs`: that of
-    :func:`sharpness_aware`, of which ``axis_name`` and ``checked`` are, too.
+    A :class:`optax.GradientTransformationExtraArgs`, see
+    :func:`sharpness_aware` for ``axis_name``, ``checked`` and the ``grad_fn``
+    that its update needs.
 
   Raises:
     TypeError: if a hyperparameter is neither a real scalar nor callable.

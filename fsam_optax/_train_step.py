@@ -82,12 +82,12 @@ def make_train_step(
       from there; a skipped step is a call, too. With ``jit=False``, and inside
       a program that is being traced, the gate is a conditional on
       ``state.step``, which keeps the memory of both branches.
-    **options: those of :func:`value_and_grad`. Every replica and every
-      micro-batch gets a key of its own, folded from the step's key and its
-      index. The model state is the mean over the replicas, of which integers
-      must agree, and passes from one micro-batch to the next. It comes from the
-      first pass, as the loss and the metrics do, with ``ascent_fraction`` from
-      that fraction of the rows. The step of the gates is ``state.step``.
+    **options: see :class:`~fsam_optax._options.PassOptions`. Every replica and
+      every micro-batch gets a key of its own, folded from the step's key and
+      its index. The model state is the mean over the replicas, integers in it
+      must agree, and it passes from one micro-batch to the next. It comes from
+      the first pass, as the loss and the metrics do, with ``ascent_fraction``
+      from that fraction of the rows. The step of the gates is ``state.step``.
 
   Returns:
     A function ``step(state, batch)`` that returns ``(state, metrics)``, where

@@ -138,7 +138,7 @@ class Optimizer(nnx.Optimizer):
         scalar, or with ``has_aux`` the pair ``(loss, aux)``.
       has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
       return_info: whether to return the :class:`fsam_optax.SharpnessInfo`, too.
-      **options: those of :func:`fsam_optax.value_and_grad`. The batch that
+      **options: see :class:`~fsam_optax._options.PassOptions`. The batch that
         ``num_microbatches`` and ``ascent_fraction`` split is the first argument
         after the model, a tree of arrays. The model's other Variables and its
         arrays pass from one micro-batch to the next, as a loop over them would
