@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 import optax
 import optax.tree
 
+from fsam_optax._fsam import difference
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
@@ -21,19 +22,12 @@ from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import widen
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import cosine
-from fsam_optax._trees import difference
 
 
 class Norms(NamedTuple):
-  """How long the direction and the perturbation were.
+  """The norms of the direction and the perturbation, over all parameters."""
 
-  Attributes:
-    of_radii: a pair for each radius in the perturbation's state, as that has
-      them.
-    direction: of all parameters.
-    perturbation: of all parameters.
-  """
-
+  # A pair for each radius in the perturbation's state.
   of_radii: list[tuple[jax.Array, jax.Array]]
   direction: jax.Array
   perturbation: jax.Array
@@ -62,7 +56,10 @@ class Ascent:
       optimizer_steps=self.optimizer_steps,
       **extra,
     )
-    norms = _norms(state)
+    norms = [
+      (x.direction_norm, x.perturbation_norm)
+      for x in find_states(ScaleToRadiusState, state)
+    ]
     if not norms:  # Not one of ours.
       direction = global_norm(gradient)
     else:
@@ -108,18 +105,11 @@ class Ascent:
   ) -> PyTree:
     """What the second pass returns, or the first where the gate is shut.
 
-    On a GPU a conditional holds what goes into either branch beside what comes
-    out. So there one tree goes in, which is the perturbed weights or the
-    gradient. On a CPU and a TPU that would cost a word a parameter.
-
-    Args:
-      epsilon: the perturbation.
-      descend: ``descend(perturbed)``, the second pass.
-      stay: ``stay(gradient)`` returns the like, made of the first.
-      gradient: for `stay`, of the parameters' shapes; None if it has its own.
-
-    Returns:
-      What either returns.
+    They are ``descend(perturbed)`` and ``stay(gradient)``, whose gradient is
+    None where it has its own. On a GPU a conditional holds what goes into
+    either branch beside what comes out. So there one tree goes in, which is the
+    perturbed weights or the gradient. On a CPU and a TPU that would cost a word
+    a parameter.
     """
     if self.gate is False:
       return stay(gradient)
@@ -148,11 +138,15 @@ class Ascent:
     )
 
 
+def find_states(state_type: type, state: optax.OptState) -> list[Any]:
+  """The states of a type inside a nested optimizer state, in its order."""
+  is_one = lambda x: isinstance(x, state_type)
+  return [x for x in jax.tree.leaves(state, is_leaf=is_one) if is_one(x)]
+
+
 def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
-  """The first state of this type inside a nested optimizer state."""
-  is_found = lambda x: isinstance(x, state_type)
-  leaves = jax.tree.leaves(state, is_leaf=is_found)
-  return next(filter(is_found, leaves), None)
+  """The first of these states, or None."""
+  return next(iter(find_states(state_type, state)), None)
 
 
 def is_memoryless(state: optax.OptState) -> bool:
@@ -169,13 +163,7 @@ def is_of_optimizer(state: PyTree) -> bool:
 def with_scalars(is_new: ArrayLike, new: PyTree, old: PyTree) -> optax.OptState:
   """The new state of a perturbation, with the old scalars unless `is_new`.
 
-  Args:
-    is_new: a bool of shape ``[]``, traced or not.
-    new: the state after an update.
-    old: the state before it.
-
-  Returns:
-    The state; an average, with its count, is that of ``new``.
+  An average is the new one in any case, with its count.
   """
   return jax.tree.map(
     lambda x, y: (
@@ -194,51 +182,21 @@ def state_difference(
   state: optax.OptState,
   params: optax.Params,
 ) -> Optional[str]:
-  """Where a state is not one that a perturbation makes for the parameters.
-
-  Args:
-    perturbation: from gradients to perturbations.
-    state: what is taken for its state.
-    params: the parameters, of which only shapes and dtypes count.
-
-  Returns:
-    None where it is one. Else the first difference, such as ``"shape [3] at
-    0/ema/w, got shape [2]"``.
-  """
+  """Where a state is not one that a perturbation makes for the parameters."""
   expected = jax.eval_shape(perturbation.init, params)
   # An average may be in another dtype than that of the parameters today.
-  shape = lambda x: "no array" if x is None else f"shape {list(jnp.shape(x))}"
-  structures = jax.tree.structure(expected), jax.tree.structure(state)
-  if differing := difference(expected, state, shape):
-    return differing
-  if structures[0] != structures[1]:
-    return f"the structure {structures[0]}, got {structures[1]}"
-  return None
+  return difference(expected, state, dtypes=False, containers=True)
 
 
 def _with_norms(state, norms):
   """The state with the norms of the ascent, not of the average's update."""
   left = iter(norms)
-
-  def replace(x):
-    if not isinstance(x, ScaleToRadiusState):
-      return x
-    direction_norm, perturbation_norm = next(left)
-    return x._replace(
-      direction_norm=direction_norm, perturbation_norm=perturbation_norm
-    )
-
   is_radius = lambda x: isinstance(x, ScaleToRadiusState)
-  return jax.tree.map(replace, state, is_leaf=is_radius)
-
-
-def _norms(state):
-  """Direction and perturbation norm of every radius, in the chain's order."""
-  is_radius = lambda x: isinstance(x, ScaleToRadiusState)
-  leaves = jax.tree.leaves(state, is_leaf=is_radius)
-  return [
-    (x.direction_norm, x.perturbation_norm) for x in filter(is_radius, leaves)
-  ]
+  return jax.tree.map(
+    lambda x: ScaleToRadiusState(x.count, *next(left)) if is_radius(x) else x,
+    state,
+    is_leaf=is_radius,
+  )
 
 
 def _is_scalars(x):

@@ -1,32 +1,19 @@
 """Named axes: what replicas under pmap, shard_map or vmap average, and how."""
 
 import contextlib
-from typing import Optional, Union
+from typing import Optional
 
 import jax
 from jax import numpy as jnp
 
-from fsam_optax._perturbation import is_overwritten
+from fsam_optax._fsam import AxisName
+from fsam_optax._perturbation import map_weights
 from fsam_optax._trees import PyTree
 from fsam_optax._versions import as_varying
 
-AxisName = Union[str, tuple[str, ...]]
-
 
 def axes_of(name: str, value: Optional[AxisName]) -> tuple[str, ...]:
-  """The axis names in `value` as a tuple, empty for None.
-
-  Args:
-    name: what the argument is called, for the error.
-    value: an axis name, a tuple of them, or None.
-
-  Returns:
-    The names.
-
-  Raises:
-    TypeError: if `value` is something else.
-    ValueError: if a name occurs twice, or the tuple is empty.
-  """
+  """The axis names in the argument called `name`, as a tuple."""
   axes = (value,) if isinstance(value, str) else value
   if axes is None:
     return ()
@@ -42,41 +29,12 @@ def axes_of(name: str, value: Optional[AxisName]) -> tuple[str, ...]:
   return axes
 
 
-def check_bound(axes: tuple[str, ...]) -> None:
-  """Raises unless every axis belongs to an enclosing pmap, shard_map or vmap.
-
-  Args:
-    axes: names of axes.
-
-  Raises:
-    ValueError: if one of them is not bound.
-  """
-  for axis in axes:
-    try:
-      jax.lax.axis_size(axis)
-    except NameError as error:
-      raise ValueError(
-        "`axis_name` must be an axis of the jax.pmap, jax.shard_map or "
-        f"jax.vmap around the step, got {axis!r}, which none of them names. "
-        "Wrap the step, by jax.pmap or as `sharding.shard_map_step` and "
-        "`sharding.group_step` do. Under plain jax.jit leave `axis_name` out: "
-        "the arrays' shardings say what is averaged there."
-      ) from error
-
-
 def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   """Marks arrays as different on each replica, for `jax.shard_map`'s check.
 
   Without the mark the gradient of replicated parameters comes out summed over
   the axis already, and no replica ever sees its own. Where the check is off, as
-  under pmap and vmap, the mark means nothing.
-
-  Args:
-    tree: arrays, or ``jax.typing.ArrayLike`` leaves. Keys are left alone.
-    axes: names of axes.
-
-  Returns:
-    The tree with its values unchanged.
+  under pmap and vmap, the mark means nothing. Keys are left alone.
   """
 
   def mark(x):
@@ -97,32 +55,22 @@ def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
 def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   """Means over the replicas; keys come back as they are.
 
-  Args:
-    tree: floating arrays; an integer or a bool must be the same on all
-      replicas, as a counter is, and is returned as their maximum. That is also
-      what replicas make of a value that overwrites another, as Flax's fp8 has.
-    axes: names of axes; none of them for no mean.
-
-  Returns:
-    The tree, alike on all replicas.
+  An integer or a bool must be the same on all replicas, as a counter is, and is
+  returned as their maximum. That is also what replicas make of a value that
+  overwrites another, as Flax's fp8 has.
   """
   if not axes:
     return tree
 
-  def mean_of(path, x):
+  def mean_of(x):
     dtype = jnp.result_type(x)
     if jnp.issubdtype(dtype, jax.dtypes.extended):
       return x
     x = varying(x, axes)
-    if is_overwritten(path):
-      return jax.lax.pmax(x, axes)
     if jnp.issubdtype(dtype, jnp.inexact):
       return jax.lax.pmean(x, axes)
     return jax.lax.pmax(x.astype(jnp.int32), axes).astype(dtype)
 
-  return jax.tree_util.tree_map_with_path(mean_of, tree)
-
-
-def replica_index(axes: tuple[str, ...]) -> jax.Array:
-  """Position of this replica among all, shape `[]`, int32."""
-  return jax.lax.axis_index(axes)
+  return map_weights(
+    mean_of, tree, overwritten=lambda x: jax.lax.pmax(varying(x, axes), axes)
+  )

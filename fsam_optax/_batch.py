@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from fsam_optax._perturbation import is_overwritten
+from fsam_optax._perturbation import map_weights
 from fsam_optax._tracing import is_staged
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
@@ -20,36 +20,30 @@ def mean_over_parts(
   batch: PyTree,
   num_parts: int,
   carry: PyTree,
-  mark: Callable[[PyTree], PyTree] = lambda tree: tree,
+  mark: Callable[[PyTree], PyTree],
 ) -> tuple[PyTree, PyTree]:
-  """Means of what `fn(part, index, carry)` returns, and the last carry.
+  """Means over the parts, and the carry of the last.
 
-  Args:
-    fn: returns ``(outputs, carry)`` for the part of the batch at ``index``.
-    batch: a tree of arrays with the same number of rows, a multiple of
-      ``num_parts``.
-    num_parts: number of parts, taken one at a time.
-    carry: what the first part gets.
-    mark: applied to whatever passes from part to part, see
-      :func:`fsam_optax._axes.varying`.
-
-  Returns:
-    The means in the dtypes of the outputs, and the carry of the last part. Of
-    values that overwrite others, as Flax's fp8 has, the maxima.
+  For each part, one at a time, ``fn(part, index, carry)`` returns ``(outputs,
+  carry)``. The means are in the dtypes of the outputs; of values that overwrite
+  others, as Flax's fp8 has, they are the maxima. What passes from part to part
+  is marked by `mark`, see :func:`fsam_optax._axes.varying`.
   """
   if num_parts == 1:
     return fn(batch, 0, carry)
 
-  mean_of = _scanned if is_staged() else _looped
-  part_of = lambda index: _part_of(batch, num_parts, index)
-  run = lambda carry, index: fn(part_of(index), index, carry)
-  totals, outputs, carry = mean_of(run, num_parts, mark(carry), mark)
-  means = jax.tree_util.tree_map_with_path(
-    lambda path, total, x: (
-      total if is_overwritten(path) else total / num_parts
-    ).astype(jnp.result_type(x)),
+  def run(carry, index):
+    return fn(_part_of(batch, num_parts, index), index, carry)
+
+  if is_staged():
+    totals, outputs, carry = _scanned(run, num_parts, mark(carry), mark)
+  else:
+    totals, outputs, carry = _looped(run, num_parts, mark(carry))
+  means = map_weights(
+    lambda total, x: (total / num_parts).astype(jnp.result_type(x)),
     totals,
     outputs,
+    overwritten=lambda total, x: total.astype(jnp.result_type(x)),
   )
   return means, carry
 
@@ -94,9 +88,8 @@ def _scanned(run, num_parts, carry, mark):
   return totals, outputs, carry
 
 
-def _looped(run, num_parts, carry, mark):
+def _looped(run, num_parts, carry):
   """The same part by part, where nothing is compiled."""
-  del mark
   outputs, carry = run(carry, jnp.zeros([], jnp.int32))
   totals = jax.tree.map(
     lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), outputs
@@ -110,13 +103,14 @@ def _looped(run, num_parts, carry, mark):
 def _added(totals, outputs, index):
   """Sums; of what overwrites other values, the maxima."""
 
-  def add(path, total, x):
-    x = jnp.asarray(x, total.dtype)  # A metric may be a Python number.
-    if is_overwritten(path):
-      return jnp.where(index == 0, x, jnp.maximum(total, x))
-    return total + x
+  def add(total, x):
+    return total + jnp.asarray(x, total.dtype)  # It may be a Python number.
 
-  return jax.tree_util.tree_map_with_path(add, totals, outputs)
+  def larger(total, x):
+    x = jnp.asarray(x, total.dtype)
+    return jnp.where(index == 0, x, jnp.maximum(total, x))
+
+  return map_weights(add, totals, outputs, overwritten=larger)
 
 
 def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
@@ -125,14 +119,6 @@ def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
   Of every ``q`` rows the first ``p``, where ``p / q`` is the fraction in lowest
   terms, so that a batch whose rows lie on many devices gives up as many of each
   without moving one.
-
-  Args:
-    batch: a tree of arrays with the same number of rows, of which the fraction
-      is a whole number.
-    fraction: in ``(0, 1]``.
-
-  Returns:
-    The tree with ``fraction`` times the rows.
   """
   if fraction == 1:
     return batch
@@ -158,17 +144,7 @@ def _lowest_terms(fraction: float, rows: Any) -> tuple[int, int]:
 def check_batch(
   batch: PyTree, num_microbatches: int, ascent_fraction: float
 ) -> None:
-  """Raises for a batch without rows, or one that does not split evenly.
-
-  Args:
-    batch: a tree of arrays.
-    num_microbatches: number of parts.
-    ascent_fraction: fraction of each part's rows.
-
-  Raises:
-    ValueError: if no array has rows, a part or its fraction is not a whole
-      number of rows, or the batch is a key.
-  """
+  """Raises for a batch without rows, or one that does not split evenly."""
   lengths = {
     path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(batch)
@@ -225,16 +201,7 @@ def _is_raw_key(batch: PyTree) -> bool:
 def _check_symbolic(
   length: Any, num_microbatches: int, ascent_fraction: float
 ) -> None:
-  """Raises unless a symbolic number of rows is a multiple of what it must be.
-
-  Args:
-    length: such as ``4*b``, from :func:`jax.export.symbolic_shape`.
-    num_microbatches: number of parts.
-    ascent_fraction: fraction of each part's rows.
-
-  Raises:
-    ValueError: if it is not known to be one.
-  """
+  """Raises unless a number such as ``4*b`` is known to split evenly."""
   _, block = _lowest_terms(ascent_fraction, length)
   multiple = num_microbatches * block
   if not length % multiple == 0:  # Where it is unknown, both are False.

@@ -1,6 +1,7 @@
 """What `checked=True` looks for in a new loop."""
 
-from typing import Any, Callable, NamedTuple, Optional
+import dataclasses
+from typing import Callable
 
 import jax
 from jax import core
@@ -8,60 +9,54 @@ from jax import numpy as jnp
 from jax.experimental import io_callback
 import numpy as np
 
+from fsam_optax._ascent import Ascent
+from fsam_optax._ascent import find_state
 from fsam_optax._axes import mean
-from fsam_optax._axes import replica_index
 from fsam_optax._axes import varying
 from fsam_optax._fsam import is_close
 from fsam_optax._fsam import right_or_nan
+from fsam_optax._gradients import IMPURE
+from fsam_optax._gradients import Gradients
+from fsam_optax._perturbation import ScaleToRadiusState
+from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._trees import PyTree
 from fsam_optax._versions import bound_axes
 
-IMPURE = (
-  "`loss_fn` must return the same when it is called again with the same "
-  "arguments, got another loss or gradient. Draw keys and rows before it is "
-  "called, and hand them over as arguments."
-)
 
+def checked(
+  gradients: Gradients,
+  ascent: Ascent,
+  loss: jax.Array,
+  grads: PyTree,
+  advance: Callable[..., PyTree],
+) -> tuple[jax.Array, PyTree]:
+  """Loss and gradient of a step; an error, or NaN, where the loop is wrong."""
+  marked = gradients.mark_varying(ascent.params)
 
-class Seen(NamedTuple):
-  """What one call shows of the loop around it.
+  def first(gradients):
+    weighed, _ = gradients.over_parts(
+      lambda *part: gradients.first(marked, ascent.gate, *part)
+    )
+    return weighed.divided()
 
-  Attributes:
-    is_pure: whether the loss called again was the same, shape ``[]``.
-    params: the parameters.
-    average: the moving average before the step, or None for no average.
-    grads: the gradient that the call returns.
-    counts: how many gradients the average has taken in before the step and
-      after it, or None where nothing counts them.
-  """
-
-  is_pure: Any
-  params: PyTree
-  average: Any
-  grads: PyTree
-  counts: Optional[tuple[Any, Any]]
-
-
-def checked(outputs: PyTree, seen: Seen, moved_from: dict[int, Any]) -> PyTree:
-  """The outputs of a call; an error, compiled NaN, where the loop is wrong.
-
-  Args:
-    outputs: a tree of arrays.
-    seen: what the call shows.
-    moved_from: what earlier calls left here, by replica.
-
-  Returns:
-    The outputs.
-
-  Raises:
-    ValueError: uncompiled, where something is wrong; compiled it is printed.
-  """
+  # A copy knows no trace of the loss, and calls it again.
+  again = first(dataclasses.replace(gradients))
+  average = find_state(SubtractGradientEmaState, ascent.state)
+  counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
+  states = ascent.state, advance()
+  before, after = (find_state(counted, state) for state in states)
+  faults = [(first(gradients).is_close(again), IMPURE)]
   axes = bound_axes()
-  faults = [(seen.is_pure, IMPURE)]
-  if seen.average is not None:
-    faults += [(_average_alike(seen, axis), _apart(axis)) for axis in axes]
-  if seen.counts is not None:
-    faults.append((_is_carried_on(seen, moved_from, axes), _NOT_CARRIED_ON))
+  if average is not None and average.ema is not None:
+    for axis in axes:
+      is_alike = _average_alike(ascent.params, average.ema, grads, axis)
+      faults.append((is_alike, _apart(axis)))
+  if before and after:  # What is not ours may count nothing.
+    is_carried_on = _is_carried_on(
+      before.count, after.count, grads, gradients.options.moved_from, axes
+    )
+    faults.append((is_carried_on, _NOT_CARRIED_ON))
+  outputs = loss, grads
   for is_right, message in faults:
     if axes:
       # The same on all replicas, as what it marks may have to be.
@@ -71,11 +66,10 @@ def checked(outputs: PyTree, seen: Seen, moved_from: dict[int, Any]) -> PyTree:
   return outputs
 
 
-def _average_alike(seen, axis):
+def _average_alike(params, average, grads, axis):
   """Whether replicas of the same parameters have the same average."""
   is_alike = lambda tree: is_close(tree, mean(tree, (axis,)))
-  is_replica = is_alike(seen.params)
-  return ~is_replica | (is_alike(seen.average) & is_alike(seen.grads))
+  return ~is_alike(params) | (is_alike(average) & is_alike(grads))
 
 
 def _apart(axis):
@@ -94,13 +88,13 @@ _NOT_CARRIED_ON = (
 )
 
 
-def _is_carried_on(seen, moved_from, axes):
+def _is_carried_on(before, after, grads, moved_from, axes):
   """Whether the state is not again the one that the last call moved on from."""
-  before, after = map(jnp.asarray, seen.counts)
+  before, after = jnp.asarray(before), jnp.asarray(after)
   # Of a step that is skipped, the old state may come again.
-  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(seen.grads)]
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(grads)]
   has_moved = (after != before) & jnp.stack(finite).all()
-  replica = replica_index(axes) if axes else jnp.zeros([], jnp.int32)
+  replica = jax.lax.axis_index(axes) if axes else jnp.zeros([], jnp.int32)
 
   def on_host(replica, before, has_moved):
     key, count = int(replica), int(before)

@@ -56,45 +56,33 @@ def sharpness_aware(
       averaged. None where ``grad_fn`` averages by itself, as it does with a
       loss that takes its mean over the axis, and under :func:`jax.jit` alone.
     checked: whether each update takes a third gradient, ``grad_fn(params)``,
-      and raises unless it is ``updates``: for the first steps of a new loop. It
-      finds what stands in front in the chain, a scale or a mean over replicas
-      outside of ``grad_fn``, other rows, another dropout key. Compiled, it
-      returns NaN and prints the error, on one device as on many.
+      and raises unless it is ``updates``: for the first steps of a new loop.
+      Compiled, it returns NaN and prints the error.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`. Its ``update(updates,
     state, params, *, grad_fn, **extra_args)`` takes the gradient at ``params``
     as ``updates`` and calls ``grad_fn`` once. The extra argument
     ``optimizer_state`` goes to ``perturbation``. The state is that of
-    ``perturbation``.
+    ``perturbation``. Gradients of complex parameters are those of
+    :func:`jax.grad`; the ascent is along their conjugate.
 
   Raises:
     TypeError: if ``perturbation`` is no gradient transformation, or asks for
       ``grad_fn`` itself; at update, if ``grad_fn`` is not callable, or not by
       the parameters alone.
-    ValueError: at update, if ``params`` or ``grad_fn`` is missing, if
-      ``params`` is only a part of the parameters because of a wrapper such as
-      :func:`optax.masked`, if ``updates`` has another structure or other
-      shapes than ``params``, if ``axis_name`` is not bound, or names an axis
-      over which :func:`jax.shard_map` has summed the gradient of ``grad_fn``
-      already, or if ``grad_fn`` returns another structure, other shapes or
-      other dtypes than ``updates`` has, or under :func:`jax.shard_map` a
-      gradient that still differs between replicas; with ``checked``,
-      uncompiled, if ``updates`` is not ``grad_fn(params)``.
+    ValueError: at update, if ``params`` or ``grad_fn`` is missing, a wrapper
+      such as :func:`optax.masked` has cut leaves out of ``params``, a gradient
+      has another structure or other shapes than ``params`` or still differs
+      between replicas, ``axis_name`` is not bound, or :func:`jax.shard_map` has
+      summed over it already; with ``checked``, uncompiled, if ``updates`` is
+      not ``grad_fn(params)``.
 
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the
-    same batch, with the same dropout key. That of :func:`optax.contrib.sam`
-    takes a second argument. Whatever makes the gradient belongs into it: the
-    mean over replicas, the division by a loss scale, casts, the same batch
-    statistics as the first pass had. It receives the perturbed parameters of
-    the network that this optimizer owns; whatever else its loss reads, such as
-    another network, it sees unperturbed.
-
-  .. note::
-    Gradients of complex parameters are those of :func:`jax.grad`, here as in
-    the two passes. The ascent is along their conjugate; what conjugates them
-    for the base optimizer goes behind this link.
+    same batch, with the same dropout key. Whatever makes the gradient belongs
+    into it: the mean over replicas, the division by a loss scale, casts, the
+    same batch statistics as the first pass had.
   """
 
   check_perturbation(perturbation)
@@ -119,12 +107,10 @@ def sharpness_aware(
     if grad_fn is None:
       raise ValueError(
         "`grad_fn` must be given, got None. Call `update(grads, state, params, "
-        "grad_fn=lambda p: jax.grad(loss)(p, batch))`; Flax's train state "
-        "hands none on, `fsam_optax.TrainState.from_flax(state, perturbation="
-        "None)` does; in NNX "
-        "`fsam_optax.nnx.value_and_grad` returns it. Where a train step or "
-        "`fsam_optax.nnx.Optimizer` takes both gradients, give it "
-        "`friendly_perturbation` and leave `fsam` out of its chain."
+        "grad_fn=lambda p: jax.grad(loss)(p, batch))`. Flax's train state "
+        "hands none on: take `fsam_optax.TrainState.from_flax`. In NNX "
+        "`fsam_optax.nnx.value_and_grad` returns it. What takes both gradients "
+        "itself gets `friendly_perturbation`, and no `fsam` in its chain."
       )
     if not callable(grad_fn):
       raise TypeError(
@@ -207,20 +193,18 @@ def fsam(
     order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
     accumulator_dtype: dtype of the average; ``None`` for that of the
       parameters.
-    eta: added to the absolute weights when adaptive, see
-      :func:`scale_to_radius`.
+    eta: added to the absolute weights when adaptive.
     average: ``"own"``, or ``"optimizer"`` for the momentum of the optimizer
       behind it, see :func:`friendly_perturbation`. The update then takes the
       state of the whole chain, as ``update(grads, opt_state, params,
       grad_fn=grad_fn, optimizer_state=opt_state)``.
-    axis_name: axis, or axes, over which both gradients are averaged, see
-      :func:`sharpness_aware`.
-    checked: whether to compare ``updates`` with ``grad_fn(params)`` at each
-      update, see :func:`sharpness_aware`.
+    axis_name: axis, or axes, over which both gradients are averaged.
+    checked: whether to compare ``updates`` with ``grad_fn(params)``.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`, see
-    :func:`sharpness_aware` for the ``grad_fn`` that its update needs.
+    :func:`sharpness_aware` for ``axis_name``, ``checked`` and the ``grad_fn``
+    that its update needs.
 
   Raises:
     TypeError: if a hyperparameter is neither a real scalar nor callable.
@@ -233,12 +217,9 @@ def fsam(
 
   .. warning::
     What stands in front of it in the chain is lost to the descent, which is
-    ``grad_fn``'s: behind an optimizer it ascends against the gradient, and
-    clipping or weight decay in front is undone. Inside
-    :class:`optax.MultiSteps` the descent drops all micro-batches but the last:
-    put the wrapper around the base optimizer, ``chain(fsam(),
-    MultiSteps(...))``. Frozen leaves that no ``mask`` excludes are perturbed
-    and fill the radius.
+    ``grad_fn``'s. :class:`optax.MultiSteps` goes around the base optimizer,
+    ``chain(fsam(), MultiSteps(...))``. Frozen leaves that no ``mask`` excludes
+    are perturbed and fill the radius.
   """
   return sharpness_aware(
     friendly_perturbation(
@@ -280,17 +261,11 @@ def _averaged(grad_fn, axis_name):
 def _mean(
   gradient: optax.Updates, axis_name: AxisName, is_own: bool = False
 ) -> optax.Updates:
-  """The mean over replicas, of gradients that have to be a replica's own."""
+  """The mean over replicas; with `is_own` it has to be each replica's own."""
   axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-  try:
-    # Those along which JAX knows what varies: that does.
-    tracked = [a for a in axes if _axes_of(jax.lax.axis_index(a))]
-  except NameError as error:
-    raise ValueError(
-      "`axis_name` must be an axis of the jax.pmap, jax.shard_map or jax.vmap "
-      f"around the update, got {axis_name!r}, which none of them names. Under "
-      "plain jax.jit leave it out."
-    ) from error
+  check_bound(axes)
+  # Those along which JAX knows what varies: that does.
+  tracked = [a for a in axes if _axes_of(jax.lax.axis_index(a))]
 
   def mean_of(path, g):
     same = [a for a in tracked if a not in _axes_of(g)]
@@ -298,11 +273,10 @@ def _mean(
       raise ValueError(
         "`grad_fn` must return each replica's own gradient where `fsam` has an "
         f"`axis_name`, got one that is the same along {same} at "
-        f"{jax.tree_util.keystr(path) or 'the root'}. By its default check "
-        "jax.shard_map has made it the sum over all replicas of parameters. "
-        "Leave `axis_name` out and take the mean inside the loss, by "
-        "jax.lax.pmean; or take the gradient at `jax.lax.pcast(params, "
-        "axis_name, to='varying')`; or give shard_map `check_vma=False`."
+        f"{jax.tree_util.keystr(path) or 'the root'}: the sum over replicas "
+        "that jax.shard_map makes by its default check. Leave `axis_name` out "
+        "and take the mean inside the loss, by jax.lax.pmean; or give "
+        "shard_map `check_vma=False`."
       )
     if is_overwritten(path):
       own = tuple(a for a in axes if a not in same)
@@ -310,6 +284,21 @@ def _mean(
     return jax.lax.pmean(g, axis_name)
 
   return jax.tree_util.tree_map_with_path(mean_of, gradient)
+
+
+def check_bound(axes: tuple[str, ...]):
+  """Raises unless every axis is of an enclosing pmap, shard_map or vmap."""
+  for axis in axes:
+    try:
+      jax.lax.axis_size(axis)
+    except NameError as error:
+      raise ValueError(
+        "`axis_name` must be an axis of the jax.pmap, jax.shard_map or "
+        f"jax.vmap around the step, got {axis!r}, which none of them names. "
+        "Wrap the step, by jax.pmap or as `sharding.shard_map_step` and "
+        "`sharding.group_step` do. Under plain jax.jit leave `axis_name` out: "
+        "the arrays' shardings say what is averaged there."
+      ) from error
 
 
 def _check_arguments(grad_fn: Callable[..., Any], params: optax.Params):
@@ -336,14 +325,9 @@ _NO_GRADIENT = (
 
 
 def is_close(tree: Any, other: Any) -> jax.Array:
-  """Whether two gradients are the same but for rounding.
+  """Whether two gradients are the same but for rounding, or not finite.
 
-  Args:
-    tree: arrays, of which those that are not floating are left out.
-    other: arrays in the same tree.
-
-  Returns:
-    A bool of shape ``[]``, True where one of them is not finite.
+  What is no floating array is left out.
   """
   pairs = [
     (jnp.asarray(x), jnp.asarray(y))
@@ -357,21 +341,13 @@ def is_close(tree: Any, other: Any) -> jax.Array:
   return ~(difference > allowed)
 
 
-def right_or_nan(tree: Any, is_right: Any, message: str) -> Any:
-  """The tree, where something is right.
+def right_or_nan(
+  tree: Any, is_right: jax.typing.ArrayLike, message: str
+) -> Any:
+  """The tree where `is_right`, a bool of shape ``[]``; else an error.
 
-  Args:
-    tree: arrays, of which the floating ones are marked.
-    is_right: a bool of shape ``[]``.
-    message: the error. Compiled it is printed, and the tree is NaN: an error
-      on one device leaves the others to wait for it, until the process is
-      ended.
-
-  Returns:
-    The tree.
-
-  Raises:
-    ValueError: uncompiled, where it is wrong.
+  Compiled, the message is printed, and floating arrays are NaN: an error on one
+  device leaves the others to wait for it, until the process is ended.
   """
   if not isinstance(is_right, core.Tracer):
     if not is_right:
@@ -392,40 +368,58 @@ def right_or_nan(tree: Any, is_right: Any, message: str) -> Any:
 
 def _check_shapes(updates: optax.Updates, params: optax.Params):
   """Raises unless the gradient is one of these parameters, and not of rows."""
-  shape = lambda x: str(list(jnp.shape(x)))
-  if differing := _difference(updates, params, "params", "shapes", shape):
+  if differing := difference(params, updates, dtypes=False, containers=True):
     raise ValueError(
-      f"`updates` must have the {differing}. Give as `params` the arrays by "
-      "which the gradient is taken and no others; in Equinox `params, static = "
-      "eqx.partition(model, eqx.is_inexact_array)`. Take the mean of gradients "
-      "per row first."
+      "`updates` must have the structure and shapes of `params`, with "
+      f"{differing}. Give as `params` the arrays by which the gradient is "
+      "taken and no others; in Equinox `params, static = eqx.partition(model, "
+      "eqx.is_inexact_array)`. Take the mean of gradients per row first."
     )
 
 
-def _difference(
-  tree: optax.Updates,
-  wanted: optax.Updates,
-  name: str,
-  what: str,
-  describe: Callable[[jax.Array], str],
+def difference(
+  wanted: optax.Params,
+  got: optax.Params,
+  *,
+  dtypes: bool = True,
+  containers: bool = False,
 ) -> Optional[str]:
-  """Where a tree first differs from that of a name, in structure or leaves."""
-  named = [
-    {jax.tree_util.keystr(path) or "the root": x for path, x in leaves}
-    for leaves in map(jax.tree_util.tree_leaves_with_path, (tree, wanted))
+  """Where two trees first differ, by the names of their leaves, or None.
+
+  Such as ``"float32[3] at mean/bias, got float32[2]"``. Leaves are compared one
+  by one, and never containers by ``==``: nobody knows what that means for a
+  user's class. With `containers` their structures have to be the same, too.
+  """
+  by_name = [
+    {
+      jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (wanted, got)
   ]
-  if only := sorted(named[0].keys() ^ named[1].keys())[:3]:
-    return (
-      f"structure of `{name}`, got leaves of one alone at {', '.join(only)}"
-    )
-  structures = jax.tree.structure(tree), jax.tree.structure(wanted)
-  if structures[0] != structures[1]:
-    return f"structure of `{name}`, got {structures[0]} for {structures[1]}"
-  for path, x in named[0].items():
-    got, expected = describe(x), describe(named[1][path])
-    if got != expected:
-      return f"{what} of `{name}`, got {got} for {expected} at {path}"
+  for name in [*by_name[0], *by_name[1]]:
+    one, other = (shape_and_dtype(x.get(name), dtypes) for x in by_name)
+    if one != other:
+      return f"{one} at {name or 'the root'}, got {other}"
+  one, other = jax.tree.structure(wanted), jax.tree.structure(got)
+  if containers and one != other:
+    return f"the structure {one}, got {other}"
   return None
+
+
+def shape_and_dtype(x: Any, has_dtype: bool = True) -> str:
+  """What a leaf is, such as ``float32[3]``; ``nothing`` where there is none."""
+  if x is None:
+    return "nothing"
+  if (dtype := dtype_of(x)) is None:
+    return type(x).__name__
+  return f"{dtype if has_dtype else 'shape '}{list(jnp.shape(x))}"
+
+
+def dtype_of(x: Any) -> Any:
+  """The dtype of an array or a Python number, None of anything else."""
+  is_number = isinstance(x, (bool, int, float, complex))
+  return jnp.result_type(x) if is_number or hasattr(x, "dtype") else None
 
 
 def _check_complete(params: optax.Params):
@@ -434,25 +428,20 @@ def _check_complete(params: optax.Params):
   if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
     raise ValueError(
       "`params` must hold every parameter of the model, got masked nodes: "
-      "`grad_fn` cannot run on a part. Instead of wrapping a chain that holds "
-      "`fsam` in optax.masked, optax.partition or optax.multi_transform, put "
-      "`fsam(mask=trained)` first, with the leaves that are trained at True, "
-      "and wrap what follows: `chain(fsam(mask=trained), partition(...))`. "
-      "Without the mask the frozen leaves would be perturbed. Or take the "
-      "two-pass `fsam_optax.value_and_grad`, with the same mask, and wrap as "
-      "you like."
+      "`grad_fn` cannot run on a part. Put `fsam(mask=trained)` first, with "
+      "the leaves that are trained at True, and wrap what follows: `chain("
+      "fsam(mask=trained), partition(...))`. Or take the two-pass "
+      "`fsam_optax.value_and_grad`, with the same mask, and wrap as you like."
     )
 
 
 def _check_like(updates: optax.Updates, reference: optax.Updates):
   """Raises unless both trees agree in structure, shapes and dtypes."""
-  kind = lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-  what = "shapes and dtypes"
-  if differing := _difference(updates, reference, "updates", what, kind):
+  if differing := difference(reference, updates, containers=True):
     raise ValueError(
-      f"`grad_fn` must return gradients of the {differing}. Take both "
-      "gradients with the same function; of `has_aux` or `value_and_grad`, "
-      "pick the gradient out."
+      "`grad_fn` must return gradients of the structure, shapes and dtypes of "
+      f"`updates`, with {differing}. Take both gradients with the same "
+      "function; of `has_aux` or `value_and_grad`, pick the gradient out."
     )
   for g, r in zip(
     jax.tree.leaves(updates), jax.tree.leaves(reference), strict=True

@@ -8,42 +8,41 @@ import jax
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
-from fsam_optax._axes import check_bound
 from fsam_optax._axes import varying
 from fsam_optax._batch import check_batch
 from fsam_optax._batch import fraction_of_rows
 from fsam_optax._batch import mean_over_parts
-from fsam_optax._checked import IMPURE
+from fsam_optax._fsam import check_bound
 from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
 from fsam_optax._loss import weight_of
 from fsam_optax._options import Options
-from fsam_optax._perturbation import is_overwritten
+from fsam_optax._perturbation import map_weights
 from fsam_optax._perturbation import widen
 from fsam_optax._tracing import TracedOnce
 from fsam_optax._trees import PyTree
 
+IMPURE = (
+  "`loss_fn` must return the same when it is called again with the same "
+  "arguments, got another loss or gradient. Draw keys and rows before it is "
+  "called, and hand them over as arguments."
+)
+
 
 class Weighed(NamedTuple):
-  """What one pass found, of which means can be taken.
+  """What one pass returns, of which means can be taken.
 
   Where the parts of a batch count differently, loss, aux and gradient are those
   of a part times its weight, so that a mean over parts and replicas is one of
   the rows after :meth:`divided`.
-
-  Attributes:
-    loss: shape ``[]``.
-    aux: the auxiliary outputs, which are weighed with more than one part alone.
-    grads: the gradient, tree and shapes of the parameters.
-    weight: shape ``[]``, or None where all parts count alike.
   """
 
   loss: Optional[jax.Array]
-  aux: PyTree
+  aux: PyTree  # Weighed with more than one part alone.
   grads: PyTree
-  weight: Optional[jax.Array]
+  weight: Optional[jax.Array]  # None where all parts count alike.
 
   def divided(self) -> "Weighed":
     """Loss and gradient divided by the weight; zero where that is zero."""
@@ -60,7 +59,7 @@ def times(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   if weight is None:
     return tree
   # Selected: the mean of no rows is 0 / 0, and stays that times zero.
-  return _map_gradients(
+  return map_weights(
     lambda x: jnp.where(weight > 0, widen(x) * weight, 0.0), tree
   )
 
@@ -70,40 +69,14 @@ def divided(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   if weight is None:
     return tree
   safe = jnp.where(weight > 0, weight, 1.0)
-  return _map_gradients(lambda x: x / safe, tree)
-
-
-def _map_gradients(
-  fn: Callable[[jax.Array], jax.Array], tree: PyTree
-) -> PyTree:
-  """Maps all leaves but the values that overwrite others."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x if is_overwritten(path) else fn(x), tree
-  )
-
-
-def _without_nan(new: PyTree, old: PyTree) -> PyTree:
-  """What no rows overwrite: a maximum over none is not a number."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x, y: (
-      jnp.where(jnp.isnan(x), y, x) if is_overwritten(path) else x
-    ),
-    new,
-    old,
-  )
+  return map_weights(lambda x: x / safe, tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
   """The loss and its gradient on the parts of one batch.
 
-  Attributes:
-    loss_fn: see :func:`fsam_optax._two_passes.two_passes`.
-    options: which rows and replicas take part.
-    batch: a tree of arrays with the rows in front.
-    carry: what the first part gets.
-    loss_scale: what the loss is multiplied by before it is differentiated, or
-      None.
+  For the attributes see :func:`fsam_optax._two_passes.two_passes`.
   """
 
   loss_fn: Callable[..., Any]
@@ -119,14 +92,9 @@ class Gradients:
     )
 
   def over_parts(self, fn: Callable[..., Any]) -> tuple[PyTree, PyTree]:
-    """Means over the parts of what `fn` returns, and the last carry.
+    """Means over the parts, see :func:`mean_over_parts`, and the last carry.
 
-    Args:
-      fn: ``fn(part, index, carry)`` returns ``(outputs, carry)``.
-
-    Returns:
-      The means, and the carry of the last part. Both passes start from the same
-      one.
+    Both passes start from the same one.
     """
     return mean_over_parts(
       fn,
@@ -176,11 +144,17 @@ class Gradients:
 
     grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
     if scale is not None:
-      grads = _map_gradients(lambda g: widen(g) / scale, grads)
+      grads = map_weights(lambda g: widen(g) / scale, grads)
     weight = None
     if options.weight is not None:
       weight = aux[options.weight]
-      grads = _without_nan(grads, params)
+      grads = map_weights(
+        lambda g, _: g,
+        grads,
+        params,
+        # No rows overwrite nothing: a maximum over none is not a number.
+        overwritten=lambda new, old: jnp.where(jnp.isnan(new), old, new),
+      )
       loss, grads = times((loss, grads), weight)
       aux = times(aux, weight) if has_parts else aux
     return Weighed(loss, aux, grads, weight), carry

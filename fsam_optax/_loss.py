@@ -6,15 +6,16 @@ from typing import Any, Callable
 import jax
 from jax import numpy as jnp
 
+from fsam_optax._fsam import difference
+from fsam_optax._fsam import dtype_of
+from fsam_optax._fsam import shape_and_dtype
 from fsam_optax._perturbation import widen
 from fsam_optax._trees import PyTree
-from fsam_optax._trees import difference
 from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
-from fsam_optax._trees import shape_and_dtype
 
 
-def check_loss_fn(loss_fn: Any) -> None:
+def check_loss_fn(loss_fn: object) -> None:
   """Raises unless `loss_fn` is callable."""
   if not callable(loss_fn):
     raise TypeError(
@@ -38,17 +39,14 @@ def loss_and_aux(output: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def check_loss(loss: Any) -> None:
   """Raises unless the loss is a real scalar."""
-  if hasattr(loss, "dtype") or isinstance(loss, (int, float, complex)):
-    dtype, shape = jnp.result_type(loss), jnp.shape(loss)
-    if not shape and jnp.issubdtype(dtype, jnp.floating):
-      return
-    got = f"{dtype}{list(shape)}"
-  else:
-    got = type(loss).__name__
-  raise TypeError(
-    f"`loss_fn` must return the loss as a real scalar, got {got}. Take the "
-    "mean over the batch; return other outputs as aux, with `has_aux=True`."
-  )
+  dtype = dtype_of(loss)
+  is_real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+  if not is_real or jnp.shape(loss):
+    raise TypeError(
+      "`loss_fn` must return the loss as a real scalar, got "
+      f"{shape_and_dtype(loss)}. Take the mean over the batch; return other "
+      "outputs as aux, with `has_aux=True`."
+    )
 
 
 def check_averaged(aux: PyTree) -> None:
@@ -69,15 +67,7 @@ def check_averaged(aux: PyTree) -> None:
 def weight_of(aux: PyTree, name: str) -> jax.Array:
   """The auxiliary output that says how much a part of the batch counts.
 
-  Args:
-    aux: must be a dict that holds it as a real scalar.
-    name: its name.
-
-  Returns:
-    The weight, float32 at least, that no gradient flows through.
-
-  Raises:
-    TypeError: if it is missing or no real scalar.
+  It is float32 at least, and no gradient flows through it.
   """
   weight = aux.get(name) if isinstance(aux, Mapping) else None
   if weight is None or jnp.shape(weight) or jnp.iscomplexobj(weight):
@@ -90,14 +80,9 @@ def weight_of(aux: PyTree, name: str) -> jax.Array:
 
 
 def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
-  """Raises unless the auxiliary outputs are the same for fewer rows.
+  """Raises if what the first pass returns depends on the number of rows.
 
-  Args:
-    fewer: the first pass on the ascent's rows, ``((loss, aux, ...), carry)``.
-    whole: the same on all rows.
-
-  Raises:
-    ValueError: if a shape or dtype depends on the number of rows.
+  Both are functions that return ``((loss, aux, ...), carry)``.
   """
   few, all_rows = map(jax.eval_shape, (fewer, whole))
   for i, what in enumerate(("return auxiliary outputs", "leave a model")):
@@ -111,19 +96,10 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
 
 
 def step_output(output: Any, model_state: Any) -> PyTree:
-  """What the loss of a train step returned, with the model state as it was.
+  """What the loss of a train step returned, ``(loss, (model_state, metrics))``.
 
-  Args:
-    output: must be ``(loss, (model_state, metrics))``.
-    model_state: what the loss was given, whose names, shapes and dtypes those
-      of the new one must be. A dict may come back for a FrozenDict.
-
-  Returns:
-    The output, its model state in the containers of the one given.
-
-  Raises:
-    TypeError: if the output is no such tuple.
-    ValueError: if the new model state differs in a name, a shape or a dtype.
+  The model state is in the containers of the one given: a dict may come back
+  for a FrozenDict.
   """
   is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
   if not (

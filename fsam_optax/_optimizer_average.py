@@ -7,8 +7,6 @@ updates follows its decay, and from the averages of both that of the
 perturbation.
 """
 
-import contextlib
-
 import jax
 from jax import core
 from jax import numpy as jnp
@@ -33,18 +31,10 @@ def check_optimizer_average(
 ) -> None:
   """Raises if the momentum of `tx` is not the average of its gradients.
 
-  Args:
-    perturbation: from gradients to perturbations. Nothing is checked unless its
-      average is the optimizer's.
-    tx: the base optimizer. What does not run on one number a parameter, or
-      without more arguments, is not checked; nor are parameters beside a
-      collection for fp8.
-    params: the parameters, of which only the tree and the ranks count.
-
-  Raises:
-    ValueError: if a perturbed parameter has no momentum or more than one, if
-      the momentum is not one of the gradients as they are, or if its decay is
-      not the perturbation's ``lmbda``.
+  Each perturbed parameter needs one momentum, of the gradients as they are,
+  whose decay is the perturbation's ``lmbda``. Not checked is an optimizer that
+  does not run on one number a parameter, or without more arguments; nor are
+  parameters beside a collection for fp8.
   """
   state = jax.eval_shape(perturbation.init, params)
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -103,19 +93,23 @@ def _after_two_updates(tx, params):
   """
   gradient = jax.tree.map(lambda x: jnp.full_like(x, _GRADIENT), params)
   update = optax.with_extra_args_support(tx).update
-  states = []
-  with contextlib.suppress(_OptimizerError):
-    last = _call(tx.init, params)
-    states = [last]
-    if find_state(optax.MultiStepsState, last) is not None:
-      # An update takes several calls, and each of them would be compiled.
-      update = jax.jit(update)
-    for _ in range(_MOST_CALLS if momenta_by_path(last) else 0):
-      _, last = _call(update, gradient, last, params, value=jnp.zeros([]))
-      if _values(last) != _values(states[-1]):
-        states.append(last)
-      if len(states) == 3:
-        return states[1:]
+  try:
+    last = tx.init(params)
+  except Exception:
+    return []
+  states = [last]
+  if find_state(optax.MultiStepsState, last) is not None:
+    # An update takes several calls, and each of them would be compiled.
+    update = jax.jit(update)
+  for _ in range(_MOST_CALLS if momenta_by_path(last) else 0):
+    try:
+      _, last = update(gradient, last, params, value=jnp.zeros([]))
+    except Exception:
+      break
+    if _values(last) != _values(states[-1]):
+      states.append(last)
+    if len(states) == 3:
+      return states[1:]
   return states[:1]
 
 
@@ -142,14 +136,3 @@ def _average(perturbation, params, opt_state, count):
     for average in averages  # One for each group of parameters.
     for path, x in jax.tree_util.tree_leaves_with_path(average)
   }
-
-
-class _OptimizerError(Exception):
-  """What an optimizer raises that is not to be run as it is run here."""
-
-
-def _call(function, *args, **kwargs):
-  try:
-    return function(*args, **kwargs)
-  except Exception as error:
-    raise _OptimizerError from error

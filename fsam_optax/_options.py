@@ -14,25 +14,54 @@ EmaGradient = Literal["ascent", "descent"]
 
 
 class PassOptions(TypedDict, total=False):
-  """The options of the two passes, as keyword arguments.
+  """Which replicas, rows and steps ascend, and along what.
 
-  Those of :func:`fsam_optax.value_and_grad`, which explains them, of
-  :func:`fsam_optax.make_train_step` and of
+  Keyword arguments of :func:`fsam_optax.value_and_grad`,
+  :func:`fsam_optax.make_train_step` and
   :meth:`fsam_optax.nnx.Optimizer.value_and_grad`.
 
   Attributes:
-    axis_name: named axis, or a tuple of them, over which replicas average.
-    sync_perturbation: whether all replicas and micro-batches ascend along one
-      direction; names out of ``axis_name``: those on these axes do.
-    ema_gradient: which gradient the moving average takes in.
-    num_microbatches: parts of the batch that go through one at a time.
-    weight: name of the auxiliary output that says how much a part of the batch
-      counts in means; None where all count alike.
-    ascent_fraction: fraction of the rows that the first pass sees.
-    every: ascend at every k-th step.
-    start: first step at which to ascend.
-    stop: first step at which to ascend no more; None for never.
-    checked: whether each call looks for what is wrong in the loop around it.
+    axis_name: name of the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
+      :func:`jax.vmap` over which the replicas average loss and gradients, or a
+      tuple of such names. None, the default, where nothing is to be averaged,
+      as in a program compiled by :func:`jax.jit`, of which the arrays'
+      shardings alone say where it runs. The aux is that of each replica.
+    sync_perturbation: whether all replicas and all micro-batches ascend along
+      the mean gradient, so that N devices do what one does on the whole batch;
+      True by default. False: each ascends along its own (m-sharpness). A name
+      out of ``axis_name``, or a tuple of them: along the mean over the replicas
+      on those axes, and over the micro-batches. The moving average is the same
+      on all replicas in any case.
+    ema_gradient: which gradient the moving average takes in: ``"ascent"``, the
+      default, the mean gradient at the clean parameters, or ``"descent"``, the
+      mean gradient that is returned. With ``sync_perturbation=False`` the
+      replicas then average one gradient a step, not two.
+    num_microbatches: number n of micro-batches that a batch of B rows is split
+      into, one at a time in memory, 1 by default; row i goes to micro-batch i
+      modulo n. Loss, aux and gradients are means over them, the state is
+      updated once. The aux must then be floating scalars.
+    weight: name of the entry of the aux, then a dict, that says how much the
+      rows of a micro-batch or replica count, such as its number of tokens: for
+      a loss that divides by it. Loss, gradients and the rest of the aux are
+      then weighted means, over all tokens, and that entry is the sum. A part
+      that weighs nothing does not count, whatever its loss. None by default.
+    ascent_fraction: fraction of the rows, in (0, 1], that the first pass sees,
+      for a step of 1 + ``ascent_fraction`` gradients; 1 by default. Of B rows
+      (of this replica's, and of each micro-batch's) it takes every
+      (1 / ``ascent_fraction``)-th. The loss that is returned is of these rows,
+      and its difference from the perturbed one holds that between two samples
+      besides the sharpness.
+    every: ascend at every k-th step, 1 by default; at the steps between, the
+      gradient is that of a first pass over all rows, the second is not
+      computed, and the average moves on.
+    start: first step at which to ascend, 0 by default.
+    stop: first step at which to ascend no more; None, the default, for never.
+    checked: whether each call looks for what is wrong in a new loop, for
+      another gradient and a call of the host; False by default. It finds a loss
+      that returns another value or gradient when it is called again; replicas
+      of the same parameters whose averages differ, because ``axis_name`` is
+      missing; a state that was not carried on. Uncompiled that is an error;
+      compiled it is printed, and loss and gradient are NaN.
   """
 
   axis_name: Optional[AxisName]
@@ -49,12 +78,7 @@ class PassOptions(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The options with their defaults, checked; see :class:`PassOptions`.
-
-  Raises:
-    TypeError: if an option is of a wrong type.
-    ValueError: if an option is out of its range.
-  """
+  """The options with their defaults, checked; see :class:`PassOptions`."""
 
   axis_name: Optional[AxisName] = None
   sync_perturbation: Union[bool, AxisName] = True
@@ -166,17 +190,9 @@ class Options:
     return has_gate and not self.is_shut
 
   def gate(self, step: Any) -> Any:
-    """Whether this step ascends.
+    """Whether this step ascends: a bool, if it can be known, or a traced one.
 
-    Args:
-      step: an integer of shape ``[]``, or None where it is not known.
-
-    Returns:
-      A bool where all steps do the same or the step is a value; else a traced
-      bool of shape ``[]``.
-
-    Raises:
-      ValueError: if the step is needed and not known.
+    The step is None where it is not known.
     """
     if not self.is_gated:
       return not self.is_shut
@@ -189,6 +205,14 @@ class Options:
     if self.stop is not None:
       is_open = is_open & (step < self.stop)
     return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
+
+  def check_given(self, args: tuple, after: str) -> None:
+    """Raises where rows are to be split and there are none in `args`."""
+    if self.splits_rows and not args:
+      raise TypeError(
+        "`batch` must be given when `num_microbatches` or `ascent_fraction` "
+        f"split its rows, got no argument after {after}. Put it there."
+      )
 
   def always(self, ascends: bool) -> "Options":
     """These options without their gates: open at every step, or shut."""
@@ -209,7 +233,7 @@ def _check_fraction(fraction: Any) -> None:
     )
 
 
-def check_int(name: str, value: Any, least: int) -> None:
+def check_int(name: str, value: object, least: int) -> None:
   """Raises unless `value` is an int of at least `least`."""
   if isinstance(value, bool) or not isinstance(value, int):
     raise TypeError(f"`{name}` must be an int, got {value!r}.")

@@ -230,19 +230,7 @@ def _subtracted(gradient, ema, fraction, decay, order, is_plain):
 def _subtract_optimizer_momentum(
   sigma: optax.ScalarOrSchedule, lmbda: optax.ScalarOrSchedule, order: Order
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Subtracts the average of second gradients that an optimizer keeps.
-
-  SGD's momentum is :math:`v_t = \lambda v_{t-1} + u_t`, where :math:`u_t` are
-  the gradients that the optimizer was given, and Adam's first moment is
-  :math:`v_t = \lambda v_{t-1} + (1 - \lambda) u_t`. Both start at zero, so that
-  the weights of the gradients in them sum up to
-
-  .. math::
-
-    \sum_{i=1}^t \lambda^{t-i} = \frac{1 - \lambda^t}{1 - \lambda}
-    \qquad\text{and}\qquad 1 - \lambda^t.
-
-  Divided by that, either is the average :math:`m_t`.
+  """Subtracts the average of second gradients that an optimizer keeps.
 
   The update takes ``optimizer_state`` besides, the state before the optimizer's
   own update, and ``optimizer_steps``, the number of updates that led to it, by
@@ -263,8 +251,7 @@ def _subtract_optimizer_momentum(
 
   def init_fn(params):
     del params
-    count = jnp.zeros([], jnp.int32)
-    return SubtractGradientEmaState(count, no_average)
+    return SubtractGradientEmaState(jnp.zeros([], jnp.int32), no_average)
 
   def update_fn(
     updates,
@@ -296,32 +283,30 @@ def _subtract_optimizer_momentum(
 
 
 class _Momentum(NamedTuple):
-  """The momentum of one parameter.
-
-  Attributes:
-    value: in the shape of the parameter.
-    is_sum: whether it is the sum of decayed gradients, not their average.
-    count: of the updates in it, shape ``[]``; None where its state has none.
-    source: name of the type of its state.
-  """
+  """The momentum of one parameter."""
 
   value: jax.Array
-  is_sum: bool
-  count: Optional[jax.Array]
-  source: str
+  is_sum: bool  # Of decayed gradients, as SGD has it, and not their average.
+  count: Optional[jax.Array]  # Of the updates in it; None if nobody counts.
+  source: str  # The type of its state.
 
 
 def _optimizer_average(gradient, optimizer_state, steps, lmbda):
-  """The average that the momentum is, in the tree of the gradient, wide."""
+  """The average that the momentum is, in the tree of the gradient, wide.
+
+  Of the gradients u_t that an optimizer was given, SGD's momentum is v_t =
+  lambda v_{t-1} + u_t, and Adam's is v_t = lambda v_{t-1} + (1 - lambda) u_t.
+  Both start at zero, so that the weights of the gradients in them sum up to
+  (1 - lambda^t) / (1 - lambda) and 1 - lambda^t. Divided by that, either is the
+  average m_t.
+  """
   if optimizer_state is None:
     raise ValueError(
       "`optimizer_state` must be given with average='optimizer', got None. It "
-      "is the optimizer's state before its update, in which "
-      "`optax.tree.get(opt_state, 'trace')` or `'mu'` finds the momentum. Call "
-      "`fn(params, perturbation_state, batch, optimizer_state=opt_state)`, or "
-      "in a chain `tx.update(grads, opt_state, params, grad_fn=grad_fn, "
-      "optimizer_state=opt_state)`. `fsam_optax.make_train_step` and "
-      "`fsam_optax.nnx.Optimizer` hand it over by themselves."
+      "is the optimizer's state before its update. Call `fn(params, "
+      "perturbation_state, batch, optimizer_state=opt_state)`, or in a chain "
+      "`tx.update(grads, opt_state, params, grad_fn=grad_fn, "
+      "optimizer_state=opt_state)`."
     )
   momenta = momenta_by_path(optimizer_state)
 
@@ -588,8 +573,8 @@ def friendly_perturbation(
     TypeError: if a hyperparameter is neither a real scalar nor callable.
     ValueError: if a hyperparameter is out of its range, or ``average`` is
       unknown; with ``average="optimizer"`` if ``lmbda`` is a schedule or 1, if
-      ``accumulator_dtype`` is given, and at update if ``optimizer_state`` is
-      not, or does not hold one momentum for each perturbed parameter.
+      ``accumulator_dtype`` is given, and at update if ``optimizer_state`` does
+      not hold one momentum for each perturbed parameter.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
@@ -647,8 +632,7 @@ def sam_perturbation(
     rho: radius :math:`\rho`, finite and non-negative, a scalar or a schedule.
     adaptive: whether to measure the radius in the metric of ASAM.
     mask: which leaves to perturb, see :func:`friendly_perturbation`.
-    eta: added to the absolute weights when adaptive, see
-      :func:`scale_to_radius`.
+    eta: added to the absolute weights when adaptive.
 
   Returns:
     A :class:`optax.GradientTransformation` from gradients to the perturbation
@@ -690,9 +674,10 @@ def _on_selected_leaves(
       tree_of_bools = tree_of_bools(tree)
     _check_mask(tree_of_bools, tree)
     if _has_overwritten(tree):
-      tree_of_bools = jax.tree_util.tree_map_with_path(
-        lambda path, is_selected: is_selected and not is_overwritten(path),
+      tree_of_bools = map_weights(
+        lambda is_selected: is_selected,
         jax.tree.broadcast(tree_of_bools, tree),
+        overwritten=lambda _: False,
       )
       _check_selects(tree_of_bools)
     return tree_of_bools
@@ -730,9 +715,20 @@ def ascent_gradient(gradient: optax.Updates) -> optax.Updates:
   For complex parameters that is its conjugate. What is overwritten with its
   gradient does not move.
   """
+  return map_weights(jnp.conj, gradient, overwritten=jnp.zeros_like)
+
+
+def map_weights(
+  fn: Callable[..., jax.typing.ArrayLike],
+  *trees: optax.Updates,
+  overwritten: Callable[..., jax.typing.ArrayLike] = lambda x, *_: x,
+) -> optax.Updates:
+  """Maps over trees, with another function for what is overwritten."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, g: jnp.zeros_like(g) if is_overwritten(path) else jnp.conj(g),
-    gradient,
+    lambda path, *leaves: (overwritten if is_overwritten(path) else fn)(
+      *leaves
+    ),
+    *trees,
   )
 
 
@@ -819,7 +815,7 @@ def check_hyperparameter(
     raise ValueError(f"`{name}` {what}, got {value}.")
 
 
-def _is_schedule(value: Any) -> bool:
+def _is_schedule(value: object) -> bool:
   # A Variable of NNX is an array that can be called.
   return callable(value) and not hasattr(value, "__jax_array__")
 

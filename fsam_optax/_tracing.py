@@ -21,15 +21,6 @@ def is_staged() -> bool:
   return isinstance(jnp.zeros([]), core.Tracer)
 
 
-def branch(
-  is_true: Any, if_true: Callable[[], Any], if_false: Callable[[], Any]
-) -> Any:
-  """`jax.lax.cond`; where the choice is a value already, that branch alone."""
-  if isinstance(is_true, core.Tracer):
-    return jax.lax.cond(is_true, if_true, if_false)
-  return if_true() if is_true else if_false()
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Static:
@@ -62,13 +53,7 @@ class TracedOnce:
   def __init__(
     self, fn: Callable[..., Any], check_same: Callable[[Any, Any], None]
   ):
-    """Takes the function.
-
-    Args:
-      fn: of trees, returns a tree; either may hold what is no array.
-      check_same: raises where the outputs of two calls with the same arguments
-        are not the same.
-    """
+    """Takes a function of trees, and what raises unless two outputs agree."""
     self._fn = fn
     self._check_same = check_same
     self._traces = {}

@@ -57,13 +57,11 @@ class TrainState(train_state.TrainState, kw_only=True):
         array.
       tx: the base optimizer. Not a chain with :func:`fsam` in it: here the
         train step takes the second gradient.
-      perturbation: such as :func:`friendly_perturbation`; None for the base
-        optimizer alone.
-      model_state: variables of the model that no gradient updates; any pytree
-        or None.
-      rng: key from which the dropout key of each step is folded, or None.
-      dynamic_scale: a :class:`flax.training.dynamic_scale.DynamicScale`, for
-        float16, or None; see :func:`make_train_step`.
+      perturbation: such as :func:`friendly_perturbation`, or None.
+      model_state: any pytree, or None.
+      rng: a key, or None.
+      dynamic_scale: a :class:`flax.training.dynamic_scale.DynamicScale`, or
+        None; see :func:`make_train_step`.
       **kwargs: fields that a subclass adds.
 
     Returns:
@@ -74,30 +72,25 @@ class TrainState(train_state.TrainState, kw_only=True):
       ValueError: if it has ``average="optimizer"``, and the momentum of ``tx``
         is missing, ambiguous, of scaled gradients or of another decay.
     """
-    if perturbation is not None:
-      check_perturbation(perturbation)
-      check_optimizer_average(perturbation, tx, params)
     state = super().create(
       apply_fn=apply_fn,
       params=params,
       tx=tx,
-      perturbation=perturbation,
-      perturbation_state=(
-        None if perturbation is None else perturbation.init(params)
-      ),
+      perturbation=None,
       model_state=model_state,
       # A copy: the train step donates the state, and the key is the caller's.
       rng=None if rng is None else jnp.copy(rng),
       dynamic_scale=_as_arrays(dynamic_scale),
       **kwargs,
     )
-    return without_aliases(state.replace(step=jnp.zeros([], jnp.int32)))
+    state = state.replace(step=jnp.zeros([], jnp.int32))
+    return _with_perturbation(state, perturbation)
 
   def apply_gradients(self, *, grads, grad_fn=None, extra_args=None, **kwargs):
     """One update of the parameters by gradients that were taken already.
 
-    :func:`make_train_step` calls it. A loop of its own takes the gradients by
-    :func:`value_and_grad` and hands over the state that came with them::
+    A loop of its own takes them by :func:`value_and_grad`, and hands over the
+    state that came with them::
 
       fn = fsam_optax.value_and_grad(loss_fn, state.perturbation)
       loss, grads, perturbation_state, info = fn(
@@ -126,9 +119,8 @@ class TrainState(train_state.TrainState, kw_only=True):
     if self.perturbation is not None and "perturbation_state" not in kwargs:
       raise ValueError(
         "`perturbation_state` must be given where the state has a "
-        "perturbation, got gradients alone, which no perturbed pass may have "
-        "seen. Use `make_train_step`, or `fsam_optax.value_and_grad(loss_fn, "
-        "state.perturbation)` and hand over the perturbation's state that it "
+        "perturbation, got gradients alone. Use `make_train_step`, or hand "
+        "over what `fsam_optax.value_and_grad(loss_fn, state.perturbation)` "
         "returns; `create(perturbation=None)` trains without."
       )
     extra_args = dict(extra_args or {})
@@ -167,8 +159,7 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     The step, the parameters, the optimizer and its state go on; only the
     perturbation starts afresh. A checkpoint of flax's state is restored into
-    flax's state first: ``TrainState.from_flax(manager.restore(step,
-    args=StandardRestore(flax_state)), perturbation=...)``.
+    flax's state first.
 
     Examples:
       >>> import fsam_optax, jax.numpy as jnp, optax
@@ -183,22 +174,20 @@ class TrainState(train_state.TrainState, kw_only=True):
     Args:
       state: a train state of flax or a subclass. Its arrays become the new
         state's, so a step that donates that state takes them too.
-      perturbation: such as :func:`friendly_perturbation`; None for the base
-        optimizer alone.
-      model_state: variables of the model that no gradient updates. A subclass
-        of flax's state keeps them in a field that it adds, which is not
-        searched for: hand it over, as in ``model_state={"batch_stats":
-        state.batch_stats}``.
-      rng: key from which the dropout key of each step is folded, or None.
-      dynamic_scale: a :class:`flax.training.dynamic_scale.DynamicScale`, for
-        float16, or None; handed over like ``model_state``.
+      perturbation: as in :meth:`create`.
+      model_state: as in :meth:`create`. Fields that a subclass of flax's state
+        adds are not searched for: hand them over, as in
+        ``model_state={"batch_stats": state.batch_stats}``.
+      rng: as in :meth:`create`.
+      dynamic_scale: as in :meth:`create`; handed over like ``model_state``.
       **kwargs: fields that a subclass adds.
 
     Returns:
       The state, with ``step`` an int32 array of shape ``[]``.
 
     Raises:
-      TypeError: if ``state`` is not flax's, or is this class's already.
+      TypeError: if ``state`` is not flax's, or is this class's already; and
+        what :meth:`create` raises.
     """
     if not isinstance(state, train_state.TrainState):
       raise TypeError(
@@ -222,20 +211,24 @@ class TrainState(train_state.TrainState, kw_only=True):
       dynamic_scale=dynamic_scale,
       **kwargs,
     )
-    if perturbation is not None:
-      check_perturbation(perturbation)
-      check_optimizer_average(perturbation, state.tx, state.params)
-      created = created.replace(
-        perturbation=perturbation,
-        perturbation_state=perturbation.init(state.params),
-      )
-    return without_aliases(
-      created.replace(
-        step=jnp.asarray(state.step, jnp.int32),
-        tx=state.tx,
-        opt_state=state.opt_state,
-      )
+    created = created.replace(
+      step=jnp.asarray(state.step, jnp.int32),
+      tx=state.tx,
+      opt_state=state.opt_state,
     )
+    return _with_perturbation(created, perturbation)
+
+
+def _with_perturbation(state, perturbation):
+  """The state with a perturbation that begins, if it fits the optimizer."""
+  if perturbation is not None:
+    check_perturbation(perturbation)
+    check_optimizer_average(perturbation, state.tx, state.params)
+    state = state.replace(
+      perturbation=perturbation,
+      perturbation_state=perturbation.init(state.params),
+    )
+  return without_aliases(state)
 
 
 def without_aliases(tree: PyTree) -> PyTree:
@@ -243,12 +236,6 @@ def without_aliases(tree: PyTree) -> PyTree:
 
   A step that the state is donated to needs each buffer once. Optimizers such as
   :func:`optax.contrib.prodigy` keep the parameters that they begin with.
-
-  Args:
-    tree: any tree.
-
-  Returns:
-    The tree, with a copy in place of an array that came before.
   """
   seen = set()
 

@@ -9,9 +9,8 @@ from jax import core
 from jax import numpy as jnp
 
 from fsam_optax._ascent import with_scalars
-from fsam_optax._axes import check_bound
 from fsam_optax._axes import mean
-from fsam_optax._axes import replica_index
+from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
 from fsam_optax._gradients import times
 from fsam_optax._loss import check_averaged
@@ -20,11 +19,9 @@ from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import global_norm
-from fsam_optax._tracing import branch
 from fsam_optax._train_state import TrainState
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
-from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 
 
@@ -80,29 +77,17 @@ def make_train_step(
     jit: whether to compile the step and donate the state to it: the arrays of
       the state given, those of the parameters it was created from included,
       cannot be used afterwards. With a gate (``every``, ``start`` or ``stop``)
-      there are two compiled steps, one with the second pass and one without,
-      and the host picks one at each call: no step pays for the other's memory.
-      It reads ``state.step`` when a state comes that is not the one returned
-      last, as at a resume, and counts calls from there, so that no step waits
-      for the one before; a skipped step is a call, too. Inside a program that
-      is being traced, as in :func:`jax.lax.scan`, and with ``jit=False``, the
-      gate is a conditional on ``state.step`` in the pure function, which keeps
-      the memory of both branches.
-    **options: those of :func:`value_and_grad`, to which the model state adds:
-
-      ``axis_name``: every replica gets a key of its own, folded from the step's
-      key and its index. The model state becomes the mean over the replicas;
-      integers in it must agree on all of them.
-
-      ``num_microbatches``: each micro-batch gets a key of its own, folded from
-      the step's key and its index; the model state passes from one to the
-      next, and the metrics are means over them.
-
-      ``ascent_fraction``: the loss, the metrics and the model state come from
-      the first pass still, so from that fraction of the rows: BatchNorm's
-      statistics of the parameters that are trained, not of perturbed ones.
-
-      ``every``, ``start``, ``stop``: the step is ``state.step``.
+      the host then picks one of two compiled steps: it reads ``state.step``
+      when a state comes that is not the one returned last, and counts calls
+      from there; a skipped step is a call, too. With ``jit=False``, and inside
+      a program that is being traced, the gate is a conditional on
+      ``state.step``, which keeps the memory of both branches.
+    **options: see :class:`~fsam_optax._options.PassOptions`. Every replica and
+      every micro-batch gets a key of its own, folded from the step's key and
+      its index. The model state is the mean over the replicas, integers in it
+      must agree, and it passes from one micro-batch to the next. It comes from
+      the first pass, as the loss and the metrics do, with ``ascent_fraction``
+      from that fraction of the rows. The step of the gates is ``state.step``.
 
   Returns:
     A function ``step(state, batch)`` that returns ``(state, metrics)``, where
@@ -126,11 +111,9 @@ def make_train_step(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. note::
-    Several networks, such as those of a GAN or an actor and its critic, take a
-    state and a step each. Hand the other network's parameters over in the
-    batch, not by closing over them, which would keep those the step was
-    compiled with. A step differentiates, perturbs and updates the parameters
-    of its own state alone; both passes see the other network unperturbed.
+    Several networks, such as those of a GAN, take a state and a step each. Hand
+    the other network's parameters over in the batch, not by closing over them,
+    which would keep those the step was compiled with.
 
   .. note::
     With ``state.dynamic_scale``, both passes take the gradient of the scaled
@@ -238,8 +221,19 @@ def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
       "`skip_nonfinite` must be True when the state has a `dynamic_scale`, "
       "got False: a step that overflows must be skipped."
     )
-  outcome = _passes(
-    _loss_of_part(loss_fn, state, options), options, state, batch
+  scale = state.dynamic_scale
+  outcome = two_passes(
+    state.perturbation,
+    options,
+    _loss_of_part(loss_fn, state, options),
+    state.params,
+    state.perturbation_state,
+    batch,
+    state.model_state,
+    step=state.step,
+    loss_scale=None if scale is None else scale.scale,
+    optimizer_state=state.opt_state,
+    optimizer_steps=state.step,
   )
   outcome = outcome._replace(aux=_mean_metrics(outcome, options))
   new_state, is_finite = _updated(
@@ -268,7 +262,7 @@ def _loss_of_part(loss_fn, state, options):
   if rng is not None:
     rng = jax.random.fold_in(rng, state.step)
     if options.axes:
-      rng = jax.random.fold_in(rng, replica_index(options.axes))
+      rng = jax.random.fold_in(rng, jax.lax.axis_index(options.axes))
 
   def loss_of_part(params, part, index, model_state):
     key = rng
@@ -277,7 +271,8 @@ def _loss_of_part(loss_fn, state, options):
     try:
       output = loss_fn(params, model_state, part, key)
     except Exception as error:
-      if key is None and _asks_for_key(error):
+      # What JAX, Flax and Equinox say where a key is missing.
+      if key is None and re.search("PRNG|rngs|requires a key", str(error)):
         raise ValueError(
           "`rng` must be given to `TrainState.create` for a loss that draws, "
           "as dropout does, got None. Write `create(..., "
@@ -287,11 +282,6 @@ def _loss_of_part(loss_fn, state, options):
     return step_output(output, model_state)
 
   return loss_of_part
-
-
-def _asks_for_key(error):
-  """Whether it is what JAX, Flax or Equinox say where a key is missing."""
-  return re.search("PRNG|rngs|requires a key", str(error)) is not None
 
 
 def _check_state(state):
@@ -326,36 +316,6 @@ def _check_not_donated(state, batch):
       "`jax.tree.map(jnp.copy, state.params)`; or take "
       "`jax.jit(make_train_step(..., jit=False))`, which donates nothing."
     )
-
-
-def _passes(loss_of_part, options, state, batch):
-  """The two passes, or one where the state has no perturbation."""
-  scale = None if state.dynamic_scale is None else state.dynamic_scale.scale
-  if state.perturbation is None:
-    outcome = one_pass(
-      options,
-      loss_of_part,
-      state.params,
-      batch,
-      state.model_state,
-      loss_scale=scale,
-    )
-    return outcome._replace(
-      advance=lambda is_finite=None: state.perturbation_state
-    )
-  return two_passes(
-    state.perturbation,
-    options,
-    loss_of_part,
-    state.params,
-    state.perturbation_state,
-    batch,
-    state.model_state,
-    step=state.step,
-    loss_scale=scale,
-    optimizer_state=state.opt_state,
-    optimizer_steps=state.step,
-  )
 
 
 def _mean_metrics(outcome, options):
@@ -433,9 +393,9 @@ def _where_finite(is_finite, update, before, has_average):
   On a TPU the conditional moves less, but for the average: a select leaves that
   of a leaf to be done as soon as the leaf's gradient is.
   """
-  conditional = lambda: branch(is_finite, update, lambda: before)
   if not isinstance(is_finite, core.Tracer):
-    return conditional()
+    return update() if is_finite else before
+  conditional = lambda: jax.lax.cond(is_finite, update, lambda: before)
   select = lambda: jax.tree.map(
     lambda new, old: jnp.where(is_finite, new, old), update(), before
   )

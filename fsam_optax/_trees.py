@@ -1,6 +1,6 @@
-"""Trees: their leaves by name, where two differ, and the cosine of two."""
+"""Trees: their leaves by name, and the cosine of two."""
 
-from typing import Any, Callable, Optional
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -15,15 +15,7 @@ PyTree = Any
 
 
 def joined_path(path: Any, separator: str = "/") -> str:
-  """A path as its names alone, such as ``params/Dense_0/kernel``.
-
-  Args:
-    path: what :func:`jax.tree_util.tree_leaves_with_path` gives.
-    separator: stands between the names.
-
-  Returns:
-    The names, joined.
-  """
+  """A path as its names alone, such as ``params/Dense_0/kernel``."""
   return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
@@ -35,58 +27,11 @@ def leaves_by_path(tree: PyTree) -> list[tuple[str, Any]]:
   ]
 
 
-def shape_and_dtype(x: Any) -> str:
-  """What a leaf is, such as ``float32[3]``; ``nothing`` where there is none."""
-  if x is None:
-    return "nothing"
-  if hasattr(x, "dtype") or isinstance(x, (bool, int, float, complex)):
-    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-  return type(x).__name__
-
-
-def difference(
-  wanted: PyTree,
-  found: PyTree,
-  describe: Callable[[Any], str] = shape_and_dtype,
-) -> Optional[str]:
-  """Where two trees first differ, by the names of their leaves.
-
-  Leaves are compared one by one, and never containers: nobody knows what ``==``
-  means for a user's class.
-
-  Args:
-    wanted: arrays, or their shapes and dtypes.
-    found: what came in its place.
-    describe: what is compared of a leaf, None for a leaf that is missing.
-
-  Returns:
-    Such as ``"float32[3] at mean/bias, got float32[2]"``, or None.
-  """
-  by_name = [
-    {
-      joined_path(path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (wanted, found)
-  ]
-  for name in [*by_name[0], *by_name[1]]:
-    one, other = (describe(leaves.get(name)) for leaves in by_name)
-    if one != other:
-      return f"{one} at {name or 'the root'}, got {other}"
-  return None
-
-
 def cosine(tree: PyTree, other: PyTree, *, at_zero: float = 0.0) -> jax.Array:
-  """The cosine between two trees, as vectors, in float32 at least.
+  """The cosine between two trees, as real vectors, in float32 at least.
 
-  Args:
-    tree: arrays, which may be complex; leaves that are
-      :class:`optax.MaskedNode` are left out, of ``other`` too.
-    other: arrays in the same tree.
-    at_zero: what is returned where one of the two is zero.
-
-  Returns:
-    The real part of the inner product over the norms, shape ``[]``.
+  Leaves of `tree` that are :class:`optax.MaskedNode` are left out of both.
+  Where one of the two is zero, it is `at_zero`.
   """
   is_masked = lambda x: isinstance(x, optax.MaskedNode)
   other = jax.tree.map(

@@ -17,18 +17,14 @@ import optax
 import optax.tree
 
 from fsam_optax._ascent import Ascent
-from fsam_optax._ascent import find_state
 from fsam_optax._ascent import is_memoryless
 from fsam_optax._ascent import state_difference
 from fsam_optax._axes import mean
-from fsam_optax._axes import varying
-from fsam_optax._checked import Seen
 from fsam_optax._checked import checked
+from fsam_optax._fsam import dtype_of
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
 from fsam_optax._options import Options
-from fsam_optax._perturbation import ScaleToRadiusState
-from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
@@ -72,33 +68,25 @@ class SharpnessInfo(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What a step's passes found.
+  """What the passes of a step return.
 
-  Attributes:
-    loss: of the first pass, shape ``[]``.
-    carry: of the first pass over the last part of the batch.
-    aux: of the first pass, the mean over the parts of the batch, and this
-      replica's own.
-    weight: of this replica's rows, or None where all count alike.
-    grads: at the perturbed parameters, tree, shapes and dtypes of these.
-    advance: ``advance(is_finite=None)`` returns the perturbation's state after
-      the step. With ``ema_gradient="descent"`` a caller that updates the
-      parameters in a branch calls it there, and where the branch is taken for
-      finite gradients alone, says so: then no norm is taken for that.
-    info: what is worth looking at.
+  ``advance(is_finite=None)`` returns the perturbation's state after the step.
+  With ``ema_gradient="descent"`` a caller that updates the parameters in a
+  branch calls it there, and where the branch is taken for finite gradients
+  alone, says so: then no norm is taken for that.
   """
 
-  loss: jax.Array
-  carry: PyTree
-  aux: PyTree
-  weight: Optional[jax.Array]
-  grads: optax.Updates
+  loss: jax.Array  # Of the first pass.
+  carry: PyTree  # Of the first pass over the last part of the batch.
+  aux: PyTree  # Of the first pass: a mean over the parts, on this replica.
+  weight: Optional[jax.Array]  # Of this replica's rows, if rows have weights.
+  grads: optax.Updates  # At the perturbed parameters, in their dtypes.
   advance: Callable[..., optax.OptState]
   info: SharpnessInfo
 
 
 def two_passes(
-  perturbation: optax.GradientTransformation,
+  perturbation: Optional[optax.GradientTransformation],
   options: Options,
   loss_fn: Callable[..., Any],
   params: optax.Params,
@@ -111,30 +99,23 @@ def two_passes(
   optimizer_state: Optional[optax.OptState] = None,
   optimizer_steps: Optional[ArrayLike] = None,
 ) -> Outcome:
-  """Both passes of one step.
+  """Both passes of one step; the first alone without a perturbation.
 
-  Args:
-    perturbation: from gradients to perturbations.
-    options: which rows, replicas and steps ascend, and along what.
-    loss_fn: ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry,
-      aux))`` for the part of the batch at ``index``.
-    params: the clean parameters.
-    perturbation_state: of the perturbation.
-    batch: a tree of arrays with the rows in front.
-    carry: what the first part gets; passes from part to part.
-    step: the number that the gates go by, None where it is not known.
-    loss_scale: what the loss is multiplied by before it is differentiated; the
-      gradients are divided by it again, in float32 at least.
-    optimizer_state: of the base optimizer, before its update, for a
-      perturbation that takes its average from there.
-    optimizer_steps: the number of updates that led to it; None for that of the
-      perturbation.
-
-  Returns:
-    The outcome.
+  ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry, aux))`` for
+  the part of the batch at ``index``; the carry passes from part to part. The
+  gates go by `step`, which is None where it is not known. The loss is
+  multiplied by `loss_scale` before it is differentiated, and the gradients are
+  divided by it again, in float32 at least. For a perturbation that takes its
+  average from there, `optimizer_state` is that of the base optimizer before its
+  update, and `optimizer_steps` is the number of updates that led to it, by
+  default that of the perturbation.
   """
-  check_perturbation(perturbation)
   _check_params(params)
+  if perturbation is None:
+    options = dataclasses.replace(options, ascent_fraction=1.0)
+    gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
+    return _one_pass(gradients, params, perturbation_state)
+  check_perturbation(perturbation)
   if differing := state_difference(perturbation, perturbation_state, params):
     raise ValueError(
       "`perturbation_state` must be that of `perturbation.init(params)`, with "
@@ -151,66 +132,20 @@ def two_passes(
   )
   schedule = _part_by_part if options.is_part_by_part else _together
   outcome = schedule(gradients, ascent)
-  return _checked(gradients, ascent, outcome) if options.checked else outcome
-
-
-def _checked(gradients: Gradients, ascent: Ascent, outcome: Outcome) -> Outcome:
-  """The outcome, after a look for what is wrong in the loop."""
-  params = gradients.mark_varying(ascent.params)
-
-  def first(gradients):
-    weighed, _ = gradients.over_parts(
-      lambda *part: gradients.first(params, ascent.gate, *part)
+  if options.checked:
+    loss, grads = checked(
+      gradients, ascent, outcome.loss, outcome.grads, outcome.advance
     )
-    return weighed.divided()
-
-  # A copy knows no trace of the loss, and calls it again.
-  again = first(dataclasses.replace(gradients))
-  average = find_state(SubtractGradientEmaState, ascent.state)
-  counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
-  states = ascent.state, outcome.advance()
-  before, after = (find_state(counted, state) for state in states)
-  seen = Seen(
-    is_pure=first(gradients).is_close(again),
-    params=ascent.params,
-    average=None if average is None else average.ema,
-    grads=outcome.grads,
-    counts=before and after and (before.count, after.count),
-  )
-  loss, grads = checked(
-    (outcome.loss, outcome.grads), seen, gradients.options.moved_from
-  )
-  return outcome._replace(loss=loss, grads=grads)
+    outcome = outcome._replace(loss=loss, grads=grads)
+  return outcome
 
 
-def one_pass(
-  options: Options,
-  loss_fn: Callable[..., Any],
-  params: optax.Params,
-  batch: PyTree,
-  carry: PyTree = None,
-  *,
-  loss_scale: Optional[ArrayLike] = None,
+def _one_pass(
+  gradients: Gradients, params: optax.Params, state: optax.OptState
 ) -> Outcome:
-  """A step without a perturbation: the gradient at the clean parameters.
-
-  Args:
-    options: of which the axes and the number of micro-batches count.
-    loss_fn: ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry,
-      aux))`` for the part of the batch at ``index``.
-    params: the parameters.
-    batch: a tree of arrays with the rows in front.
-    carry: what the first part gets; passes from part to part.
-    loss_scale: what the loss is multiplied by before it is differentiated; the
-      gradients are divided by it again, in float32 at least.
-
-  Returns:
-    The outcome, whose perturbation has no state and no length.
-  """
-  _check_params(params)
-  options = dataclasses.replace(options, ascent_fraction=1.0)
-  gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
-  marked = varying(params, options.axes)
+  """A step without a perturbation: the gradient at the clean parameters."""
+  options = gradients.options
+  marked = gradients.mark_varying(params)
   weighed, carry = gradients.over_parts(
     lambda *part: gradients.at(marked, *part)
   )
@@ -219,15 +154,14 @@ def one_pass(
   grads = optax.tree.cast_like(grads, params)
   zero = jnp.zeros([], jnp.float32)
   norm = global_norm(ascent_gradient(grads))
-  info = SharpnessInfo(loss, norm, zero, zero, zero)
   return Outcome(
-    loss,
-    mean(carry, options.axes),
-    aux,
-    weighed.weight,
-    grads,
-    lambda is_finite=None: optax.EmptyState(),
-    info,
+    loss=loss,
+    carry=mean(carry, options.axes),
+    aux=aux,
+    weight=weighed.weight,
+    grads=grads,
+    advance=lambda is_finite=None: state,
+    info=SharpnessInfo(loss, norm, zero, zero, zero),
   )
 
 
@@ -379,9 +313,7 @@ def _check_params(params):
   if not (leaves := leaves_by_path(params)):
     raise ValueError("`params` must hold at least one array, got none.")
   for path, x in leaves:
-    dtype = getattr(x, "dtype", None)
-    if dtype is None and isinstance(x, (bool, int, float, complex)):
-      dtype = jnp.result_type(x)
+    dtype = dtype_of(x)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
         "`params` must hold floating-point arrays, got "

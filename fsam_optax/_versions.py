@@ -15,15 +15,8 @@ Node = nnx.Pytree if hasattr(nnx, "Pytree") else nnx.Object
 def as_varying(x: jax.Array, axis: str) -> jax.Array:
   """Marks an array as different along an axis of `jax.shard_map`.
 
-  Args:
-    x: the array.
-    axis: the name of the axis.
-
-  Returns:
-    The array with the mark, unchanged where nothing is checked.
-
-  Raises:
-    ValueError: if it has the mark already.
+  It comes back unchanged where nothing is checked. Where it has the mark
+  already, that is a ValueError.
   """
   # JAX up to 0.9. Where nothing is checked there, the gradient behind the mark
   # would be summed over the axis all the same.

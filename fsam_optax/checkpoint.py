@@ -21,8 +21,7 @@ _MOST_NAMED = 10
 def check(metadata: Any, state: PyTree) -> None:
   """Raises an error that names what differs between a checkpoint and a state.
 
-  Orbax needs no help to save and restore a :class:`fsam_optax.TrainState`. On a
-  state of another structure it is not always loud, though: it drops what the
+  On a state of another structure Orbax is not always loud: it drops what the
   state has no place for, casts to the state's dtypes, and does not say which
   array has the wrong shape. This function reads the metadata alone, no array.
 
@@ -46,28 +45,19 @@ def check(metadata: Any, state: PyTree) -> None:
     ...   checkpoint.check(manager.item_metadata(1), state)
     ...   state = manager.restore(1, args=ocp.args.StandardRestore(state))
 
-    To restore onto other devices, restore into
-    ``jax.ShapeDtypeStruct(shape, dtype, sharding=...)`` leaves.
-
   Args:
     metadata: what Orbax knows about the checkpoint:
       ``CheckpointManager(..., item_handlers=StandardCheckpointHandler())
       .item_metadata(step)``, or ``StandardCheckpointer().metadata(path)``.
     state: the state to restore into, of arrays or ``jax.ShapeDtypeStruct``.
-      A Python scalar fits an array of shape ``[]`` and of its kind, and an
-      integer of shape ``[]``, such as a step, one of another width. A key fits
-      key data of its shape, of which alone the metadata tell: the restored key
-      is of the kind that was saved, typed or legacy.
+      A Python scalar fits an array of shape ``[]`` and of its kind, an integer
+      of shape ``[]``, such as a step, one of another width, and a key the data
+      of a key, typed or legacy, of its shape.
 
   Raises:
     ValueError: if an array is missing in one of the two or has another shape
       or dtype, by path; or if the metadata are None, as a manager without
       ``item_handlers`` returns them.
-
-  .. note::
-    Only arrays are in a checkpoint. The static fields ``tx`` and
-    ``perturbation``, with constants such as rho, come from the code that
-    builds the state, which therefore can change them on the way.
   """
   # A step's metadata hold the item's, and these the tree.
   tree = getattr(metadata, "item_metadata", metadata)

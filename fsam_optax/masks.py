@@ -88,12 +88,6 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
 
   Raises:
     ValueError: if the pattern is not a regular expression.
-
-  .. note::
-    A mask saves the perturbation and the average of the other leaves, not
-    their gradient. To save that of frozen weights too, leave them out of the
-    parameters: differentiate with respect to the adapters alone, and keep the
-    frozen weights in the model state or a closure.
   """
   try:
     expression = re.compile(pattern, re.IGNORECASE)
@@ -143,19 +137,12 @@ def norms_only(params: PyTree) -> PyTree:
 
 
 class _Leaf(NamedTuple):
-  """A leaf by name.
-
-  Attributes:
-    name: its own.
-    layer: the nearest name above it, empty where there is none.
-    ndim: its number of dimensions.
-    ndims: those of all leaves of its layer, by name.
-  """
+  """A leaf by name."""
 
   name: str
-  layer: str
+  layer: str  # The nearest name above it, empty where there is none.
   ndim: int
-  ndims: dict[str, int]
+  ndims: dict[str, int]  # Of all leaves of its layer, by name.
 
 
 def _map_named(fn, params):

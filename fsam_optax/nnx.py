@@ -4,7 +4,6 @@ An optimizer that takes the second gradient itself, and for chains with
 :func:`fsam_optax.fsam` in them the ``grad_fn`` that those ask for.
 """
 
-import contextlib
 import dataclasses
 import functools
 from typing import Any, Callable, Optional, Union, Unpack
@@ -25,7 +24,6 @@ from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._trees import PyTree
-from fsam_optax._two_passes import one_pass
 from fsam_optax._two_passes import two_passes
 from fsam_optax._versions import Node
 from fsam_optax._versions import as_pure
@@ -34,21 +32,8 @@ from fsam_optax._versions import as_pure
 class Optimizer(nnx.Optimizer):
   """An :class:`flax.nnx.Optimizer` with what the two passes need besides.
 
-  The loop changes in two places: where the optimizer is made, and where the
-  gradient is taken::
-
-    optimizer = fsam_optax.nnx.Optimizer(
-      model,
-      tx,
-      wrt=nnx.Param,
-      perturbation=fsam_optax.friendly_perturbation(rho=0.05),
-    )
-
-    @nnx.jit
-    def train_step(model, optimizer, batch):
-      loss, grads = optimizer.value_and_grad(loss_fn)(model, batch)
-      optimizer.update(model, grads)
-      return loss
+  The loop changes in two places: where the optimizer is made, and where
+  :meth:`value_and_grad` takes the gradient.
 
   The first pass, at the parameters, gives the loss and leaves the model as
   :func:`flax.nnx.value_and_grad` would: BatchNorm's statistics and the counts
@@ -146,15 +131,14 @@ class Optimizer(nnx.Optimizer):
   ) -> Callable[..., Any]:
     """Value at the parameters, gradient at the perturbed parameters.
 
-    Takes the place of :func:`flax.nnx.value_and_grad`; see
-    :func:`fsam_optax.value_and_grad` for the algorithm.
+    It takes the place of :func:`flax.nnx.value_and_grad`.
 
     Args:
       loss_fn: ``loss_fn(model, *args, **kwargs)`` returns the loss, a real
         scalar, or with ``has_aux`` the pair ``(loss, aux)``.
       has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
       return_info: whether to return the :class:`fsam_optax.SharpnessInfo`, too.
-      **options: those of :func:`fsam_optax.value_and_grad`. The batch that
+      **options: see :class:`~fsam_optax._options.PassOptions`. The batch that
         ``num_microbatches`` and ``ascent_fraction`` split is the first argument
         after the model, a tree of arrays. The model's other Variables and its
         arrays pass from one micro-batch to the next, as a loop over them would
@@ -186,12 +170,7 @@ class Optimizer(nnx.Optimizer):
     _check_unbound(loss_fn)
 
     def fn(model, *args, **kwargs):
-      if chosen.splits_rows and not args:
-        raise TypeError(
-          "`batch` must be given when `num_microbatches` or `ascent_fraction` "
-          "split its rows, got no argument after the model. Call `fn(model, "
-          "batch)`."
-        )
+      chosen.check_given(args, "the model")
       # Taken apart, arrays among the arguments are no part of a batch.
       batch, rest = None, args
       if chosen.splits_rows:
@@ -202,24 +181,30 @@ class Optimizer(nnx.Optimizer):
       loss_of_part = lambda params, part, index, graph: call.loss_fn(
         params, graph, *((part,) if chosen.splits_rows else ())
       )
-      if self.perturbation is None:
-        outcome = one_pass(chosen, loss_of_part, call.params, batch, call.graph)
-      else:
-        state: PyTree = as_pure(self.perturbation_state)
+      state: PyTree = as_pure(self.perturbation_state)
+      radius_state = find_state(ScaleToRadiusState, state)
+      # `step` stays at 0 in a loop with an update of its own.
+      updates = (
+        self.step[...].astype(jnp.int32)
+        if radius_state is None
+        else radius_state.count
+      )
+      if self.perturbation is not None:
         _check_belongs(state, self.perturbation, call.params)
-        outcome = two_passes(
-          self.perturbation,
-          chosen,
-          loss_of_part,
-          call.params,
-          state,
-          batch,
-          call.graph,
-          step=self._updates(state),
-          optimizer_state=as_pure(self.opt_state),
-          # Either may have begun at 0 later than the optimizer did.
-          optimizer_steps=jnp.maximum(self._updates(state), self.step[...]),
-        )
+      outcome = two_passes(
+        self.perturbation,
+        chosen,
+        loss_of_part,
+        call.params,
+        state,
+        batch,
+        call.graph,
+        step=updates,
+        optimizer_state=as_pure(self.opt_state),
+        # Either may have begun at 0 later than the optimizer did.
+        optimizer_steps=jnp.maximum(updates, self.step[...]),
+      )
+      if self.perturbation is not None:
         nnx.update(self.perturbation_state, nnx.state(outcome.advance()))
       self.took_pass = True
       value = call.finish(outcome.loss, outcome.aux, outcome.carry)
@@ -227,16 +212,6 @@ class Optimizer(nnx.Optimizer):
       return (value, grads, outcome.info) if return_info else (value, grads)
 
     return nnx.update_context(_TAG)(fn)
-
-  def _updates(self, perturbation_state):
-    """What the gates go by: how often the perturbation was updated."""
-    radius_state = find_state(ScaleToRadiusState, perturbation_state)
-    # `step` stays at 0 in a loop with an update of its own.
-    return (
-      self.step[...].astype(jnp.int32)
-      if radius_state is None
-      else radius_state.count
-    )
 
   def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> None:
     """Updates the parameters by gradients of :meth:`value_and_grad`.
@@ -360,19 +335,12 @@ def value_and_grad(
 )
 @dataclasses.dataclass
 class _Graph:
-  """A model and the nodes among the arguments, at one moment of a call.
+  """A model and the nodes among the arguments, at one moment of a call."""
 
-  Attributes:
-    leaves: by their paths, the arrays that are none of those given.
-    graphdef: the nodes without their arrays (static).
-    structure: of the ``nnx.State`` with its Variables (static).
-    sources: for each array in it, its index among those given, or its path in
-      ``leaves`` (static).
-  """
-
-  leaves: dict[str, jax.Array]
-  graphdef: nnx.GraphDef
-  structure: Any
+  leaves: dict[str, jax.Array]  # By path, the arrays that are none of a call's.
+  graphdef: nnx.GraphDef  # The nodes without their arrays.
+  structure: Any  # Of the `nnx.State` with its Variables.
+  # For each array in it, its index among a call's, or its path in `leaves`.
   sources: tuple[Union[int, str], ...]
 
   @classmethod
@@ -406,11 +374,6 @@ class _Call:
   As a transformation of NNX does, it has to know the caller's objects again in
   the graph that the loss leaves. So a call lives inside
   ``nnx.update_context(_TAG)`` until it is finished.
-
-  Attributes:
-    params: the arrays to differentiate by, an ``nnx.State`` by the paths of
-      the model.
-    graph: all else of the model and the arguments, as it was before the call.
   """
 
   def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs, parts=1):
@@ -434,11 +397,12 @@ class _Call:
         ...,
       )
     self._params = params["model"] if params else params
-    # Arrays and not Variables: `finish` moves those.
+    # By the paths of the model. Arrays and not Variables: `finish` moves those.
     self.params = as_pure(_marked(self._params))
     # Marked, not known by the arrays: another Variable may hold the same one.
     marks = [object() for _ in jax.tree.leaves(params)]
     marked = jax.tree.unflatten(jax.tree.structure(params), marks)
+    # All else of the model and the arguments, as it was before the call.
     self.graph = _Graph.of(
       self._graphdef.with_same_outer_index(),
       nnx.merge_state(marked, others),
@@ -499,12 +463,12 @@ _TAG = "fsam_optax"
 def _is_overwritten(path, x):
   """Whether this is a Variable whose "gradient" is its next value."""
   del path
-  kinds = [kind.__name__ for kind in type(x).__mro__]
-  # That of the collection, or what was registered for it.
-  with contextlib.suppress(ValueError):
-    kind = nnx.variable_type_from_name(OVERWRITTEN)
-    return isinstance(x, kind) or OVERWRITTEN in kinds
-  return OVERWRITTEN in kinds
+  if any(kind.__name__ == OVERWRITTEN for kind in type(x).__mro__):
+    return True
+  try:  # What was registered for the collection.
+    return isinstance(x, nnx.variable_type_from_name(OVERWRITTEN))
+  except ValueError:
+    return False
 
 
 def _marked(state):

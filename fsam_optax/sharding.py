@@ -25,13 +25,13 @@ import numpy as np
 
 from fsam_optax._axes import AxisName
 from fsam_optax._axes import axes_of
+from fsam_optax._fsam import shape_and_dtype
 from fsam_optax._options import check_int
 from fsam_optax._train_state import TrainState
 from fsam_optax._train_state import without_aliases
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
-from fsam_optax._trees import shape_and_dtype
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 Rule = Callable[[str, Any], PartitionSpec]
@@ -59,8 +59,7 @@ def fsdp_rule(
   Raises:
     ValueError: if the mesh has no such axis.
   """
-  axes = axes_of("axis_name", axis_name)
-  _check_axes(mesh, axes)
+  axes = _axes_on(mesh, axis_name)
 
   def rule(path, leaf):
     del path
@@ -164,8 +163,7 @@ class BatchFeeder:
     Raises:
       ValueError: if the mesh has no such axis.
     """
-    axes = axes_of("axis_name", axis_name)
-    _check_axes(mesh, axes)
+    axes = _axes_on(mesh, axis_name)
     self._sharding = NamedSharding(mesh, PartitionSpec(axes))
     self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
     self._shapes = None
@@ -223,16 +221,8 @@ def shard_map_step(
     ...   ("batch",),
     ...   axis_types=(jax.sharding.AxisType.Auto,),
     ... )
-    >>> step = sharding.shard_map_step(
-    ...   fsam_optax.make_train_step(
-    ...     loss_fn,
-    ...     axis_name="batch",
-    ...     sync_perturbation=False,
-    ...     ema_gradient="descent",
-    ...     jit=False,
-    ...   ),
-    ...   mesh,
-    ... )
+    >>> step = fsam_optax.make_train_step(loss_fn, axis_name="batch", jit=False)
+    >>> step = sharding.shard_map_step(step, mesh)
 
   Args:
     step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
@@ -249,8 +239,7 @@ def shard_map_step(
     ValueError: if the mesh has no such axis, or the step averages over none; at
       call, if the rows do not split evenly or the state is not on the mesh.
   """
-  axes = axes_of("axis_name", axis_name)
-  _check_axes(mesh, axes)
+  axes = _axes_on(mesh, axis_name)
   _check_averages(step, axes)
   replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
   devices = set(mesh.devices.flat)
@@ -308,7 +297,13 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
   check_int("num_groups", num_groups, least=1)
   _check_averages(step, (axis_name,))
   mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=axis_name)
-  return lambda state, batch: mapped(state, _split_rows(batch, num_groups))
+
+  def call(state, batch):
+    _check_rows(batch, num_groups, 1)
+    rows_of = lambda x: jnp.reshape(x, (num_groups, -1, *jnp.shape(x)[1:]))
+    return mapped(state, jax.tree.map(rows_of, batch))
+
+  return call
 
 
 def _place(x, sharding):
@@ -343,15 +338,10 @@ def _value(x):
 
 
 def _check_agreement(name, described, remedy):
-  """Raises unless all processes describe their arrays alike.
+  """Raises unless all processes describe an argument alike, by path.
 
   Processes that compile different programs wait for each other forever, so that
   all of them have to hear of it.
-
-  Args:
-    name: of the argument.
-    described: what this process has, by path.
-    remedy: the end of the error.
   """
   if jax.process_count() == 1:
     return
@@ -374,13 +364,6 @@ def _check_agreement(name, described, remedy):
         )
 
 
-def _split_rows(batch, number):
-  _check_rows(batch, number, 1)
-  return jax.tree.map(
-    lambda x: jnp.reshape(x, (number, -1, *jnp.shape(x)[1:])), batch
-  )
-
-
 def _check_rows(batch, replicas, processes):
   for path, x in leaves_by_path(batch):
     rows = processes * jnp.shape(x)[0] if jnp.ndim(x) else 0
@@ -393,12 +376,14 @@ def _check_rows(batch, replicas, processes):
       )
 
 
-def _check_axes(mesh, axes):
+def _axes_on(mesh, axis_name):
+  axes = axes_of("axis_name", axis_name)
   if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
     raise ValueError(
       f"`axis_name` must name axes of the mesh, {mesh.axis_names}, got "
       f"{unknown}."
     )
+  return axes
 
 
 def _check_averages(step, axes):

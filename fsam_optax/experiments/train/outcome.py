@@ -94,7 +94,7 @@ def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
         ]
       )
       epochs = np.arange(1, values.shape[1] + 1)
-      error = figures.gaps(map(statistics.standard_error, values.T))
+      error = figures.gaps([statistics.standard_error(x) for x in values.T])
       figures.band(axes, epochs, values.mean(0), error, label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
