@@ -9,15 +9,15 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 
 from fsam_optax._axes import varying
-from fsam_optax._batch import check_batch
-from fsam_optax._batch import fraction_of_rows
-from fsam_optax._batch import mean_over_parts
 from fsam_optax._fsam import check_bound
 from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
 from fsam_optax._loss import weight_of
+from fsam_optax._microbatches import check_batch
+from fsam_optax._microbatches import fraction_of_rows
+from fsam_optax._microbatches import mean_over_parts
 from fsam_optax._options import Options
 from fsam_optax._perturbation import map_weights
 from fsam_optax._perturbation import widen

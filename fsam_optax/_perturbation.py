@@ -153,7 +153,7 @@ def subtract_gradient_ema(
       # subtraction needs no first step of its own.
       decay = jnp.where(state.count == 0, 0.0, decay)
     is_plain = isinstance(sigma, (int, float)) and sigma == 1
-    direction, ema = _subtracted(
+    direction, ema = _direction_and_next_ema(
       updates, state.ema, fraction, decay, order, is_plain
     )
     direction = optax.tree.cast_like(direction, updates)
@@ -202,7 +202,7 @@ def _counted(direction, count, is_finite):
   return is_finite, jnp.where(is_finite, optax.safe_increment(count), count)
 
 
-def _subtracted(gradient, ema, fraction, decay, order, is_plain):
+def _direction_and_next_ema(gradient, ema, fraction, decay, order, is_plain):
   """The direction of either order, and the next average, wide.
 
   Both orders average by m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}). They are

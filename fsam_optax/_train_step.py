@@ -368,7 +368,7 @@ def _updated(state, outcome, extra_args, options, skip_nonfinite):
   else:
     is_finite, after = True, update()
   if (scale := state.dynamic_scale) is not None:
-    after = after.replace(dynamic_scale=_advance(scale, is_finite))
+    after = after.replace(dynamic_scale=_next_loss_scale(scale, is_finite))
   if averages_ascent:
     # Its schedule of rho counts the steps taken, as the optimizer's own do.
     after = after.replace(
@@ -404,7 +404,7 @@ def _where_finite(is_finite, update, before, has_average):
   )
 
 
-def _advance(scale, is_finite):
+def _next_loss_scale(scale, is_finite):
   """Flax's rule for the next scale, run on a loss that is finite or not."""
   outcome = jnp.where(is_finite, 1.0, jnp.inf)
   return scale.value_and_grad(lambda x: x * outcome)(1.0).dynamic_scale

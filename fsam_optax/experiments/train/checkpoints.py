@@ -25,7 +25,7 @@ import fsam_optax
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train.folder import REMEDY
 from fsam_optax.experiments.train.folder import RunError
-from fsam_optax.experiments.train.progress import Progress
+from fsam_optax.experiments.train.run_state import RunState
 
 
 class _Manager(ocp.CheckpointManager):
@@ -90,8 +90,8 @@ class Checkpoints:
         self._folder, options=options, item_handlers=items
       )
 
-  def save(self, batches: int, progress: Progress) -> None:
-    """Begins to write a checkpoint, after which the progress may be donated.
+  def save(self, batches: int, run_state: RunState) -> None:
+    """Begins to write a checkpoint, after which the state may be donated.
 
     Raises:
       RunError: if this one or the one before cannot be written.
@@ -99,7 +99,7 @@ class Checkpoints:
     if batches == self._last:
       return
     self.wait()
-    tree = {"progress": progress, "checksum": checksum(progress)}
+    tree = {"progress": run_state, "checksum": checksum(run_state)}
     record = {"seed": self._seed, "epochs": list(self.epochs)}
     if self.epochs:
       self._kept.best = best(self.epochs)["batches"]
@@ -145,7 +145,7 @@ class Checkpoints:
       with contextlib.suppress(Exception):  # It was reported.
         self._manager.close()
 
-  def restore(self, abstract: Progress) -> Optional[Progress]:
+  def restore(self, abstract: RunState) -> Optional[RunState]:
     """Reads the last checkpoint that is whole; None where there is none at all.
 
     One that is not, because a file in it was cut, lost or changed, is moved
@@ -158,7 +158,7 @@ class Checkpoints:
     broken: dict[int, str] = {}
     for batches in steps:
       try:
-        progress, self.epochs = self._read(batches, abstract)
+        run_state, self.epochs = self._read(batches, abstract)
       except RunError:
         raise
       except Exception as error:  # Of many kinds, by what was damaged.
@@ -171,7 +171,7 @@ class Checkpoints:
           f"{batches}"
         )
       self._last = batches
-      return progress
+      return run_state
     if steps:
       raise RunError(
         f"none of the {len(steps)} checkpoints in {str(self._folder)!r} can be "
@@ -180,8 +180,8 @@ class Checkpoints:
     return None
 
   def _read(
-    self, batches: int, abstract: Progress
-  ) -> tuple[Progress, list[dict[str, Any]]]:
+    self, batches: int, abstract: RunState
+  ) -> tuple[RunState, list[dict[str, Any]]]:
     """What is in a checkpoint, or some error if it is not whole."""
     kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
     words = jax.ShapeDtypeStruct(
@@ -198,20 +198,20 @@ class Checkpoints:
         record=ocp.args.JsonRestore(),
       ),
     )
-    progress, record = read["progress"]["progress"], read["record"]
-    if kinds(progress) != kinds(abstract):
+    run_state, record = read["progress"]["progress"], read["record"]
+    if kinds(run_state) != kinds(abstract):
       raise ValueError("its arrays are of another kind")
-    if (np.asarray(checksum(progress)) != read["progress"]["checksum"]).any():
+    if (np.asarray(checksum(run_state)) != read["progress"]["checksum"]).any():
       raise ValueError("its checksum is wrong: a part of it is lost")
     if record.pop("crc32") != _crc32(record):
       raise ValueError("the checksum of its record is wrong")
-    if int(progress.batches) != batches or record["seed"] != self._seed:
+    if int(run_state.batches) != batches or record["seed"] != self._seed:
       raise RunError(
         f"{str(self._folder / str(batches))!r} must be of seed {self._seed} "
         f"and batch {batches}, got seed {record['seed']} and batch "
-        f"{int(progress.batches)}. Take it away"
+        f"{int(run_state.batches)}. Take it away"
       )
-    return progress, record["epochs"]
+    return run_state, record["epochs"]
 
   def _set_aside(self, batches: int) -> pathlib.Path:
     aside = self._folder.parent / f"broken-checkpoint-{batches}"

@@ -16,8 +16,8 @@ from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train.checkpoints import Checkpoints
 from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.program import Program
-from fsam_optax.experiments.train.progress import Progress
 from fsam_optax.experiments.train.rows import Rows
+from fsam_optax.experiments.train.run_state import RunState
 from fsam_optax.experiments.train.settings import Run
 from fsam_optax.experiments.train.signals import Interrupted
 from fsam_optax.experiments.train.signals import Interruption
@@ -61,10 +61,10 @@ class Runner:
     with contextlib.closing(
       Checkpoints(folder / "checkpoints", seed)
     ) as checkpoints:
-      progress = checkpoints.restore(program.abstract())
-      if progress is None:
-        progress = program.place(program.create(seed))
-      done = int(progress.batches)
+      run_state = checkpoints.restore(program.abstract())
+      if run_state is None:
+        run_state = program.place(program.create(seed))
+      done = int(run_state.batches)
       journal = journal_lib.Journal(
         folder,
         checkpoints.epochs,
@@ -84,12 +84,12 @@ class Runner:
             flush=True,
           )
         with self._interruption, journal:
-          self._train(progress, done, rows, seed, journal, checkpoints)
+          self._train(run_state, done, rows, seed, journal, checkpoints)
       return checkpoints.epochs
 
   def _train(
     self,
-    progress: Progress,
+    run_state: RunState,
     done: int,
     rows: Rows,
     seed: int,
@@ -114,16 +114,16 @@ class Runner:
       batch = next(stream)
       waited += time.perf_counter() - asked
       step = self._step(bool(program.ascends[number - 1]))
-      progress, metrics = step(progress, batch)
+      run_state, metrics = step(run_state, batch)
       # The devices compute on while the host goes on, but for a CPU: there
       # steps in flight divide few threads among them, and their collectives can
       # wait for each other forever.
       if jax.default_backend() == "cpu":
-        jax.block_until_ready(progress)
+        jax.block_until_ready(run_state)
       epoch, position = divmod(number, program.steps_an_epoch)
       is_end, is_logged = position == 0, number % run.log_every == 0
       if is_end or is_logged:
-        _check_skipped(progress)
+        _check_skipped(run_state)
       at = epoch if is_end else number / program.steps_an_epoch
       at = {"batches": number, "epoch": at}
       if is_logged:
@@ -131,7 +131,7 @@ class Runner:
         line = {"kind": "step", **at, **journal_lib.finite(found)}
         journal.write(line)
       if is_end:
-        line = {"kind": "epoch", **at, **self._measure(progress, rows)}
+        line = {"kind": "epoch", **at, **self._measure(run_state, rows)}
         now, images = time.perf_counter(), (number - begun) * batch_size
         line["seconds"] = seconds = now - since
         line["images_per_second"] = images / seconds
@@ -142,7 +142,7 @@ class Runner:
       is_due = run.save_every and number % run.save_every == 0
       status = self._interruption.status(has_failed=checkpoints.has_failed)
       if is_end or is_due or status is not None:
-        checkpoints.save(number, progress)
+        checkpoints.save(number, run_state)
       if status is not None:
         checkpoints.wait()
         raise Interrupted(
@@ -152,9 +152,9 @@ class Runner:
         )
     checkpoints.wait()
 
-  def _measure(self, progress: Progress, rows: Rows) -> dict[str, Any]:
+  def _measure(self, run_state: RunState, rows: Rows) -> dict[str, Any]:
     """The means of an epoch, the next learning rate, and the evaluation."""
-    state, means = progress.state, progress.means()
+    state, means = run_state.state, run_state.means()
     evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
     # Weights that are not finite show in the second.
     losses = means["loss"], evaluated["loss"]
@@ -168,13 +168,13 @@ class Runner:
     return {
       "learning_rate": np.asarray(rate).item(),
       **journal_lib.finite(means),
-      "skipped": int(progress.skipped),
+      "skipped": int(run_state.skipped),
       **{f"{rows.evaluated}_{k}": v for k, v in evaluated.items()},
     }
 
 
-def _check_skipped(progress: Progress) -> None:
-  if (skipped := int(progress.skipped_in_a_row)) >= _MOST_SKIPPED:
+def _check_skipped(run_state: RunState) -> None:
+  if (skipped := int(run_state.skipped_in_a_row)) >= _MOST_SKIPPED:
     raise RunError(
       f"the last {skipped} steps were skipped: their loss or gradient was "
       f"not finite. {_REMEDY}; the checkpoints hold the weights of before"

@@ -21,7 +21,7 @@ from fsam_optax.experiments.networks import loss
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.config import naming_flags
-from fsam_optax.experiments.train.progress import Progress
+from fsam_optax.experiments.train.run_state import RunState
 from fsam_optax.experiments.train.settings import MASKS
 from fsam_optax.experiments.train.settings import steps_of
 
@@ -105,8 +105,8 @@ class Program:
       self.ascends = self._gates()
     self._check_devices()
 
-  def create(self, seed: int) -> Progress:
-    """The progress of a run before its first step, not on the mesh yet."""
+  def create(self, seed: int) -> RunState:
+    """The state of a run before its first step, not on the mesh yet."""
     init, dropout = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *self.image), self._dtype)
     # One program, not one for every layer.
@@ -122,14 +122,14 @@ class Program:
       model_state=variables,
       rng=dropout,
     )
-    return Progress.begin(state, self._dtype)
+    return RunState.begin(state, self._dtype)
 
-  def place(self, progress: Progress) -> Progress:
-    """The progress on the devices, the same in every process."""
-    return fsam_optax.sharding.place_state(progress, self.mesh, self._rule)
+  def place(self, run_state: RunState) -> RunState:
+    """The state of a run on the devices, the same in every process."""
+    return fsam_optax.sharding.place_state(run_state, self.mesh, self._rule)
 
-  def abstract(self) -> Progress:
-    """Shapes, dtypes and shardings of the progress; nothing is computed."""
+  def abstract(self) -> RunState:
+    """Shapes, dtypes and shardings of that state; nothing is computed."""
 
     def place(path, x):
       name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -145,13 +145,13 @@ class Program:
   def lower_step(self, *, ascends: bool = True) -> Any:
     """The step over both passes, or over the first alone, to be compiled.
 
-    It takes the progress over, with a batch, and returns the progress and the
+    It takes the state of the run over, with a batch, and returns it and the
     metrics of the step.
 
     Raises:
       FlagError: if a batch does not split as the flags ask for.
     """
-    progress = self.abstract()
+    run_state = self.abstract()
     rows, axes = self.config.descent.batch_size, self.mesh.axis_names
     split = NamedSharding(self.mesh, PartitionSpec(axes))
     leaf = functools.partial(jax.ShapeDtypeStruct, sharding=split)
@@ -161,28 +161,28 @@ class Program:
     }
     # Every array comes out as it went in: the compiler, left to choose, may
     # move one, and the next call would be refused.
-    shardings = jax.tree.map(lambda x: x.sharding, progress)
+    shardings = jax.tree.map(lambda x: x.sharding, run_state)
     step = jax.jit(
       functools.partial(self.step, ascends=ascends),
       donate_argnums=0,
       out_shardings=(shardings, None),
     )
     with naming_flags():
-      return step.lower(progress, batch)
+      return step.lower(run_state, batch)
 
   def step(
     self,
-    progress: Progress,
+    run_state: RunState,
     batch: dict[str, jax.Array],
     *,
     ascends: bool = True,
-  ) -> tuple[Progress, dict[str, jax.Array]]:
+  ) -> tuple[RunState, dict[str, jax.Array]]:
     """Augments a batch, takes the step and counts; a pure function."""
     # By the batches, not by the step that the state counts: that stands still
     # when one is skipped, and the next batch would get the same draws.
     key = jax.random.fold_in(
-      jax.random.fold_in(cast(Any, progress.state.rng), AUGMENTATION_STREAM),
-      progress.batches,
+      jax.random.fold_in(cast(Any, run_state.state.rng), AUGMENTATION_STREAM),
+      run_state.batches,
     )
     images = augmentation.augment(
       self._augmentation,
@@ -191,10 +191,10 @@ class Program:
       *self._moments,
     )
     state, metrics = self._train_step(ascends)(
-      progress.state, {"image": images, "label": batch["label"]}
+      run_state.state, {"image": images, "label": batch["label"]}
     )
     rows = len(batch["label"])
-    after = progress.after(state, metrics, rows, self.steps_an_epoch)
+    after = run_state.after(state, metrics, rows, self.steps_an_epoch)
     return after, metrics
 
   def evaluator(self, rows: int) -> Callable[..., dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import functools
 
+from fsam_optax.experiments.train.progress import MEANS
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -20,8 +21,7 @@ from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import config as config_lib
 from fsam_optax.experiments.train import paper
 from fsam_optax.experiments.train import program as program_lib
-from fsam_optax.experiments.train.progress import MEANS
-from fsam_optax.experiments.train.progress import Progress
+from fsam_optax.experiments.train.run_state import RunState
 
 
 def stream_of(mesh, x, y, start, stop):
@@ -73,7 +73,7 @@ def test_every_epoch_is_a_permutation_and_a_later_start_sees_the_same():
 
 
 def test_means_weigh_rows_leave_out_what_was_skipped_and_begin_anew():
-  progress = Progress.begin(None, jnp.float32)
+  progress = RunState.begin(None, jnp.float32)
   assert np.isnan(progress.means()["loss"])
   counts = []
   for loss, rows, skipped in (

@@ -19,7 +19,7 @@ MEANS = (
 )
 
 
-class Progress(struct.PyTreeNode):
+class RunState(struct.PyTreeNode):
   """The state that is trained, and what is counted beside it.
 
   Attributes:
@@ -37,7 +37,7 @@ class Progress(struct.PyTreeNode):
   sums: dict[str, jax.Array]
 
   @classmethod
-  def begin(cls, state: fsam_optax.TrainState, dtype: Any) -> "Progress":
+  def begin(cls, state: fsam_optax.TrainState, dtype: Any) -> "RunState":
     """That of a state which has taken no step."""
     zero = lambda: jnp.zeros([], jnp.int32)
     sums = {name: jnp.zeros(2, dtype) for name in MEANS}
@@ -49,7 +49,7 @@ class Progress(struct.PyTreeNode):
     metrics: dict[str, jax.Array],
     rows: int,
     steps_an_epoch: int,
-  ) -> "Progress":
+  ) -> "RunState":
     """The progress after a batch of so many rows, with the step's metrics.
 
     After so many steps an epoch the sums begin anew.
@@ -62,7 +62,7 @@ class Progress(struct.PyTreeNode):
       new = jnp.where(skipped == 0, jnp.stack([rows * value, rows]), 0)
       return jnp.where(is_first, 0, total) + new.astype(total.dtype)
 
-    return Progress(
+    return RunState(
       state,
       self.batches + 1,
       jnp.where(is_first, 0, self.skipped) + skipped,
