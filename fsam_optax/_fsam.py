@@ -390,17 +390,17 @@ def difference(
   by one, and never containers by ``==``: nobody knows what that means for a
   user's class. With `containers` their structures have to be the same, too.
   """
-  by_name = [
-    {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+  names = lambda path: tuple(
+    jax.tree_util.keystr((x,), simple=True) for x in path
+  )
+  leaves = [
+    {names(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
     for tree in (wanted, got)
   ]
-  for name in [*by_name[0], *by_name[1]]:
-    one, other = (shape_and_dtype(x.get(name), dtypes) for x in by_name)
+  for path in [*leaves[0], *leaves[1]]:
+    one, other = (shape_and_dtype(x.get(path), dtypes) for x in leaves)
     if one != other:
-      return f"{one} at {name or 'the root'}, got {other}"
+      return f"{one} at {'/'.join(path) or 'the root'}, got {other}"
   one, other = jax.tree.structure(wanted), jax.tree.structure(got)
   if containers and one != other:
     return f"the structure {one}, got {other}"

@@ -17,6 +17,7 @@ from fsam_optax import masks
 from fsam_optax import sharding
 
 W = {"w": jnp.ones(3)}
+ALIKE = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}}
 BATCH = {"x": jnp.ones((4, 3)), "y": jnp.ones(4)}
 
 
@@ -318,6 +319,11 @@ CASES = [
    lambda: chain(grad_fn=lambda p: {"w": p["w"].astype(jnp.bfloat16)})),
   ("grad_fn_of_another_shape", ValueError, r"with float32\[3\] at w",
    lambda: chain(grad_fn=lambda p: {"w": jnp.ones(2)})),
+  ("grad_fn_of_another_shape_where_paths_look_alike", ValueError,
+   r"with float32\[2\] at a/b, got float32\[3\]",
+   lambda: fsam_optax.fsam().update(
+     ALIKE, fsam_optax.fsam().init(ALIKE), ALIKE,
+     grad_fn=lambda p: {**p, "a/b": jnp.ones(3)})),
   ("grad_fn_of_two_arguments", TypeError, r"parameters alone, .*\(p, i\)",
    lambda: chain(grad_fn=lambda p, i: grad_fn(p))),
   ("grad_fn_that_asks_for_rows", TypeError, r"parameters alone, .*batch\)",
