@@ -2,7 +2,6 @@
 
 import functools
 
-from fsam_optax.experiments.train.progress import MEANS
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import config as config_lib
 from fsam_optax.experiments.train import paper
 from fsam_optax.experiments.train import program as program_lib
+from fsam_optax.experiments.train.run_state import MEANS
 from fsam_optax.experiments.train.run_state import RunState
 
 
