@@ -276,7 +276,8 @@ def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
     x = series["x"]
     color = series.get("color")
     if isinstance(x[0], str):
-      axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3)
+      label = series["label"]
+      axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3, label=label)
       axes.set_xticks(range(len(x)), x, rotation=60, ha="right")
     elif series.get("is_points"):
       axes.errorbar(x, mean, error, fmt=".", color=color, zorder=0)

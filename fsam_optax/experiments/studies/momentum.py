@@ -7,6 +7,7 @@ same seeds. The tables show all that the rows hold.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab import trainer
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.store import Row
 from fsam_optax.experiments.lab.study import Study
 from fsam_optax.experiments.studies import cifar
 
@@ -125,7 +127,12 @@ _ADAMW = functools.partial(
 SETTINGS = (
   _SGD("mnist", "mlp", 0.4),
   _ADAMW("mnist", "mlp", 0.4),
-  _SGD("mnist", "mlp", 0.0),
+  _SGD(
+    *("mnist", "mlp", 0.0),
+    rates=(0.11, 0.16, 0.22),
+    radii=(0.098, 0.14, 0.2),
+    decays=(0.0071, 0.01, 0.014),
+  ),
   _SGD("digits", "mlp", 0.4),
   _SGD("digits", "mlp", 0.4, optimizer=_CLIPPED, make_tx=_clipped),
   _SGD("digits", "cnn", 0.4),
@@ -136,12 +143,17 @@ SETTINGS = (
 
 
 def _run(lab: Lab) -> dict[str, Any]:
-  results = {}
   for setting in SETTINGS[: 2 if lab.is_quick else None]:
     if setting.dataset != "cifar10" or lab.sources.get("cifar10"):
       train(lab, setting)
+  return report(lab.store.rows)
+
+
+def report(rows: Sequence[Row]) -> dict[str, Any]:
+  """What the JSON holds of rows: the settings of which all forms are there."""
+  results = {}
   for setting in SETTINGS:
-    of = {row["arm"]: row for row in lab.store.rows if is_of(setting, row)}
+    of = {row["arm"]: row for row in rows if is_of(setting, row)}
     if of.keys() >= _FORMS.keys():
       results[setting.title] = {name: of[name] for name in _FORMS}
   found = paired_report.by_setting("setting", results)
@@ -154,7 +166,7 @@ def _run(lab: Lab) -> dict[str, Any]:
   return {**found, "config": config}
 
 
-def is_of(setting: Setting, row: dict[str, Any]) -> bool:
+def is_of(setting: Setting, row: Row) -> bool:
   """Whether a row is one of the tests of a setting."""
   fields = ("dataset", "model", "label_noise", "optimizer")
   return row["phase"] == "test" and all(
