@@ -477,10 +477,15 @@ def scale_to_radius(
           "`params` must be given when `adaptive=True`, got None. Call "
           "`update(updates, state, params)`."
         )
-      metric = lambda d, w: (jnp.abs(w) + eta) * d
-      scaled = _tree_map_wide(metric, updates, params)
-      norm = global_norm(scaled)
-      updates = _tree_map_wide(metric, scaled, params)
+      metric = lambda w: jnp.abs(w) + eta
+      norm = global_norm(
+        _tree_map_wide(lambda d, w: metric(w) * d, updates, params)
+      )
+      # From the direction, not from what was normed: a GPU's compiler then
+      # moves the weights and the average in one pass, and keeps half a tree.
+      updates = _tree_map_wide(
+        lambda d, w: jnp.square(metric(w)) * d, updates, params
+      )
     else:
       norm = global_norm(updates)
     radius = _value_at("rho", rho, state.count)

@@ -161,8 +161,7 @@ MOST = {
     "train step (default)": (8.2, 0.5),
     "train step, average of the descent": (8.2, 0.1),
     "train step, momentum as the average": (6.3, 0.1),
-    # The compiler leaves the average to the end, and keeps the direction.
-    "train step, adaptive": (10.2, 1.1),
+    "train step, adaptive": (10.2, 0.5),
     # In one graph: what goes into the second pass, beside what comes out.
     "train step, every 2nd": (7.2, 1.1),
   },
