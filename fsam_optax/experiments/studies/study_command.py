@@ -44,8 +44,8 @@ class Settings:
     epochs: passes over the training rows.
     arms: of cheap-forms, cifar and replicas, which forms to train, each between
       quotes; all where none is named. The tables show what is there already.
-    cifar10: images of the study cifar, as `train --data` has them.
-    cifar100: more of them.
+    cifar10: images of cifar and momentum, as `train --data` has them.
+    cifar100: more of them, of cifar.
     output: directory to write NAME.json and NAME.png to. What is in its
       NAME.jsonl already is not trained again.
   """
