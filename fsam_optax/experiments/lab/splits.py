@@ -130,10 +130,12 @@ def _in_float32(x_train: np.ndarray, x_test: np.ndarray) -> np.ndarray:
   # All rows as they are, in float32, and moved in float64.
   needed = x_train.dtype.itemsize + 4 + 8 * is_double
   needed *= x_train.size + x_test.size
-  left = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  if needed > left:
+  # All that there is: what is free lacks the cache of files, which gives way,
+  # and not every system says it.
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  if needed > memory:
     raise data.DataError(
-      f"must fit into memory, {left / 2**30:,.1f} GiB, got rows that are "
+      f"must fit into memory, {memory / 2**30:,.1f} GiB, got rows that are "
       f"copied in float32, {needed / 2**30:,.1f} GiB. Use fewer rows or "
       "smaller images, or `train`"
     )

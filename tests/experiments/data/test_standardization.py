@@ -98,6 +98,7 @@ def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
 
 def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
   path = save(tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3)))
-  monkeypatch.setattr(splits.os, "sysconf", lambda name: 20)
+  portable = {"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 20}
+  monkeypatch.setattr(splits.os, "sysconf", portable.__getitem__)
   with pytest.raises(FlagError, match="--data: must fit into memory"):
     lab_settings.load(lab_settings.Data(data=path))
