@@ -44,7 +44,8 @@ def test_a_file_and_a_line_add_what_every_command_then_knows(tmp_path):
     check=True,
   )
   study = json.loads((tmp_path / "order" / "order.json").read_text())
-  assert list(study["results"]) == ["official", "SAM", "paper"]
+  (tested,) = study["results"].values()
+  assert list(tested) == ["official", "SAM", "paper"]
   assert study["config"]["dataset"] == "stripes"
   assert study["config"]["model"] == "linear"
   lines = (tmp_path / "order" / "order.jsonl").read_text().splitlines()

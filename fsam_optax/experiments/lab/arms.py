@@ -11,31 +11,28 @@ import optax
 import fsam_optax
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.lab.search import Grid
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.search import around
 
 LMBDA = 0.9
-UNTUNED_DECAY = 5e-4  # Of the studies that do not search it.
-RATES = (0.0075, 0.015, 0.03)
-RADII = (0.15, 0.25, 0.4, 0.6)
-# Of SGD alone, as many as the points of the others' grids.
-SGD_RATES = tuple(0.0005 * 1.5**i for i in range(12))
+MOMENTUM = 0.9  # Of the optimizers.
 
 
 class Arm(NamedTuple):
-  """A way to train, and where its hyperparameters are searched.
+  """A way to train, and where the search for its hyperparameters begins.
 
   Attributes:
     perturbation: from a radius; None for SGD.
-    radii: to try with each learning rate; 0 alone for SGD.
-    rates: learning rates to try.
-    decays: weight decays to try.
+    like: the optimizer around whose values of the setting the search begins.
+    unit: of the radius there, in those of that optimizer.
     options: of the step.
     make_step: :func:`fsam_optax.make_train_step`, or what takes its arguments
       and returns such a step.
     epochs: how many times the epochs of the others.
     last: fraction of the training, at its end, in which it ascends.
     sees_more: whether a batch holds, beside its ``"x"`` and ``"y"``, such a
-      pair under ``"whole"``, all training rows, one under ``"other"``, as many
-      rows of another batch, and under ``"rate"`` the learning rate.
+      pair under ``"whole"``, all training rows, and one under ``"other"``, as
+      many rows of another batch.
     gradients: evaluations a step, in gradients of the whole batch, those of
       twice the epochs both steps'; None where no table says it.
     watch: from the perturbation's last state, leaves of shape ``[R, ...]``, to
@@ -43,9 +40,8 @@ class Arm(NamedTuple):
   """
 
   perturbation: Optional[Callable[[Any], optax.GradientTransformation]]
-  radii: tuple[float, ...] = RADII
-  rates: tuple[float, ...] = RATES
-  decays: tuple[float, ...] = (UNTUNED_DECAY,)
+  like: str = "fsam"
+  unit: float = 1.0
   options: Mapping[str, Any] = {}
   make_step: Callable[..., Any] = fsam_optax.make_train_step
   epochs: int = 1
@@ -54,10 +50,15 @@ class Arm(NamedTuple):
   gradients: Optional[float] = None
   watch: Callable[[Any], dict[str, Any]] = lambda state: {}
 
-  @property
-  def grid(self) -> Grid:
-    """Where its search begins."""
-    return Grid(self.rates, self.radii, self.decays)
+  def grid(self, best: Mapping[str, Point]) -> Grid:
+    """27 points around the best of each optimizer, in steps of a root of two.
+
+    SGD has no radius, and so more learning rates.
+    """
+    rate, rho, decay = best[self.like]
+    if self.perturbation is None:
+      return Grid(around(rate, 9), (0.0,), around(decay, 3))
+    return Grid(around(rate, 3), around(self.unit * rho, 3), around(decay, 3))
 
   def step(self, loss_fn: Callable[..., Any], steps: int) -> Any:
     """Its step, in a training of so many."""
@@ -74,9 +75,17 @@ def fsam(rho: Any, sigma: float = 1.0, lmbda: float = LMBDA):
   return fsam_optax.friendly_perturbation(rho, sigma, lmbda)
 
 
-SGD = Arm(None, radii=(0.0,), rates=SGD_RATES)
-SAM = Arm(fsam_optax.sam_perturbation)
-FSAM = Arm(fsam, radii=(0.3, 0.45, 0.65, 0.95))
+def momentum(rho: Any):
+  """The ascent of F-SAM whose average is the optimizer's momentum."""
+  return fsam_optax.friendly_perturbation(
+    rho, lmbda=MOMENTUM, average="optimizer"
+  )
+
+
+SGD = Arm(None, "sgd")
+SAM = Arm(fsam_optax.sam_perturbation, "sam")
+FSAM = Arm(fsam)
+FSAM_MOMENTUM = Arm(momentum)
 
 
 def of_optimizers(
@@ -86,7 +95,7 @@ def of_optimizers(
 
   def arm(name: str) -> Arm:
     if name not in optimizers.ASCENDING:
-      return Arm(None)
+      return SGD
     ascent: Any = functools.partial(
       optimizers.perturbation, name, sigma=sigma, lmbda=lmbda
     )

@@ -17,14 +17,11 @@ from fsam_optax.experiments.common.progress import Advance
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import splits as splits_lib
 from fsam_optax.experiments.lab import trainer as trainer_lib
+from fsam_optax.experiments.lab.arms import MOMENTUM
 from fsam_optax.experiments.lab.arms import Arm
 from fsam_optax.experiments.lab.store import Row
 from fsam_optax.experiments.lab.store import Store
 
-# Runs that train together, always as many, for one compiled program. Few, whose
-# arrays fit a processor's cache: 4 take .4 of the time of 32 a run for the
-# small CNN, .8 for the perceptron.
-_AT_ONCE = 4
 MEASURED_SEEDS = 8
 Measure = Callable[[Any, jax.Array], Mapping[str, Callable[[], Any]]]
 
@@ -42,6 +39,7 @@ class Lab:
     epochs: passes over the training rows.
     batch_size: rows a step.
     arms: by name.
+    best: of each optimizer, around which searches begin.
     search_seeds: to choose hyperparameters by, on validation rows.
     seeds: to report; none of them chose anything.
     more_seeds: that the best points of a search are trained on as well.
@@ -52,6 +50,9 @@ class Lab:
     described: what the arms have in common, for the rows.
     sources: of images that a study asks for, by the names of their data sets.
     trainer_options: of :class:`~fsam_optax.experiments.lab.trainer.Trainer`.
+    at_once: runs that train together, always as many, for one compiled program.
+      Few, whose arrays fit a processor's cache: 4 take .4 of the time of 32 a
+      run for the small CNN, .8 for the perceptron.
   """
 
   pool: splits_lib.Pool
@@ -62,6 +63,7 @@ class Lab:
   epochs: int
   batch_size: int
   arms: Mapping[str, Arm]
+  best: Mapping[str, search.Point]
   search_seeds: Sequence[int]
   seeds: Sequence[int]
   more_seeds: Sequence[int] = ()
@@ -72,6 +74,7 @@ class Lab:
   described: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sources: Mapping[str, Optional[str]] = dataclasses.field(default_factory=dict)
   trainer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  at_once: int = 4
   _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   def at(self, **changes: Any) -> "Lab":
@@ -127,7 +130,7 @@ class Lab:
       "test_size": pool.test_size,
       "classes": pool.classes,
       "standardized_by": pool.standardized_by,
-      "momentum": trainer_lib.MOMENTUM,
+      "momentum": MOMENTUM,
       "learning_rate_schedule": "cosine to 0",
       "search_seeds": [*self.search_seeds, *self.more_seeds],
       "seeds": list(self.seeds),
@@ -137,11 +140,9 @@ class Lab:
       "device": jax.devices()[0].device_kind,
     }
 
-  def results(
-    self, names: Optional[Sequence[str]] = None, **options: Any
-  ) -> dict[str, Row]:
+  def results(self, names: Sequence[str] = ()) -> dict[str, Row]:
     """Every arm, or those of some names, searched and tested."""
-    return {name: self.test(name, **options) for name in names or self.arms}
+    return {name: self.test(name) for name in names or self.arms}
 
   def choose(self, name: str, grid: search.Grid) -> search.Found:
     """Chooses an arm's hyperparameters on validation rows, from a grid on."""
@@ -163,35 +164,18 @@ class Lab:
   def test(
     self,
     name: str,
-    *,
-    grids: Sequence[search.Grid] = (),
-    with_candidates: bool = False,
-    measure: Optional[Measure] = None,
   ) -> Row:
     """An arm trained at its best point on the seeds to report, now or before.
 
-    Args:
-      name: of the arm.
-      grids: where searches begin, of which the best counts; none for the arm's
-        own.
-      with_candidates: whether to train it as well at the points that other
-        seeds may have chosen, for an error that includes the search.
-      measure: see :meth:`run`.
-
-    Returns:
-      The row.
+    Unless few seeds chose that point it is trained as well at the points that
+    other seeds may have chosen, for an error that includes the search.
     """
     key = {"phase": "test", "arm": name, **self.setting()}
     key["seeds"] = list(self.seeds)
     if row := self.store.find(key):
       return row
-    searches = (self.choose(name, x) for x in grids or [self.arms[name].grid])
-    found = max(
-      searches, key=lambda x: x.accuracy[x.points.index(x.best)].mean()
-    )
-    run = lambda point: self.run(
-      name, point, self.seeds, "candidate", measure=measure
-    )
+    found = self.choose(name, self.arms[name].grid(self.best))
+    run = lambda point: self.run(name, point, self.seeds, "candidate")
     means = found.accuracy.mean(axis=1).tolist()
     row = {
       **run(found.best),
@@ -200,7 +184,7 @@ class Lab:
       "grid": [[*x, y] for x, y in zip(found.points, means, strict=True)],
       "on_edge": found.on_edge,
     }
-    if with_candidates:
+    if not self.more_seeds:
       row["candidates"] = [
         {
           **found.points[i]._asdict(),
@@ -259,9 +243,7 @@ class Lab:
 
   def _train(self, name, point, seeds, phase) -> trainer_lib.Outcome:
     """A few runs at a time, the last of which repeat the first."""
-    number, at_once = len(seeds), 2 if self.is_quick else _AT_ONCE
-    if self.trainer_options.get("is_loop"):
-      at_once = 1
+    number, at_once = len(seeds), 2 if self.is_quick else self.at_once
     padded = np.arange(-(-number // at_once) * at_once) % number
     parts, splits = padded.reshape(-1, at_once), self.splits(seeds)
     advance = lambda: None

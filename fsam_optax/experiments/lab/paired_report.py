@@ -19,8 +19,6 @@ from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab.store import Row
 
-UNTUNED = "Weight decay 5e-4, not tuned."
-
 
 def accuracy(values: Any) -> dict[str, Any]:
   """Mean and standard error in percent, and what a mean alone would hide.
@@ -60,97 +58,129 @@ def over(first: Any, second: Any) -> dict[str, Any]:
   return cell if p_value is None else cell | {"p": float(f"{p_value:.1g}")}
 
 
-def arms_table(
-  results: Mapping[str, Row], others: Sequence[str], what: str = ""
+def by_setting(
+  results: Mapping[str, Mapping[str, Row]],
+  pairs: Sequence[tuple[str, str]],
+  xlabel: str = "",
 ) -> dict[str, Any]:
-  """A row an arm: how it was trained, its accuracy, and over what by how much.
-
-  What is the same for all, or known of none, has no column.
+  """What the JSON holds of a few arms in several settings, a row a setting.
 
   Args:
-    results: a row of the store for each arm.
-    others: arms that the rest is compared with.
-    what: the arms are.
+    results: a row of the store for each arm, by setting.
+    pairs: of arms, the first of which is shown over the second.
+    xlabel: what the settings are, where they are numbers.
   """
-  has_gradients = all("gradients" in row for row in results.values())
-  if has_gradients:
-    results = dict(sorted(results.items(), key=lambda x: x[1]["gradients"]))
-  rows = list(results.values())
-  columns: dict[str, Any] = {what: results}
-  if has_gradients:
-    columns["gradients"] = (row["gradients"] for row in rows)
-  for field in search.Point._fields:
-    values = [row[field] for row in rows]
-    if field != "weight_decay" or len(set(values)) > 1:
-      shown = ("" if value is None else _short(value) for value in values)
-      columns[field.replace("_", " ")] = shown
-  if any(row.get("on_edge") for row in rows):
-    edges = (", ".join(row.get("on_edge", ())) for row in rows)
-    columns["at the end of its values"] = edges
-  accuracies = {name: row["test_accuracy"] for name, row in results.items()}
-  columns["test accuracy (%)"] = map(accuracy, accuracies.values())
-  for other in others:
-    columns[f"over {other}"] = [
-      over(own, accuracies[other])
-      if name != other and other in accuracies
-      else ""
-      for name, own in accuracies.items()
+  arms = list(dict.fromkeys(name for x in results.values() for name in x))
+  x = [float(title) for title in results] if xlabel else list(results)
+  of = lambda name: [
+    figures.gaps(rows[name]["test_accuracy"]) if name in rows else [np.nan]
+    for rows in results.values()
+  ]
+  header = [xlabel, *arms, *(f"{one} over {other}" for one, other in pairs)]
+  differences = [
+    line(
+      f"{one} over {other}",
+      x,
+      [np.subtract(*both) for both in zip(of(one), of(other), strict=True)],
+    )
+    for one, other in pairs
+  ]
+  rows = [
+    [
+      title,
+      *(accuracy(of[x]["test_accuracy"]) if x in of else "" for x in arms),
+      *(
+        _difference(of[one], of[other]) if {one, other} <= of.keys() else ""
+        for one, other in pairs
+      ),
     ]
-  cells = zip(*columns.values(), strict=True)
-  return {"header": list(columns), "rows": [list(row) for row in cells]}
+    for title, of in results.items()
+  ]
+  return {
+    "results": results,
+    "tables": [{"header": header, "rows": rows}, points_table(results, xlabel)],
+    "panels": [
+      panel(xlabel, [line(name, x, of(name)) for name in arms]),
+      panel(xlabel, differences, "paired difference (points)"),
+    ],
+  }
 
 
-def by_setting(
-  what: str, results: Mapping[Any, Mapping[str, Row]]
+def by_arm(
+  results: Mapping[str, Mapping[str, Row]],
+  reference: str,
+  shown: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-  """What the JSON holds of arms over a setting, F-SAM paired with the rest."""
-  settings, arms = list(results), list(next(iter(results.values())))
-  others = [name for name in reversed(arms) if name != "F-SAM"]
-  points = []
-  for setting, rows in results.items():
-    for name, row in rows.items():
+  """What the JSON holds of many arms in a few settings, a row an arm.
+
+  Args:
+    results: a row of the store for each arm, by setting.
+    reference: the arm whose accuracy is shown, and of the others what they
+      have over it.
+    shown: names of arms in the tables, where others.
+  """
+  arms = list(dict.fromkeys(name for x in results.values() for name in x))
+  header, rows = ["", *results], []
+  for name in arms:
+    cells: list[Any] = [shown.get(name, name)]
+    for of in results.values():
+      if name not in of:
+        cells.append("")
+      elif name == reference or reference not in of:
+        cells.append(accuracy(of[name]["test_accuracy"]))
+      else:
+        cells.append(_short_difference(of[name], of[reference]))
+    rows.append(cells)
+  costs: list[Any] = [
+    {of[name].get("gradients") for of in results.values() if name in of}
+    for name in arms
+  ]
+  if None not in set().union(*costs):
+    header.insert(1, "gradients")
+    for row, of_arm in zip(rows, costs, strict=True):
+      ends = dict.fromkeys(f"{f(of_arm):.3g}" for f in (min, max))
+      row.insert(1, " to ".join(ends))
+    # The cheapest first.
+    order = np.argsort([min(x) for x in costs], kind="stable")
+    rows = [rows[i] for i in order]
+  return {
+    "results": results,
+    "tables": [{"header": header, "rows": rows}, points_table(results)],
+    "panels": [bars(of) | {"title": title} for title, of in results.items()],
+  }
+
+
+def points_table(
+  results: Mapping[str, Mapping[str, Row]], what: str = ""
+) -> dict[str, Any]:
+  """The hyperparameters that were chosen, and from how many points."""
+  rows = []
+  for title, of in results.items():
+    for name, row in of.items():
       fields = ("learning_rate", "rho", "weight_decay")
       cells = ["-" if row[x] is None else _short(row[x]) for x in fields]
       ends = ", ".join(row.get("on_edge", ()))
-      points.append([setting, name, *cells, len(row.get("grid", ())), ends])
-  of = lambda name: [
-    figures.gaps(results[x][name]["test_accuracy"]) for x in results
-  ]
-  differences = [
-    line(
-      f"F-SAM over {name}",
-      settings,
-      [a - b for a, b in zip(of("F-SAM"), of(name), strict=True)],
-    )
-    for name in others
-  ]
+      rows.append([title, name, *cells, len(row.get("grid", ())), ends])
   header = ["learning rate", "rho", "weight decay", "points tried"]
   return {
-    "results": {
-      x if isinstance(x, str) else f"{x:g}": rows for x, rows in results.items()
-    },
-    "tables": [
-      {
-        "header": [what, *arms, *(f"F-SAM over {name}" for name in others)],
-        "rows": [
-          [
-            setting,
-            *(accuracy(rows[name]["test_accuracy"]) for name in arms),
-            *(_difference(rows["F-SAM"], rows[name]) for name in others),
-          ]
-          for setting, rows in results.items()
-        ],
-      },
-      {
-        "header": [what, "", *header, "at the end of its values"],
-        "rows": points,
-      },
-    ],
-    "panels": [
-      panel(what, [line(name, settings, of(name)) for name in arms]),
-      panel(what, differences, "paired difference (points)"),
-    ],
+    "header": [what, "", *header, "at the end of its values"],
+    "rows": rows,
   }
+
+
+def _short_difference(first: Row, second: Row) -> dict[str, Any]:
+  """A paired difference whose error includes the search where it is known.
+
+  Its median stands with it only where runs collapsed or diverged.
+  """
+  cell = _difference(first, second)
+  cell["error"] = cell.pop("search_error", cell["error"])
+  accuracies = [x["test_accuracy"] for x in (first, second)]
+  if not any(
+    accuracy(x).keys() & {"collapsed", "diverged"} for x in accuracies
+  ):
+    cell.pop("median", None)
+  return cell
 
 
 def _difference(first: Row, second: Row) -> dict[str, Any]:
@@ -222,12 +252,14 @@ def bars(results: Mapping[str, Row]) -> dict[str, Any]:
 
 def title_of(config: Mapping[str, Any]) -> str:
   """What was trained on what, for the head of a figure or of the tables."""
-  noise = config["label_noise"]
-  shown = f"label noise {noise:g}, " if isinstance(noise, float) else ""
+  shown = {
+    what: ", ".join(f"{x}" for x in value) if isinstance(value, list) else value
+    for what, value in config.items()
+  }
   seeds = len(config["seeds"])
   return (
-    f"{pathlib.Path(config['dataset']).name}, {config['model']}, {shown}"
-    f"{seeds} seed{'s' if seeds > 1 else ''}"
+    f"{pathlib.Path(shown['dataset']).name}, {shown['model']}, label noise "
+    f"{shown['label_noise']}, {seeds} seed{'s' if seeds > 1 else ''}"
   )
 
 

@@ -48,6 +48,16 @@ class Grid(NamedTuple):
     return [Point(*values) for values in itertools.product(*self)]
 
 
+def around(
+  value: float, number: int, step: float = 2**0.5
+) -> tuple[float, ...]:
+  """Values in geometric sequence, of which one is in the middle."""
+  below = (number - 1) // 2
+  return tuple(
+    float(f"{value * step ** (i - below):.2g}") for i in range(number)
+  )
+
+
 class Found(NamedTuple):
   """What a search found.
 

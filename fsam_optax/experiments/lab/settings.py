@@ -208,6 +208,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
     arms=arms_lib.of_optimizers(
       training.optimizers, training.sigma, training.lmbda
     ),
+    best=recipe.best,
     search_seeds=seeds,
     seeds=seeds,
     described={"sigma": training.sigma, "lmbda": training.lmbda},

@@ -1,13 +1,73 @@
-"""What a study declares: its question, its arms, and what it reports."""
+"""What a study declares: its question, its arms, its settings, its report."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Optional
 
-from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.arms import Arm
 from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.store import Row
+
+Results = dict[str, dict[str, Row]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is trained on what.
+
+  Attributes:
+    title: of it in the tables.
+    dataset: its name.
+    model: of a network; another name than the registry's needs a ``network``
+      among the changes.
+    label_noise: fraction of wrong training labels.
+    best: of the optimizers around which searches begin, where that is not the
+      tuned values'.
+    changes: of the laboratory.
+  """
+
+  title: str
+  dataset: str = "mnist"
+  model: str = "mlp"
+  label_noise: float = tuned_values.LABEL_NOISE
+  best: Mapping[str, Point] = dataclasses.field(default_factory=dict)
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def at(self, lab: Lab) -> Lab:
+    """The laboratory at this setting."""
+    name = self.model if self.model in networks.REGISTRY else "mlp"
+    recipe = tuned_values.recipe(self.dataset, name)
+    changes: dict[str, Any] = {
+      "pool": settings.load(settings.Data(self.dataset, model=name)),
+      "model": self.model,
+      "network": networks.REGISTRY[name].create,
+      "label_noise": self.label_noise,
+      "epochs": lab.epochs if lab.is_quick else recipe.epochs,
+      "best": {**recipe.best, **self.best},
+    }
+    return lab.at(**{**changes, **self.changes})
+
+  def results(self, rows: Sequence[Row]) -> dict[str, Row]:
+    """The tested arms among rows."""
+    fields = {
+      "dataset": self.dataset,
+      "model": self.model,
+      "label_noise": self.label_noise,
+      **self.changes.get("described", {}),
+    }
+    if "batch_size" in self.changes:
+      fields["batch_size"] = self.changes["batch_size"]
+    return {
+      row["arm"]: row
+      for row in rows
+      if row["phase"] == "test" and fields.items() <= row.items()
+    }
 
 
 class Study(NamedTuple):
@@ -16,38 +76,45 @@ class Study(NamedTuple):
   Attributes:
     name: what the command calls it.
     question: one line.
-    run: from the laboratory of its arms to what the JSON holds: ``results``,
-      ``tables``, the ``panels`` of the figure, and what its ``config`` says
-      otherwise.
     arms: the ways to train that it compares, by name.
+    report: from the tested arms of each setting, by their names, to what the
+      JSON holds: ``results``, ``tables``, the ``panels`` of the figure, and
+      what its ``config`` says otherwise.
+    settings: in which every arm is searched and tested; none for that of the
+      command's flags.
+    run: of a study that does something else, from the laboratory of its arms
+      to what the JSON holds.
     seeds: to report by default.
     first_seed: of them.
   """
 
   name: str
   question: str
-  run: Callable[[Lab], dict[str, Any]]
   arms: Mapping[str, Arm] = {}
+  report: Callable[[Results], dict[str, Any]] = lambda results: {}
+  settings: Sequence[Setting] = ()
+  run: Optional[Callable[[Lab], dict[str, Any]]] = None
   seeds: int = 64
   first_seed: int = 2000
 
+  def answer(self, lab: Lab) -> dict[str, Any]:
+    """What the JSON holds, after what there was to train."""
+    if self.run is not None:
+      return self.run(lab)
+    if not self.settings:
+      title = f"{lab.pool.name}, {lab.model}"
+      return self.report({title: lab.results(lab.chosen)})
+    for setting in self.settings[: 1 if lab.is_quick else None]:
+      setting.at(lab).results(lab.chosen)
+    return self.of_rows(lab.store.rows)
 
-def side_by_side(
-  others: Sequence[str], what: str = ""
-) -> Callable[[Lab], dict[str, Any]]:
-  """The run of a study whose arms are searched, tested and compared.
-
-  Args:
-    others: arms that the rest is compared with.
-    what: the arms are.
-  """
-
-  def run(lab: Lab) -> dict[str, Any]:
-    results = lab.results()
-    return {
-      "results": results,
-      "tables": [paired_report.arms_table(results, others, what)],
-      "panels": [paired_report.bars(results)],
+  def of_rows(self, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the JSON holds of the settings that rows say something of."""
+    results = {x.title: x.results(rows) for x in self.settings}
+    results = {title: of for title, of in results.items() if of}
+    tested = [row for of in results.values() for row in of.values()]
+    config = {
+      what: list(dict.fromkeys(row[what] for row in tested))
+      for what in ("dataset", "model", "label_noise", "epochs", "batch_size")
     }
-
-  return run
+    return {**self.report(results), "config": config}

@@ -1,8 +1,7 @@
 """The trainer: many runs of one arm at once, each on its own split.
 
 Runs of one arm that differ in seed and rates are vmapped over a scan of train
-steps, an epoch a call. A network whose convolutions XLA runs badly inside a
-loop of its own is trained run after run by a loop in Python.
+steps, an epoch a call.
 
 Split, labels, first parameters and batches come from the seed of a run alone,
 so those of two arms are paired: what is left of their difference is the arms'.
@@ -21,10 +20,9 @@ import optax
 
 import fsam_optax
 from fsam_optax.experiments.lab import splits as splits_lib
+from fsam_optax.experiments.lab.arms import MOMENTUM
 from fsam_optax.experiments.lab.arms import Arm
 
-MOMENTUM = 0.9
-BATCH_STREAM = 20  # Of the random numbers that order the batches of a loop.
 _ROWS_AT_ONCE = 250  # Of each run, in the passes that measure accuracy.
 _UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
 
@@ -83,7 +81,6 @@ class Trainer:
     *,
     epochs: int,
     batch_size: int,
-    is_loop: bool = False,
     is_iid: bool = False,
     make_tx: Callable[..., optax.GradientTransformation] = descent,
     augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None,
@@ -97,7 +94,6 @@ class Trainer:
       arms: by name.
       epochs: passes over the training rows, positive.
       batch_size: rows a step, at most the training rows.
-      is_loop: whether each run is trained by a loop in Python.
       is_iid: whether each batch is drawn anew, with replacement.
       make_tx: the base optimizer, from the learning rate, the weight decay and
         the number of steps.
@@ -109,8 +105,8 @@ class Trainer:
     self._model, self._arms, self._epochs = model, dict(arms), epochs
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
     self._steps, self._batch_size = pool.train_size // batch_size, batch_size
-    self._is_loop, self._is_iid, self._make_tx = is_loop, is_iid, make_tx
-    self._augment, self._optimize = augment, optimize
+    self._is_iid, self._make_tx, self._augment = is_iid, make_tx, augment
+    self._optimize = optimize
     self._compiled: dict[Any, Any] = {}
     self._compile_seconds = 0.0
 
@@ -138,8 +134,7 @@ class Trainer:
       rho: radius, shape ``[R]``; SGD ignores it.
       weight_decay: fraction of the weights that is added to the gradient, shape
         ``[R]``.
-      with_curve: whether to measure the validation accuracy every epoch, which
-        a loop does not.
+      with_curve: whether to measure the validation accuracy every epoch.
       on_epoch: called after each epoch, for a progress bar.
 
     Returns:
@@ -153,12 +148,17 @@ class Trainer:
     runs = jax.tree.map(jnp.asarray, (splits, *rates))
     splits = runs[0]
     curve: list[np.ndarray] = []
-    if self._is_loop:
-      state, is_finite = self._train_in_loops(name, runs, on_epoch)
-    else:
-      state, is_finite = self._train_in_scans(
-        name, runs, curve if with_curve else None, on_epoch
+    state, is_finite = self._first_state(name, runs), []
+    for _ in range(self.epochs_of(name)):
+      state, losses_finite = self._call(
+        self._epoch, name, state, runs, donate=1
       )
+      is_finite.append(losses_finite)
+      if with_curve:
+        curve.append(self._accuracy(state, splits, splits.validation_rows))
+      # So that the bar moves when an epoch is done, not when it is enqueued.
+      jax.block_until_ready(state)
+      on_epoch()
     is_finite += _are_finite(state.params, len(splits.seed))
     accuracy = functools.partial(self._accuracy, state, splits)
     return Outcome(
@@ -187,24 +187,6 @@ class Trainer:
       "y": splits.train_labels[run],
     }
 
-  # All runs at once.
-
-  def _train_in_scans(self, name, runs, curve, on_epoch):
-    state = self._first_state(name, runs, is_vmapped=True)
-    is_finite = []
-    for _ in range(self.epochs_of(name)):
-      state, losses_finite = self._call(
-        self._epoch, name, state, runs, donate=1
-      )
-      is_finite.append(losses_finite)
-      if curve is not None:
-        splits = runs[0]
-        curve.append(self._accuracy(state, splits, splits.validation_rows))
-      # So that the bar moves when an epoch is done, not when it is enqueued.
-      jax.block_until_ready(state)
-      on_epoch()
-    return state, is_finite
-
   def _epoch(self, name, pool, state, run):
     """The steps over one permutation of the training rows.
 
@@ -226,34 +208,12 @@ class Trainer:
     )
     return state, jnp.all(is_finite)
 
-  # One run after the other.
-
-  def _train_in_loops(self, name, runs, on_epoch):
-    states, is_finite = [], []
-    rows, taken = runs[0].train_rows.shape[1], self._steps * self._batch_size
-    for i in range(len(runs[0].seed)):
-      run = jax.tree.map(lambda x, i=i: x[i], runs)
-      state = self._first_state(name, run, is_vmapped=False)
-      losses_finite = []
-      for epoch in range(self.epochs_of(name)):
-        stream = (int(run[0].seed), BATCH_STREAM, epoch)
-        order = np.random.default_rng(stream).permutation(rows)[:taken]
-        order = order.reshape(self._steps, self._batch_size)
-        for batches in zip(order, np.roll(order, 1, axis=0), strict=True):
-          state, found = self._call(
-            self._step, name, state, run, batches, is_vmapped=False, donate=1
-          )
-          losses_finite.append(found)
-        on_epoch()
-      states.append(state)
-      is_finite.append(bool(np.all(losses_finite)))
-    return jax.tree.map(lambda *x: jnp.stack(x), *states), [np.array(is_finite)]
-
   # One run as a function of arrays.
 
-  def _first_state(self, name, run, *, is_vmapped):
-    call = functools.partial(self._call, is_vmapped=is_vmapped, is_hot=False)
-    return call(self._init, name, call(self._variables, None, run[0].seed), run)
+  def _first_state(self, name, runs):
+    call = functools.partial(self._call, is_hot=False)
+    variables = call(self._variables, None, runs[0].seed)
+    return call(self._init, name, variables, runs)
 
   def _variables(self, name, pool, seed):
     """Of the seed alone, so that the arms share them."""
@@ -298,9 +258,6 @@ class Trainer:
       batch |= {
         "whole": rows_at(jnp.arange(run[0].train_rows.shape[0])),
         "other": rows_at(other),
-        "rate": optax.cosine_decay_schedule(run[1], self._steps_of(name))(
-          state.step
-        ),
       }
     step = arm.step(self._loss, self._steps_of(name))
     state = state.replace(**self._transforms(name, run))
@@ -329,41 +286,28 @@ class Trainer:
     labels = self._pool[1][rows] if labels is None else labels
     scale = (splits.mean, splits.standard_deviation)
     arguments = (state.params, state.model_state), scale, rows, labels
-    if self._is_loop:
-      hits = [
-        self._hits_in_a_loop(*jax.tree.map(lambda x, i=i: x[i], arguments))
-        for i in range(len(rows))
-      ]
-    else:
-      hits = self._call(self._hits, None, *arguments, is_hot=False)
+    hits = self._call(self._hits, None, *arguments)
     return 100 * np.asarray(hits, np.float64) / rows.shape[1]
 
   def _hits(self, name, pool, variables, scale, rows, labels):
     """How many rows are classified as labeled, a few at a time."""
+    del name
     padding = (0, -len(rows) % _ROWS_AT_ONCE)
     rows = jnp.pad(rows, padding).reshape(-1, _ROWS_AT_ONCE)
     # No prediction is -1, so the padding never counts.
     labels = jnp.pad(labels, padding, constant_values=-1).reshape(rows.shape)
-    of_some = lambda some: self._some_hits(name, pool, variables, scale, *some)
-    return jnp.sum(jax.lax.map(of_some, (rows, labels)))
-
-  def _hits_in_a_loop(self, variables, scale, rows, labels):
-    at = range(0, len(rows), 4 * _ROWS_AT_ONCE)
-    parts = [(x[i : i + 4 * _ROWS_AT_ONCE] for x in (rows, labels)) for i in at]
-    call = functools.partial(self._call, self._some_hits, None, variables)
-    return sum(int(call(scale, *part, is_vmapped=False)) for part in parts)
-
-  def _some_hits(self, name, pool, variables, scale, rows, labels):
-    del name
     params, model_state = variables
     variables = {"params": params, **model_state}
-    logits: Any = self._model.apply(variables, _inputs(pool, scale, rows))
-    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
-  def _call(
-    self, fn, name, *args, is_vmapped=True, is_hot=True, donate=()
-  ) -> Any:
-    """Calls `fn(name, pool, *args)`, compiled, `args` perhaps of many runs.
+    def hits(some):
+      at, labels = some
+      logits: Any = self._model.apply(variables, _inputs(pool, scale, at))
+      return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+    return jnp.sum(jax.lax.map(hits, (rows, labels)))
+
+  def _call(self, fn, name, *args, is_hot=True, donate=()) -> Any:
+    """Calls `fn(name, pool, *args)`, compiled, vmapped over runs in `args`.
 
     What runs once is not worth optimizing: random numbers take longer to
     compile than a train step.
@@ -374,8 +318,7 @@ class Trainer:
       start = time.perf_counter()
 
       def called(pool, *args):
-        one = functools.partial(fn, name, pool)
-        return jax.vmap(one)(*args) if is_vmapped else one(*args)
+        return jax.vmap(functools.partial(fn, name, pool))(*args)
 
       lowered = jax.jit(called, donate_argnums=donate).lower(self._pool, *args)
       self._compiled[key] = lowered.compile(

@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.lab.search import Grid
 from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.search import around
 
 LABEL_NOISE = 0.4
 FIRST_SEED = 200  # Apart from the seeds that `tune` chooses by.
@@ -60,16 +61,8 @@ class Recipe(NamedTuple):
     step = 2**0.5 if self.is_tuned else 2.0
     rate, rho, decay = self.point(optimizer)
     if optimizer not in optimizers.ASCENDING:
-      return Grid(_around(rate, 8, step), (0.0,), _around(decay, 8, step))
-    return Grid(*(_around(x, 4, step) for x in (rate, rho, decay)))
-
-
-def _around(value: float, number: int, step: float) -> tuple[float, ...]:
-  """Values in geometric sequence, of which one is in the middle."""
-  below = (number - 1) // 2
-  return tuple(
-    float(f"{value * step ** (i - below):.2g}") for i in range(number)
-  )
+      return Grid(around(rate, 8, step), (0.0,), around(decay, 8, step))
+    return Grid(*(around(x, 4, step) for x in (rate, rho, decay)))
 
 
 # Every point below is the best of its grid by the mean validation accuracy

@@ -9,6 +9,8 @@ from jax import numpy as jnp
 
 from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import HE_FAN_IN
+from fsam_optax.experiments.networks.layers import Norm
+from fsam_optax.experiments.networks.layers import normalized
 
 
 class CNN(nn.Module):
@@ -18,11 +20,13 @@ class CNN(nn.Module):
     classes: number of outputs.
     channels: output channels of each convolution.
     dtype: of the computation; None for that of inputs and parameters.
+    norm: what stands between a layer and its ReLU.
   """
 
   classes: int
   channels: Sequence[int] = (16, 32)
   dtype: Any = None
+  norm: Norm = "none"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -30,19 +34,19 @@ class CNN(nn.Module):
 
     Args:
       x: the images.
-      train: ignored: there is neither dropout nor BatchNorm.
+      train: whether BatchNorm takes the statistics of the batch.
 
     Returns:
       The logits.
     """
-    del train
     if x.ndim == 3:
       x = x[..., None]
     for channels in self.channels:
       # A convolution as one matrix product over its patches, which vmap over
       # seeds keeps one; of nn.Conv it makes a grouped convolution.
       dense = nn.Dense(channels, kernel_init=HE_FAN_IN, dtype=self.dtype)
-      x = nn.relu(dense(_patches(x)))
+      x = normalized(self.norm, dense(_patches(x)), train, self.dtype)
+      x = nn.relu(x)
     head = nn.Dense(self.classes, kernel_init=HE_FAN_IN)
     return head(x.reshape(x.shape[0], -1))
 

@@ -1,9 +1,12 @@
-"""What the networks have in common: BatchNorm, initialization."""
+"""What the networks have in common: normalization, initialization."""
 
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 
 from flax import linen as nn
+import jax
+
+Norm = Literal["none", "batch", "group"]
 
 # Normal, the variance two over the inputs: He's, for the activations.
 HE_FAN_IN = nn.initializers.he_normal()
@@ -31,3 +34,22 @@ def batch_norm(train: bool, dtype: Any) -> Callable[[], nn.BatchNorm]:
     epsilon=1e-5,
     dtype=dtype,
   )
+
+
+def normalized(norm: Norm, x: jax.Array, train: bool, dtype: Any) -> jax.Array:
+  """Units normalized by no statistics, the batch's, or those of eight groups.
+
+  Args:
+    norm: by what.
+    x: of shape ``[B, ..., units]``.
+    train: see :func:`batch_norm`.
+    dtype: of the computation.
+
+  Returns:
+    An array of the same shape.
+  """
+  if norm == "batch":
+    return batch_norm(train, dtype)()(x)
+  if norm == "group":
+    return nn.GroupNorm(num_groups=8, dtype=dtype)(x)
+  return x

@@ -8,6 +8,8 @@ import jax
 
 from fsam_optax.experiments.networks import entry
 from fsam_optax.experiments.networks.layers import HE_FAN_IN
+from fsam_optax.experiments.networks.layers import Norm
+from fsam_optax.experiments.networks.layers import normalized
 
 
 class MLP(nn.Module):
@@ -17,11 +19,13 @@ class MLP(nn.Module):
     classes: number of outputs.
     widths: units of each hidden layer.
     dtype: of the computation; None for that of inputs and parameters.
+    norm: what stands between a layer and its ReLU.
   """
 
   classes: int
   widths: Sequence[int] = (64, 64)
   dtype: Any = None
+  norm: Norm = "none"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -29,16 +33,15 @@ class MLP(nn.Module):
 
     Args:
       x: the inputs.
-      train: ignored: there is neither dropout nor BatchNorm.
+      train: whether BatchNorm takes the statistics of the batch.
 
     Returns:
       The logits.
     """
-    del train
     x = x.reshape(x.shape[0], -1)
     for width in self.widths:
-      dense = nn.Dense(width, kernel_init=HE_FAN_IN, dtype=self.dtype)
-      x = nn.relu(dense(x))
+      x = nn.Dense(width, kernel_init=HE_FAN_IN, dtype=self.dtype)(x)
+      x = nn.relu(normalized(self.norm, x, train, self.dtype))
     return nn.Dense(self.classes, kernel_init=HE_FAN_IN)(x)
 
 

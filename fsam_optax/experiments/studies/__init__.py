@@ -4,12 +4,11 @@ from fsam_optax.experiments.common import registry
 from fsam_optax.experiments.lab.study import Study as Study
 
 _FILES = (
-  "batch_size",
   "cheap_forms",
   "cifar",
   "convergence",
   "curvature",
-  "decomposition",
+  "direction",
   "ema",
   "hyperparameters",
   "label_noise",

@@ -1,9 +1,9 @@
 """Ascents that the library does not have: parts, controls and cheap forms.
 
-Perturbations in the place of those of the library, and two train steps that
-take the arguments of :func:`fsam_optax.make_train_step`, of which they ignore
-the options. Most cost more than F-SAM, or do worse; that is what they are here
-to show.
+Perturbations in the place of those of the library, and a train step that takes
+the arguments of :func:`fsam_optax.make_train_step`, of which it ignores the
+options. Most cost more than F-SAM, or do worse; that is what they are here to
+show.
 """
 
 from collections.abc import Callable
@@ -76,41 +76,44 @@ def along(
 
 def full_gradient() -> optax.GradientTransformationExtraArgs:
   """The gradient on all training rows, in the place of the batch's."""
-  return _of_gradients(lambda own, on: on("whole"))
-
-
-def gradient_noise() -> optax.GradientTransformationExtraArgs:
-  """The batch's gradient minus that on all training rows."""
-  return _of_gradients(lambda own, on: optax.tree.sub(own, on("whole")))
-
-
-def other_gradient() -> optax.GradientTransformationExtraArgs:
-  """The gradient of another batch at the same parameters."""
-  return _of_gradients(lambda own, on: on("other"))
-
-
-def _of_gradients(direction: Callable[[Any, Any], Any]):
-  """A direction from the batch's gradient and from those on other rows."""
   return with_memory(
     optax.identity(),
     lambda params: None,
     lambda memory, count, own, ascent, gradient_on: (
-      direction(own, gradient_on),
+      gradient_on("whole"),
       memory,
     ),
   )
+
+
+def other_noise(lmbda: Any) -> optax.GradientTransformationExtraArgs:
+  """The gradient of another batch minus the average that F-SAM subtracts."""
+
+  def change(ema, count, own, ascent, gradient_on):
+    del ascent
+    other, decay = gradient_on("other"), jnp.where(count == 0, 0.0, lmbda)
+    mixed = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, ema, own)
+    return optax.tree.sub(other, ema), mixed
+
+  return with_memory(optax.identity(), optax.tree.zeros_like, change)
 
 
 # Directions: by the gradients of before, or by none.
 
 
 def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
-  """The moving average that F-SAM subtracts, alone."""
+  """The moving average of the gradients, the batch's among them, alone.
+
+  It is VaSSO's direction (Li and Giannakis, `Enhancing Sharpness-Aware
+  Optimization Through Variance Suppression
+  <https://arxiv.org/abs/2309.15639>`_, 2023), by ``theta = 1 - lmbda``.
+  """
 
   def change(ema, count, gradient, *_):
-    ema = jax.tree.map(lambda m, g: jnp.where(count == 0, g, m), ema, gradient)
-    mix = lambda m, g: lmbda * m + (1 - lmbda) * g
-    return ema, jax.tree.map(mix, ema, gradient)
+    decay = jnp.where(count == 0, 0.0, lmbda)
+    mix = lambda m, g: decay * m + (1 - decay) * g
+    mixed = jax.tree.map(mix, ema, gradient)
+    return mixed, mixed
 
   return with_memory(optax.identity(), optax.tree.zeros_like, change)
 
@@ -144,23 +147,6 @@ def random_direction() -> optax.GradientTransformation:
 # Cheap forms.
 
 
-def hold(
-  inner: optax.GradientTransformation, every: int
-) -> optax.GradientTransformation:
-  """The inner perturbation at every k-th step, and again until the next."""
-
-  def change(held, count, gradient, ascent, _):
-    del gradient
-    is_fresh = count % every == 0
-    held = jax.tree.map(lambda x, y: jnp.where(is_fresh, x, y), ascent, held)
-    return held, held
-
-  fresh = optax.conditionally_transform(
-    inner, lambda step, **_: jnp.asarray(step) % every == 0
-  )
-  return with_memory(fresh, optax.tree.zeros_like, change)
-
-
 def gated(
   inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
@@ -187,75 +173,34 @@ def gated(
   return with_memory(inner, start, change)
 
 
-def parallel(
-  inner: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """An ascent whose memory is the auxiliary gradient of its step."""
-  return with_memory(inner, optax.tree.zeros_like)
-
-
-def parallel_step(
-  loss_fn: Callable[..., Any], *, fraction: float = 0.2, **options: Any
+def step_on_other_rows(
+  loss_fn: Callable[..., Any], **options: Any
 ) -> Callable[[Any, Any], Any]:
-  """SAMPa's step: two gradients that do not wait for each other.
+  """The two-pass step, for perturbations that want gradients on other rows.
 
-  From the last gradient at the auxiliary weights follow both points, at once:
-  the perturbed weights, and the next auxiliary weights, which are a step of
-  gradient descent away, by the ``"rate"`` of the batch. The optimizer gets the
-  mean of the two gradients, with ``fraction`` of the auxiliary one (Xie et al.,
-  `SAMPa <https://arxiv.org/abs/2410.10683>`_, 2024). With the ascent of F-SAM
-  it is the friendly form.
+  Statistics of batches are those of the batch itself at the clean weights.
   """
   del options
 
   def step(state, batch):
-    pass_at = _pass(loss_fn, state, batch)
-    last = state.perturbation_state.memory
-    epsilon, after = state.perturbation.update(
-      last, state.perturbation_state, state.params
-    )
-    auxiliary = optax.tree.add_scale(state.params, -batch["rate"], last)
-    loss, auxiliary = pass_at(auxiliary)
-    _, perturbed = pass_at(optax.tree.add(state.params, epsilon))
-    mix = lambda a, b: fraction * a + (1 - fraction) * b
-    state = state.apply_gradients(
-      grads=jax.tree.map(mix, auxiliary, perturbed),
-      perturbation_state=after._replace(memory=auxiliary),
-    )
-    return state, {"loss": loss}
+    def on(params, rows):
+      of = lambda params: loss_fn(params, state.model_state, rows, None)
+      return jax.value_and_grad(of, has_aux=True)(params)
 
-  return step
-
-
-def step_on_other_rows(
-  loss_fn: Callable[..., Any], **options: Any
-) -> Callable[[Any, Any], Any]:
-  """The two-pass step, for perturbations that want gradients on other rows."""
-  del options
-
-  def step(state, batch):
-    loss, gradient = _pass(loss_fn, state, batch)(state.params)
+    (loss, (model_state, _)), gradient = on(state.params, batch)
     perturbation = optax.with_extra_args_support(state.perturbation)
     epsilon, perturbation_state = perturbation.update(
       gradient,
       state.perturbation_state,
       state.params,
-      gradient_on=lambda name: _pass(loss_fn, state, batch[name])(state.params)[
-        1
-      ],
+      gradient_on=lambda name: on(state.params, batch[name])[1],
     )
-    perturbed = optax.apply_updates(state.params, epsilon)
-    _, gradient = _pass(loss_fn, state, batch)(perturbed)
+    _, gradient = on(optax.apply_updates(state.params, epsilon), batch)
     state = state.apply_gradients(
-      grads=gradient, perturbation_state=perturbation_state
+      grads=gradient,
+      perturbation_state=perturbation_state,
+      model_state=model_state,
     )
     return state, {"loss": loss}
 
   return step
-
-
-def _pass(loss_fn: Callable[..., Any], state: Any, batch: Any) -> Any:
-  """The loss and its gradient on a batch, as a function of the parameters."""
-  return jax.value_and_grad(
-    lambda params: loss_fn(params, state.model_state, batch, None)[0]
-  )

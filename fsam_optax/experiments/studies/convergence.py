@@ -109,5 +109,5 @@ def _slopes(points: np.ndarray, means: np.ndarray) -> list[float]:
 
 
 STUDY = Study(
-  "convergence", "how fast does the gradient vanish?", _run, _ARMS, seeds=8
+  "convergence", "how fast does the gradient vanish?", _ARMS, run=_run, seeds=8
 )

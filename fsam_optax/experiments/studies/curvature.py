@@ -1,4 +1,7 @@
-"""The study of curvature: the Hessian where SGD, SAM and F-SAM end."""
+"""The study of curvature: how flat the loss is where SGD, SAM and F-SAM end.
+
+Each at its tuned values, on all training rows.
+"""
 
 import functools
 from typing import Any
@@ -13,41 +16,58 @@ from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
 
 _ARMS = {"SGD": arms.SGD, "SAM": arms.SAM, "F-SAM": arms.FSAM}
+_RHO, _RANDOM_RHO = 0.1, 1.0
 
 
 def _run(lab: Lab) -> dict[str, Any]:
-  measure = functools.partial(_measures, matvecs=10 if lab.is_quick else 60)
-  results = lab.results(measure=measure)
-  shown = {"largest eigenvalue": 0, "second": 1, "fifth": 4}
-  rows, panels = [], []
-  for name, row in results.items():
-    measures = row["measures"]
-    of = lambda i, x=measures: [top and top[i] for top in x["eigenvalues"]]
-    cells = (of(i) for i in shown.values())
-    rows.append(
-      [
-        name,
-        paired_report.accuracy(row["test_accuracy"]),
-        *map(paired_report.number, (*cells, measures["trace"])),
-      ]
-    )
-    if lines := _density(measures["density"]):
+  measure = functools.partial(
+    _measures,
+    matvecs=10 if lab.is_quick else 60,
+    samples=2 if lab.is_quick else 30,
+  )
+  results, panels = {}, []
+  for name, arm in _ARMS.items():
+    point = lab.best[arm.like]
+    row = lab.run(name, point, lab.seeds, "measured", measure=measure)
+    results[name] = row
+    if lines := _density(row["measures"].pop("density")):
       panel = paired_report.panel("eigenvalue", lines, "density", title=name)
       panels.append({**panel, "is_log_y": True})
-  header = ["", "test accuracy %", *shown, "trace"]
-  tables = [{"header": header, "rows": rows}]
+  columns = list(results["SGD"]["measures"])
+  rows = [
+    [name, *(paired_report.number(row["measures"][c]) for c in columns)]
+    for name, row in results.items()
+  ]
+  tables = [{"header": ["", *columns], "rows": rows}]
   return {"results": results, "tables": tables, "panels": panels}
 
 
-def _measures(model: Any, key: jax.Array, *, matvecs: int) -> dict[str, Any]:
-  """Eigenvalues, trace and the density of the Hessian."""
+def _measures(
+  model: Any, key: jax.Array, *, matvecs: int, samples: int
+) -> dict[str, Any]:
+  """Eigenvalues, trace and density of the Hessian, and rises of the loss."""
   lanczos = {"key": key, "num_matvecs": matvecs}
-  top = lambda: sharpness.hessian_eigenvalues(*model, num=5, **lanczos)
+  top = functools.cache(
+    lambda: sharpness.hessian_eigenvalues(*model, num=5, **lanczos).tolist()
+  )
   trace = lambda: sharpness.hessian_trace(*model, key=key, samples=20)
   density = lambda: sharpness.hessian_density(*model, samples=2, **lanczos)
+  rise = lambda measure, **options: (
+    lambda: float(measure(*model, **options).mean)
+  )
   return {
-    "eigenvalues": lambda: top().tolist(),
+    "largest eigenvalue": lambda: top()[0],
+    "fifth": lambda: top()[4],
     "trace": lambda: float(trace()[0]),
+    f"rise along the gradient, {_RHO}": rise(
+      sharpness.ascent_sharpness, rho=_RHO
+    ),
+    f"worst rise, {_RHO}": rise(
+      sharpness.worst_sharpness, rho=_RHO, key=key, steps=10
+    ),
+    f"mean rise, {_RANDOM_RHO:g}": rise(
+      sharpness.average_sharpness, rho=_RANDOM_RHO, key=key, samples=samples
+    ),
     "density": lambda: [x.tolist() for x in density()],
   }
 
@@ -65,4 +85,6 @@ def _density(measured: list[Any]) -> list[dict[str, Any]]:
   return [paired_report.line("", grid.tolist(), np.maximum(smooth, 1e-7).T)]
 
 
-STUDY = Study("curvature", "how curved is the loss where it ends?", _run, _ARMS)
+STUDY = Study(
+  "curvature", "how curved is the loss where it ends?", _ARMS, run=_run, seeds=8
+)

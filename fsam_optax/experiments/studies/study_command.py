@@ -13,7 +13,6 @@ from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import values
-from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab.store import Store
@@ -42,10 +41,9 @@ class Settings:
     seeds: number of seeds to report.
     first_seed: the first of them.
     epochs: passes over the training rows.
-    arms: of cheap-forms, cifar and replicas, which forms to train, each between
-      quotes; all where none is named. The tables show what is there already.
-    cifar10: images of cifar and momentum, as `train --data` has them.
-    cifar100: more of them, of cifar.
+    arms: of a study that searches, which to train, each between quotes; all
+      where none is named. The tables show what is there already.
+    cifar10: images of cifar, as `train --data` has them.
     output: directory to write NAME.json and NAME.png to. What is in its
       NAME.jsonl already is not trained again.
   """
@@ -73,7 +71,6 @@ class Settings:
   epochs: settings.Epochs = None
   arms: tuple[str, ...] = ()
   cifar10: Optional[str] = None
-  cifar100: Optional[str] = None
   output: pathlib.Path = pathlib.Path("studies")
 
 
@@ -109,25 +106,18 @@ def run(given: Settings) -> None:
       is_quick=given.quick,
       store=Store(given.output / f"{study.name}.jsonl"),
       progress=bars.start,
-      sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
+      sources={"cifar10": given.cifar10},
     )
-    found = study.run(lab)
+    found = study.answer(lab)
   config = lab.config() | {
-    "weight_decay": arms.UNTUNED_DECAY,
     "quick": given.quick,
     "versions": files.versions("matfree"),
     **found.pop("config", {}),
   }
-  if config["weight_decay"] == arms.UNTUNED_DECAY:
-    for table in found["tables"]:
-      table.setdefault("note", paired_report.UNTUNED)
   described = {"study": study.name, "question": study.question}
   result = _finite({**described, "config": config, **found})
   title = paired_report.title_of(config)
-  print(
-    f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}, "
-    f"{config['epochs']} epochs"
-  )
+  print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
   title = f"{study.name}: {title}"
   paired_report.publish(
     result, study.name, given.output, title, result["panels"]

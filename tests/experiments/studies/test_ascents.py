@@ -43,12 +43,9 @@ def state_with(perturbation):
   ("direction", "expected"),
   [
     (ascents.full_gradient(), lambda w, b: gradient(w, b["whole"])),
-    (
-      ascents.gradient_noise(),
-      lambda w, b: gradient(w, b) - gradient(w, b["whole"]),
-    ),
-    (ascents.other_gradient(), lambda w, b: gradient(w, b["other"])),
-    (ascents.gradient_ema(0.9), gradient),  # The first gradient, at first.
+    # The average is 0 before the first step, and then the first gradient.
+    (ascents.other_noise(0.9), lambda w, b: gradient(w, b["other"])),
+    (ascents.gradient_ema(0.9), gradient),
   ],
 )
 def test_step_ascends_along_the_direction(batch, direction, expected):
@@ -65,28 +62,20 @@ def test_step_ascends_along_the_direction(batch, direction, expected):
   )
 
 
-def test_average_alone_is_that_of_the_gradients_before():
-  direction = ascents.gradient_ema(0.75)
-  state = direction.init(jnp.zeros(2))
-  first, second = jnp.array([1.0, 2.0]), jnp.array([5.0, -2.0])
-  found, state = direction.update(first, state)
-  np.testing.assert_allclose(found, first)
-  found, state = direction.update(second, state)
-  np.testing.assert_allclose(found, first)
-  found, state = direction.update(second, state)
-  np.testing.assert_allclose(found, 0.75 * first + 0.25 * second)
-
-
-def test_a_perturbation_is_held_until_the_next_and_sees_no_gradient_between():
-  ascent = ascents.hold(fsam_optax.friendly_perturbation(1.0), 2)
-  own = fsam_optax.friendly_perturbation(1.0)
-  state, own_state = ascent.init(jnp.zeros(2)), own.init(jnp.zeros(2))
-  for i in range(4):
-    given = jnp.array([1.0, i])
-    found, state = ascent.update(given, state)
-    if i % 2 == 0:
-      fresh, own_state = own.update(given, own_state)
-    np.testing.assert_array_equal(found, fresh)
+def test_average_alone_has_the_batch_in_it_and_the_noise_of_others_has_not():
+  given = [jnp.array([1.0, 2.0]), jnp.array([5.0, -2.0]), jnp.array([3.0, 0.0])]
+  others = [2 * g for g in given]
+  average, noise = ascents.gradient_ema(0.75), ascents.other_noise(0.75)
+  state, noise_state = (x.init(jnp.zeros(2)) for x in (average, noise))
+  ema = jnp.zeros(2)
+  for i, (own, other) in enumerate(zip(given, others, strict=True)):
+    found, noise_state = noise.update(
+      own, noise_state, gradient_on={"other": other}.get
+    )
+    np.testing.assert_allclose(found, other - ema)
+    ema = own if i == 0 else 0.75 * ema + 0.25 * own
+    found, state = average.update(own, state)
+    np.testing.assert_allclose(found, ema)
 
 
 def test_random_directions_differ_by_run_and_step():

@@ -1,0 +1,88 @@
+"""The study of the direction: which part of a gradient is a good ascent?
+
+The batch's own noise (F-SAM), the noise of another batch, no part of any (a
+random direction), the full gradient, the average alone, the gradient (SAM), and
+those of parts of the batch (m-SAM); with two normalizations and three batches.
+"""
+
+import functools
+from typing import Any
+
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.study import Setting
+from fsam_optax.experiments.lab.study import Study
+from fsam_optax.experiments.networks.mlp import MLP
+from fsam_optax.experiments.studies import ascents
+from fsam_optax.experiments.studies import replicas
+
+_PARTS = 4  # Of a batch, for m-SAM.
+RANDOM = arms.Arm(
+  lambda rho: ascents.along(ascents.random_direction(), rho), unit=20
+)
+
+
+def _along(direction: Any, unit: float = 1.0, **options: Any) -> arms.Arm:
+  return arms.Arm(
+    lambda rho: ascents.along(direction(**options), rho),
+    unit=unit,
+    make_step=ascents.step_on_other_rows,
+    sees_more=True,
+  )
+
+
+_ARMS = {
+  "SGD": arms.SGD,
+  "SAM": arms.SAM,
+  "F-SAM": arms.FSAM,
+  "random direction": RANDOM,
+  "another batch's noise": _along(ascents.other_noise, lmbda=arms.LMBDA),
+  "average alone (VaSSO)": _along(ascents.gradient_ema, lmbda=arms.LMBDA),
+  "gradients of quarters (m-SAM)": arms.SAM._replace(
+    unit=0.7,
+    options={"sync_perturbation": False},
+    make_step=functools.partial(replicas.make_step, replicas=_PARTS),
+  ),
+  "full gradient": _along(ascents.full_gradient),
+}
+
+
+def _setting(norm: Any, rows: int) -> Setting:
+  """Larger batches take fewer steps: rates by the root of the rows."""
+  scale = (rows / 128) ** 0.5
+  sgd, sam, fsam = _BEST[norm]
+  best = {"sgd": sgd, "sam": sam, "fsam": fsam}
+  title = {"batch": "BatchNorm", "group": "GroupNorm"}[norm]
+  return Setting(
+    f"{title}, {rows} rows",
+    model=f"mlp with {title}",
+    best={
+      name: point._replace(learning_rate=point.learning_rate * scale)
+      for name, point in best.items()
+    },
+    changes={
+      "network": lambda classes: MLP(classes, norm=norm),
+      "batch_size": rows,
+      "search_seeds": range(8),
+    },
+  )
+
+
+_BEST = {
+  # SGD has another, lower optimum at learning rates of 1 and more.
+  norm: (Point(0.01, 0, 0.03), Point(0.03, rho, 0.03), Point(0.03, rho, 0.03))
+  for norm, rho in (("batch", 0.6), ("group", 0.4))
+}
+# 500 of the 1,000 rows, two steps an epoch, in place of 512.
+SETTINGS = [
+  _setting(norm, rows) for rows in (128, 32, 500) for norm in ("batch", "group")
+]
+STUDY = Study(
+  "direction",
+  "which part of the gradient is a good ascent direction?",
+  _ARMS,
+  functools.partial(paired_report.by_arm, reference="F-SAM"),
+  SETTINGS,
+  seeds=32,
+)
