@@ -76,19 +76,24 @@ def export_rows(rows, **options):
   return exported.call(*arguments, {"x": jnp.eye(8, 3), "y": jnp.arange(8.0)})
 
 
-def nnx_fn(own=True, *args, **options):
+def nnx_fn(own=True, loss_fn=None, model=None, base_alone=False, **options):
   """The passes of a model of `W`, of its optimizer or for a chain."""
-  model = faces.Weights(W)
+  weights = faces.Weights(W)
   optimizer = fsam_optax.nnx.Optimizer(
-    model,
+    weights,
     optax.sgd(0.1),
     wrt=nnx.Param,
     perturbation=fsam_optax.friendly_perturbation(),
   )
+  if base_alone:
+    optimizer.perturbation = None
   of = optimizer if own else fsam_optax.nnx
-  return of.value_and_grad(
-    lambda m, *args: loss(faces.weights_of(m), BATCH), **options
-  )(model, *args)
+  loss_fn = loss_fn or (lambda m: loss(faces.weights_of(m), BATCH))
+  return of.value_and_grad(loss_fn, **options)(model or weights)
+
+
+def momentum_for_average(average="optimizer", **kwargs):
+  return fsam_optax.friendly_perturbation(average=average, **kwargs)
 
 
 def mesh():
@@ -247,6 +252,34 @@ CASES = [
    lambda: nnx_fn(False, num_microbatches=2)),
   ("nnx_without_a_batch", TypeError, "`batch` must be given",
    lambda: nnx_fn(num_microbatches=2)),
+  *((f"nnx_vector_loss_{i}", TypeError, r"real scalar, got float32\[3",
+     lambda kw=kw: nnx_fn(loss_fn=lambda m: m.weights["w"][...], **kw))
+    for i, kw in enumerate(({}, {"own": False}, {"base_alone": True}))),
+  ("nnx_another_model", ValueError,
+   "`model` must be the one .*ema/.* Make an optimizer",
+   lambda: nnx_fn(model=nnx.Linear(3, 2, rngs=nnx.Rngs(0)))),
+  ("nnx_no_parameters", ValueError, "`wrt` must select Variables of `model",
+   lambda: nnx_fn(False, model=nnx.Dropout(0.5, rngs=nnx.Rngs(0)))),
+  ("nnx_optimizer_of_no_parameters", ValueError, "`wrt` must select Variables",
+   lambda: fsam_optax.nnx.Optimizer(
+     nnx.Dropout(0.5, rngs=nnx.Rngs(0)), optax.sgd(0.1), wrt=nnx.Param,
+     perturbation=fsam_optax.friendly_perturbation())),
+  *((f"nnx_method_for_a_loss_{own}", ValueError,
+     "`loss_fn` must take the model as its first argument",
+     lambda own=own: nnx_fn(own, nnx.Linear(3, 2, rngs=nnx.Rngs(0)).__call__))
+    for own in (True, False)),
+  # The optimizer's momentum for the average.
+  ("scheduled_decay_of_a_momentum", ValueError,
+   "`lmbda` must be the decay of the optimizer's momentum",
+   lambda: momentum_for_average(lmbda=lambda count: 0.9)),
+  ("momentum_that_forgets_nothing", ValueError, "a number below 1, got 1.0",
+   lambda: momentum_for_average(lmbda=1.0)),
+  ("dtype_of_a_momentum", ValueError, "`accumulator_dtype` must be None",
+   lambda: momentum_for_average(accumulator_dtype="bfloat16")),
+  ("unknown_average", ValueError, "must be 'own' or 'optimizer', got 'mo",
+   lambda: momentum_for_average("momentum")),
+  ("momentum_not_handed_over", ValueError, "`optimizer_state` must be given",
+   lambda: passes(perturbation=momentum_for_average())),
   # What is no perturbation or no loss.
   ("perturbation_is_a_number", TypeError, "`perturbation` must be",
    lambda: fsam_optax.value_and_grad(loss, 0.05)),

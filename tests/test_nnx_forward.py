@@ -310,7 +310,8 @@ def test_replicas_average_what_the_forward_moved():
     own.value_and_grad(small_loss, axis_name="batch")(replica, inputs)
     return as_pure(nnx.state(replica))
 
-  found = jax.vmap(on_replica, axis_name="batch")(INPUTS.reshape(2, 2, 3))
+  both = jax.jit(jax.vmap(on_replica, axis_name="batch"))
+  found = both(INPUTS.reshape(2, 2, 3))
   whole(INPUTS)
   for i in range(2):
     chex.assert_trees_all_close(
