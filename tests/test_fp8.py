@@ -178,8 +178,11 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+  ("mask", "adaptive"),
+  [*zip(MASKS.values(), [False, True] * 2, strict=True)],
+  ids=MASKS,
+)
 def test_no_mask_selects_what_is_overwritten(
   mask, adaptive, variables, batches
 ):
@@ -267,7 +270,6 @@ def first_gradient(*args, axis=None, **options):
 
 OPTIONS = {
   "alike": {},
-  "alone": {"sync_perturbation": False},
   "lean": {"sync_perturbation": False, "ema_gradient": "descent"},
 }
 
