@@ -169,6 +169,8 @@ CASES = [
   # The state of the train step.
   ("state_of_flax", TypeError, r"`state` must be .*flax.*TrainState.from_flax",
    lambda: fsam_optax.make_train_step(loss, jit=False)(flax_state(), BATCH)),
+  ("gated_state_of_flax", TypeError, "`state` must be a fsam_optax.TrainState",
+   lambda: fsam_optax.make_train_step(loss, every=2)(flax_state(), BATCH)),
   ("grad_fn_for_flax", ValueError, r"`grad_fn` must.*TrainState.from_flax",
    lambda: flax_state(fsam_optax.fsam()).apply_gradients(
      grads=W, grad_fn=grad_fn)),
@@ -246,6 +248,8 @@ CASES = [
   # NNX.
   ("nnx_argnums", TypeError, "`argnums`.*`wrt`",
    lambda: nnx_fn(argnums=nnx.DiffState(0, nnx.Param))),
+  ("nnx_argnums_of_a_chain", TypeError, "`argnums`.*`wrt`",
+   lambda: nnx_fn(False, argnums=nnx.DiffState(0, nnx.Param))),
   ("nnx_unknown_option", TypeError, "`rows` must be one of",
    lambda: nnx_fn(rows=2)),
   ("nnx_option_of_a_chain", TypeError, "`num_microbatches` must be left out",

@@ -150,7 +150,7 @@ def test_progress_bar_changes_nothing(data, capsys):
 )
 def test_bad_input_names_the_argument(data, change, error, match):
   """In every measure, of what each checks by itself."""
-  by_itself = change.keys() & {"rho", "data"}
+  by_itself = change.keys() & {"rho", "data", "loss_fn"}
   for measure in MEASURES if by_itself else ["worst"]:
     with pytest.raises(error, match=match):
       rise(measure, np.ones(6), **{"data": data[0], **change})
