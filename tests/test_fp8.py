@@ -276,11 +276,14 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_of_parts_and_replicas_the_largest_is_kept(options):
-  of_parts = first_gradient(TWO_ROWS, num_microbatches=2, **options)
-  of_replicas = jax.vmap(
-    lambda x: first_gradient(x, axis="b", **options),
-    axis_name="b",
-    out_axes=None,
+  in_parts = lambda x: first_gradient(x, num_microbatches=2, **options)
+  of_parts = jax.jit(in_parts)(TWO_ROWS)
+  of_replicas = jax.jit(
+    jax.vmap(
+      lambda x: first_gradient(x, axis="b", **options),
+      axis_name="b",
+      out_axes=None,
+    )
   )(TWO_ROWS[:, None])
   for grads, norm in (of_parts, of_replicas):
     assert grads[OVERWRITTEN]["largest"] == 9

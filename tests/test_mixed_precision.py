@@ -123,10 +123,10 @@ def test_strict_promotion_is_no_hindrance(problem):
   perturbation = fsam_optax.friendly_perturbation(
     0.1, lmbda=0.5, accumulator_dtype=jnp.bfloat16
   )
-  fn = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
+  passes = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
 
   def run():
-    state = perturbation.init(problem.params)
+    fn, state = jax.jit(passes), perturbation.init(problem.params)
     for t in range(2):
       _, grads, state, info = fn(problem.params, state, problem.batch(t))
     return grads, state, info

@@ -241,9 +241,10 @@ def test_aux_is_each_replicas_own(problem):
     loss_fn, perturbation, has_aux=True, axis_name="batch"
   )
   split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
-  (loss, aux), _, _, _ = jax.vmap(
-    fn, in_axes=(None, None, 0), axis_name="batch"
-  )(problem.params, perturbation.init(problem.params), split)
+  mapped = jax.vmap(fn, in_axes=(None, None, 0), axis_name="batch")
+  (loss, aux), _, _, _ = jax.jit(mapped)(
+    problem.params, perturbation.init(problem.params), split
+  )
   expected_loss, expected = loss_fn(problem.params, batch)
   np.testing.assert_allclose(
     aux["logits"].reshape(8, -1), expected["logits"], rtol=1e-6
