@@ -378,7 +378,7 @@ def test_complex_gradients_are_those_of_jax_in_every_face(face):
     friendly_perturbation(0.3),
     **options,
   )
-  (params, (average, _), _), _ = step(carry, batch)
+  (params, (average, _), _), _ = jax.jit(step)(carry, batch)
   away = COMPLEX - 1j
   perturbed = away + 0.3 * away / np.linalg.norm(away)
   np.testing.assert_allclose(z - params["z"], 2 * np.conj(perturbed), rtol=1e-5)
@@ -409,10 +409,12 @@ def test_large_leaves_can_be_mapped_and_differentiated():
     return state.direction_norm
 
   np.testing.assert_allclose(
-    jax.vmap(norm)(x), np.linalg.norm(x.reshape(2, -1), axis=1), rtol=1e-5
+    jax.jit(jax.vmap(norm))(x),
+    np.linalg.norm(x.reshape(2, -1), axis=1),
+    rtol=1e-5,
   )
   np.testing.assert_allclose(
-    jax.grad(norm)(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
+    jax.jit(jax.grad(norm))(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
   )
 
 

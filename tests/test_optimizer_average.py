@@ -334,7 +334,7 @@ def test_complex_weights_ascend_along_their_conjugate():
     (loss, weights),
     (pairs, jnp.stack([weights.real, weights.imag])),
   ]:
-    passes = fsam_optax.value_and_grad(fn, ascent)
+    passes = jax.jit(fsam_optax.value_and_grad(fn, ascent))
     state, opt_state, params = ascent.init(start), tx.init(start), start
     for goal in goals * 2:
       _, grads, state, _ = passes(

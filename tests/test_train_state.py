@@ -224,7 +224,7 @@ def test_containers_are_never_compared_by_their_own_equality(problem):
   step = fsam_optax.make_train_step(
     loss_fn, num_microbatches=2, ascent_fraction=0.5, every=2, jit=False
   )
-  state, _ = step(state, problem.batch(0))
+  state, _ = jax.jit(step)(state, problem.batch(0))
   np.testing.assert_array_equal(state.model_state.x, np.full(3, 2.0))
 
 
