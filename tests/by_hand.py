@@ -33,6 +33,15 @@ def unflat(vector, like):
   )
 
 
+def two_passes(loss_fn, perturbation, state, params, *args, **kwargs):
+  """Value and gradient at both points, and the state after the ascent."""
+  fn = jax.value_and_grad(loss_fn)
+  clean = fn(params, *args, **kwargs)
+  epsilon, state = perturbation.update(clean[1], state, params)
+  perturbed = fn(optax.apply_updates(params, epsilon), *args, **kwargs)
+  return clean, perturbed, state
+
+
 class ByHand:
   """F-SAM in front of an optimizer of optax, and the optimizer alone.
 

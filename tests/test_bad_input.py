@@ -76,19 +76,24 @@ def export_rows(rows, **options):
   return exported.call(*arguments, {"x": jnp.eye(8, 3), "y": jnp.arange(8.0)})
 
 
-def nnx_fn(own=True, *args, **options):
+def nnx_fn(own=True, loss_fn=None, model=None, base_alone=False, **options):
   """The passes of a model of `W`, of its optimizer or for a chain."""
-  model = faces.Weights(W)
+  weights = faces.Weights(W)
   optimizer = fsam_optax.nnx.Optimizer(
-    model,
+    weights,
     optax.sgd(0.1),
     wrt=nnx.Param,
     perturbation=fsam_optax.friendly_perturbation(),
   )
+  if base_alone:
+    optimizer.perturbation = None
   of = optimizer if own else fsam_optax.nnx
-  return of.value_and_grad(
-    lambda m, *args: loss(faces.weights_of(m), BATCH), **options
-  )(model, *args)
+  loss_fn = loss_fn or (lambda m: loss(faces.weights_of(m), BATCH))
+  return of.value_and_grad(loss_fn, **options)(model or weights)
+
+
+def momentum_for_average(average="optimizer", **kwargs):
+  return fsam_optax.friendly_perturbation(average=average, **kwargs)
 
 
 def mesh():
@@ -114,16 +119,9 @@ CASES = [
    lambda: passes(batch=(None,), ascent_fraction=0.5)),
   ("symbolic_rows", ValueError, r"multiple of 4, got b\..*'?4\*b",
    lambda: export_rows("b", num_microbatches=2, ascent_fraction=0.5)),
-  ("half_empty_batch", ValueError, r"`batch` must hold arrays of one number",
-   lambda: passes(batch={"x": jnp.ones((4, 3)), "y": jnp.ones(0)},
-                  num_microbatches=2)),
   ("ragged_micro_batches", ValueError, "`num_microbatches` must divide",
    lambda: passes(num_microbatches=3)),
-  ("more_micro_batches_than_rows", ValueError, "`num_microbatches` must divide",
-   lambda: step(num_microbatches=8)),
   # The parameters.
-  ("integer_params", TypeError, "`params` must hold floating-point",
-   lambda: passes(params={"w": jnp.ones(3, jnp.int32)})),
   ("bool_params", TypeError, r"`params` must hold floating-point.*\['w'\]",
    lambda: passes(params={"w": jnp.ones(3, bool)})),
   ("no_params", ValueError, "`params` must hold at least one",
@@ -137,8 +135,6 @@ CASES = [
   # The loss.
   ("vector_loss", TypeError, "`loss_fn` must return the loss as a real scalar",
    lambda: passes(lambda p, b: p["w"])),
-  ("integer_loss", TypeError, "`loss_fn` must return the loss as a real scalar",
-   lambda: passes(lambda p, b: jnp.int32(1))),
   ("complex_loss", TypeError, "`loss_fn` must return the loss as a real scalar",
    lambda: passes(lambda p, b: loss(p, b) + 1j)),
   ("loss_of_none", TypeError, "`loss_fn` must return the loss as a real scalar",
@@ -160,24 +156,16 @@ CASES = [
    lambda: step(lambda p, s, b, r: loss(p, b))),
   ("step_metrics_not_a_dict", TypeError, "a dict of metrics",
    lambda: step(lambda p, s, b, r: (loss(p, b), (s, [])))),
-  ("step_without_metrics", TypeError, r"`loss_fn` must return \(loss",
-   lambda: step(lambda p, s, b, r: (loss(p, b), s))),
   ("model_state_lost", ValueError, "`loss_fn` must return the model state",
    lambda: step(lambda p, s, b, r: (loss(p, b), (None, {})),
                 model_state={"mean": jnp.zeros(2)})),
   ("model_state_of_another_shape", ValueError, "must return the model state",
    lambda: step(lambda p, s, b, r: (loss(p, b), ({"mean": jnp.zeros(3)}, {})),
                 model_state={"mean": jnp.zeros(2)})),
-  ("model_state_of_another_dtype", ValueError, "must return the model state",
-   lambda: step(
-     lambda p, s, b, r: (loss(p, b), ({"mean": jnp.zeros(2, jnp.int32)}, {})),
-     model_state={"mean": jnp.zeros(2)})),
   ("metric_of_a_taken_name", ValueError, "must not report metrics under",
    lambda: step(lambda p, s, b, r: (loss(p, b), (s, {"loss": 0.0})))),
   ("unknown_metric", ValueError, "`metrics` must be",
    lambda: step(metrics=("norm",))),
-  ("metrics_of_a_string", ValueError, "`metrics` must be",
-   lambda: step(metrics="gradient_norm")),
   # The state of the train step.
   ("state_of_flax", TypeError, r"`state` must be .*flax.*TrainState.from_flax",
    lambda: fsam_optax.make_train_step(loss, jit=False)(flax_state(), BATCH)),
@@ -191,8 +179,6 @@ CASES = [
   # The options.
   ("no_micro_batches", ValueError, "`num_microbatches` must be at least 1",
    lambda: passes(num_microbatches=0)),
-  ("negative_micro_batches", ValueError, "`num_microbatches` must be at least",
-   lambda: step(num_microbatches=-2)),
   ("fractional_micro_batches", TypeError, "`num_microbatches` must be an int",
    lambda: passes(num_microbatches=2.0)),
   ("every_0", ValueError, "`every` must be at least 1",
@@ -228,10 +214,6 @@ CASES = [
    lambda: fsam_optax.value_and_grad(
      lambda p: loss(p, BATCH), fsam_optax.sam_perturbation(),
      num_microbatches=2)(W, fsam_optax.sam_perturbation().init(W))),
-  ("no_batch_to_take_from", TypeError, "`batch` must be given",
-   lambda: fsam_optax.value_and_grad(
-     lambda p: loss(p, BATCH), fsam_optax.sam_perturbation(),
-     ascent_fraction=0.5)(W, fsam_optax.sam_perturbation().init(W))),
   ("leaf_that_is_no_array", TypeError, r"\['activation'\].*eqx.is_inexact",
    lambda: fsam_optax.value_and_grad(loss, fsam_optax.sam_perturbation())(
      {**W, "activation": jnp.tanh}, fsam_optax.sam_perturbation().init(W),
@@ -242,9 +224,6 @@ CASES = [
   ("weight_per_row", TypeError, r"weight 'tokens'.*got float32\[2\]",
    lambda: passes(lambda p, b: (loss(p, b), {"tokens": jnp.ones(2)}),
                   has_aux=True, weight="tokens")),
-  ("weight_of_no_dict", TypeError, "weight 'tokens'.*got noth",
-   lambda: passes(lambda p, b: (loss(p, b), 1.0), has_aux=True,
-                  weight="tokens")),
   # Axes, meshes and groups.
   ("unbound_axis_of_a_link", ValueError, "`axis_name` must be an axis",
    lambda: chain(tx=fsam_optax.fsam(axis_name="batch"), grad_fn=grad_fn)),
@@ -259,8 +238,6 @@ CASES = [
    lambda: sharding.fsdp_rule(mesh(), "model")),
   ("no_groups", ValueError, "`num_groups`",
    lambda: sharding.group_step(loss, 0)),
-  ("groups_of_a_float", TypeError, "`num_groups`",
-   lambda: sharding.group_step(loss, 2.0)),
   ("step_that_averages_over_no_axis", ValueError,
    "`step` must average over the axes",
    lambda: sharding.shard_map_step(
@@ -279,11 +256,37 @@ CASES = [
    lambda: nnx_fn(False, num_microbatches=2)),
   ("nnx_without_a_batch", TypeError, "`batch` must be given",
    lambda: nnx_fn(num_microbatches=2)),
+  *((f"nnx_vector_loss_{i}", TypeError, r"real scalar, got float32\[3",
+     lambda kw=kw: nnx_fn(loss_fn=lambda m: m.weights["w"][...], **kw))
+    for i, kw in enumerate(({}, {"own": False}, {"base_alone": True}))),
+  ("nnx_another_model", ValueError,
+   "`model` must be the one .*ema/.* Make an optimizer",
+   lambda: nnx_fn(model=nnx.Linear(3, 2, rngs=nnx.Rngs(0)))),
+  ("nnx_no_parameters", ValueError, "`wrt` must select Variables of `model",
+   lambda: nnx_fn(False, model=nnx.Dropout(0.5, rngs=nnx.Rngs(0)))),
+  ("nnx_optimizer_of_no_parameters", ValueError, "`wrt` must select Variables",
+   lambda: fsam_optax.nnx.Optimizer(
+     nnx.Dropout(0.5, rngs=nnx.Rngs(0)), optax.sgd(0.1), wrt=nnx.Param,
+     perturbation=fsam_optax.friendly_perturbation())),
+  *((f"nnx_method_for_a_loss_{own}", ValueError,
+     "`loss_fn` must take the model as its first argument",
+     lambda own=own: nnx_fn(own, nnx.Linear(3, 2, rngs=nnx.Rngs(0)).__call__))
+    for own in (True, False)),
+  # The optimizer's momentum for the average.
+  ("scheduled_decay_of_a_momentum", ValueError,
+   "`lmbda` must be the decay of the optimizer's momentum",
+   lambda: momentum_for_average(lmbda=lambda count: 0.9)),
+  ("momentum_that_forgets_nothing", ValueError, "a number below 1, got 1.0",
+   lambda: momentum_for_average(lmbda=1.0)),
+  ("dtype_of_a_momentum", ValueError, "`accumulator_dtype` must be None",
+   lambda: momentum_for_average(accumulator_dtype="bfloat16")),
+  ("unknown_average", ValueError, "must be 'own' or 'optimizer', got 'mo",
+   lambda: momentum_for_average("momentum")),
+  ("momentum_not_handed_over", ValueError, "`optimizer_state` must be given",
+   lambda: passes(perturbation=momentum_for_average())),
   # What is no perturbation or no loss.
   ("perturbation_is_a_number", TypeError, "`perturbation` must be",
    lambda: fsam_optax.value_and_grad(loss, 0.05)),
-  ("perturbation_is_a_factory", TypeError, "`perturbation` must be",
-   lambda: fsam_optax.value_and_grad(loss, fsam_optax.friendly_perturbation)),
   ("sharpness_aware_of_a_number", TypeError, "`perturbation` must be",
    lambda: fsam_optax.sharpness_aware(0.05)),
   ("loss_is_not_callable", TypeError, "`loss_fn` must be callable",
@@ -295,10 +298,6 @@ CASES = [
    lambda: passes(perturbation=fsam_optax.fsam())),
   ("state_with_a_radius", TypeError, "`perturbation` .*got 0.05",
    lambda: faces.state_of(W, 0.05)),
-  ("state_with_fsam_itself", TypeError, "asks for `grad_fn`",
-   lambda: faces.state_of(W, fsam_optax.fsam())),
-  ("nnx_with_a_radius", TypeError, "`perturbation` .*got 0.05",
-   lambda: faces.nnx_optimizer(loss, W, optax.sgd(0.1), 0.05)),
   ("nnx_with_fsam_itself", TypeError, "asks for `grad_fn`",
    lambda: faces.nnx_optimizer(loss, W, optax.sgd(0.1), fsam_optax.fsam())),
   # The chain.
@@ -313,8 +312,6 @@ CASES = [
    lambda: chain()),
   ("grad_fn_of_another_structure", ValueError, "of the structure, shapes",
    lambda: chain(grad_fn=lambda p: p["w"])),
-  ("grad_fn_with_the_loss", ValueError, "of the structure, shapes",
-   lambda: chain(grad_fn=jax.value_and_grad(lambda p: loss(p, BATCH)))),
   ("grad_fn_of_another_dtype", ValueError, "with float32.*, got bfloat16",
    lambda: chain(grad_fn=lambda p: {"w": p["w"].astype(jnp.bfloat16)})),
   ("grad_fn_of_another_shape", ValueError, r"with float32\[3\] at w",
@@ -330,14 +327,6 @@ CASES = [
    lambda: chain(grad_fn=jax.grad(loss))),
   ("grad_fn_not_callable", TypeError, "`grad_fn` must be callable",
    lambda: chain(grad_fn=W)),
-  ("wrapped_by_masked", ValueError, "`params` must hold every parameter",
-   lambda: chain(
-     tx=optax.masked(fsam_optax.fsam(), {"w": False}), grad_fn=grad_fn)),
-  ("wrapped_by_partition", ValueError, "`params` must hold every parameter",
-   lambda: chain(
-     tx=optax.partition(
-       {"a": fsam_optax.fsam(), "b": optax.set_to_zero()}, {"w": "b"}),
-     grad_fn=grad_fn)),
   ("adaptive_without_params", ValueError, "`params` must be given",
    lambda: fsam_optax.scale_to_radius(0.1, adaptive=True).update(
      W, fsam_optax.scale_to_radius(0.1).init(W))),
@@ -346,14 +335,10 @@ CASES = [
    lambda: masked_init({"v": True})),
   ("mask_that_excludes_everything", ValueError, "`mask` must select at least",
    lambda: masked_init({"w": False})),
-  ("mask_of_numbers", TypeError, "`mask` must hold bools",
-   lambda: masked_init({"w": 1})),
   ("mask_of_strings", TypeError, "`mask` must hold bools",
    lambda: masked_init(lambda p: {"w": "yes"})),
   ("pattern_that_does_not_parse", ValueError, "`pattern` must be a regular",
    lambda: masks.by_path("(")),
-  ("pattern_of_another_type", ValueError, "`pattern` must be a regular",
-   lambda: masks.by_path(3)),
   ("radius_of_a_constant_rate", TypeError, "`learning_rate` must be a schedule",
    lambda: radius(0.1, 0.0, 1.0, learning_rate_max=1.0)),
   ("radius_between_equal_rates", ValueError, "`learning_rate_max` must be abo",

@@ -4,6 +4,8 @@ import functools
 import importlib
 import pathlib
 
+from faces import state_of
+from faces import step_of
 import jax
 from jax import numpy as jnp
 import optax
@@ -86,21 +88,9 @@ def cost_of(params, batch):
 
 
 def train_step_cost(params, batch, perturbation=None, **options):
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params=params,
-    tx=TX,
-    perturbation=perturbation or fsam_optax.friendly_perturbation(),
-  )
-  step = fsam_optax.make_train_step(
-    lambda params, model_state, batch, rng: (
-      loss_fn(params, batch),
-      (model_state, {}),
-    ),
-    jit=False,
-    **options,
-  )
-  return cost(step, state, batch)
+  perturbation = perturbation or fsam_optax.friendly_perturbation()
+  state = state_of(params, perturbation, TX)
+  return cost(step_of(loss_fn, jit=False, **options), state, batch)
 
 
 def test_options_that_are_off_cost_nothing(params, batch, by_hand):

@@ -178,8 +178,11 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+  ("mask", "adaptive"),
+  [*zip(MASKS.values(), [False, True] * 2, strict=True)],
+  ids=MASKS,
+)
 def test_no_mask_selects_what_is_overwritten(
   mask, adaptive, variables, batches
 ):
@@ -267,18 +270,20 @@ def first_gradient(*args, axis=None, **options):
 
 OPTIONS = {
   "alike": {},
-  "alone": {"sync_perturbation": False},
   "lean": {"sync_perturbation": False, "ema_gradient": "descent"},
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_of_parts_and_replicas_the_largest_is_kept(options):
-  of_parts = first_gradient(TWO_ROWS, num_microbatches=2, **options)
-  of_replicas = jax.vmap(
-    lambda x: first_gradient(x, axis="b", **options),
-    axis_name="b",
-    out_axes=None,
+  in_parts = lambda x: first_gradient(x, num_microbatches=2, **options)
+  of_parts = jax.jit(in_parts)(TWO_ROWS)
+  of_replicas = jax.jit(
+    jax.vmap(
+      lambda x: first_gradient(x, axis="b", **options),
+      axis_name="b",
+      out_axes=None,
+    )
   )(TWO_ROWS[:, None])
   for grads, norm in (of_parts, of_replicas):
     assert grads[OVERWRITTEN]["largest"] == 9

@@ -60,8 +60,6 @@ ALL_GATES = {"every": 2, "start": 1, "stop": 6}
   ("face", "options", "ascends"),
   [
     ("value_and_grad", {"every": 3}, [0, 3, 6]),
-    ("value_and_grad", {"start": 7}, [7, 8]),
-    ("train_step", {"stop": 2}, [0, 1]),
     ("value_and_grad", ALL_GATES, [1, 3, 5]),
     ("train_step", ALL_GATES, [1, 3, 5]),
   ],

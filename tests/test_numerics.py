@@ -12,14 +12,9 @@ import numpy as np
 import optax
 import optax.tree
 import pytest
-from versions import enable_x64
 
 import fsam_optax
 
-orders = pytest.mark.parametrize("order", ["official", "paper"])
-adaptivities = pytest.mark.parametrize(
-  "adaptive", [False, True], ids=["euclidean", "adaptive"]
-)
 narrow = pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
 
 
@@ -60,6 +55,15 @@ def run(perturbation, updates, params):
   return outputs
 
 
+@pytest.fixture(params=["official", "paper"])
+def ascent(request, dtype):
+  """Two for each dtype: of dtype, order and metric they have every pair."""
+  is_adaptive = (request.param == "paper") == (dtype in ("float16", "float32"))
+  return friendly_perturbation(
+    0.1, 0.5, 0.75, order=request.param, adaptive=is_adaptive
+  )
+
+
 def zeros(like):
   return optax.tree.zeros_like(like)
 
@@ -72,12 +76,9 @@ def epsilon_of(dtype):
 
 
 @pytest.mark.device
-@orders
-@adaptivities
-def test_a_zero_gradient_is_no_perturbation(dtype, order, adaptive):
+def test_a_zero_gradient_is_no_perturbation(dtype, ascent):
   params = parameters(dtype)
-  perturbation = friendly_perturbation(0.1, order=order, adaptive=adaptive)
-  ((epsilon, state),) = run(perturbation, [zeros(params)], params)
+  ((epsilon, state),) = run(ascent, [zeros(params)], params)
   chex.assert_trees_all_equal(epsilon, zeros(params))
   chex.assert_trees_all_equal(state[0].ema, zeros(params))
   assert state[0].count == 1
@@ -117,20 +118,24 @@ def poisoned(gradient, value):
   return {**gradient, "bias": gradient["bias"].at[1].set(value)}
 
 
+def huge(dtype):
+  """Finite, but its norm is not in the dtype of the norm (float32 at least)."""
+  wide = jnp.promote_types(dtype, jnp.float32)
+  return float(jnp.finfo(wide).max) / 4
+
+
 @pytest.mark.device
-@orders
-@adaptivities
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize(
+  "value_of", [lambda _: np.nan, lambda _: np.inf, lambda _: -np.inf, huge]
+)
 def test_a_gradient_that_is_not_finite_never_enters_the_average(
-  dtype, order, adaptive, value
+  dtype, ascent, value_of
 ):
+  """Nor one of finite entries whose norm overflows."""
   params, (first, second) = parameters(dtype), gradients(dtype)
-  perturbation = friendly_perturbation(
-    0.1, 0.5, 0.75, order=order, adaptive=adaptive
-  )
-  clean = run(perturbation, [first, second], params)
+  clean = run(ascent, [first, second], params)
   (_, before), (epsilon, during), (after_epsilon, after) = run(
-    perturbation, [first, poisoned(second, value), second], params
+    ascent, [first, poisoned(second, value_of(dtype)), second], params
   )
   chex.assert_trees_all_equal(epsilon, zeros(params))
   # To a weight of -0.0, 0.0 is a change.
@@ -141,20 +146,15 @@ def test_a_gradient_that_is_not_finite_never_enters_the_average(
   # The next finite step is what it would have been.
   chex.assert_trees_all_equal(
     (after_epsilon, after[0]),
-    (
-      clean[1][0],
-      clean[1][1][0],
-    ),
+    (clean[1][0], clean[1][1][0]),
   )
   chex.assert_tree_all_finite(after)
 
 
-@orders
-def test_a_bad_first_gradient_leaves_the_first_step_to_the_next(dtype, order):
+def test_a_bad_first_gradient_leaves_the_first_step_to_the_next(dtype, ascent):
   params, (first, second) = parameters(dtype), gradients(dtype)
-  perturbation = friendly_perturbation(0.1, 0.5, 0.75, order=order)
-  late = run(perturbation, [poisoned(first, np.nan), first, second], params)
-  clean = run(perturbation, [first, second], params)
+  late = run(ascent, [poisoned(first, np.nan), first, second], params)
+  clean = run(ascent, [first, second], params)
   for (epsilon, state), (expected, expected_state) in zip(
     late[1:], clean, strict=True
   ):
@@ -181,30 +181,6 @@ def test_norms_of_float16_go_beyond_its_range(narrow, size):
     rtol=2 * epsilon_of(narrow),
   )
   chex.assert_trees_all_equal(state[0].ema, gradient)
-
-
-def huge(dtype):
-  """Finite, but its norm is not in the dtype of the norm (float32 at least)."""
-  wide = jnp.promote_types(dtype, jnp.float32)
-  return float(jnp.finfo(wide).max) / 4
-
-
-@pytest.mark.device
-@pytest.mark.parametrize("name", ["bfloat16", "float32", "float64"])
-def test_a_gradient_whose_norm_overflows_is_treated_as_not_finite(name):
-  with enable_x64(name == "float64"):
-    params, (first, second) = parameters(name), gradients(name)
-    perturbation = friendly_perturbation(0.1, 0.5, 0.75)
-    overflowing = poisoned(second, huge(name))
-    chex.assert_tree_all_finite(overflowing)
-    (_, before), (epsilon, during), (after_epsilon, _) = run(
-      perturbation, [first, overflowing, second], params
-    )
-    clean = run(perturbation, [first, second], params)
-    chex.assert_trees_all_equal(epsilon, zeros(params))
-    chex.assert_trees_all_equal(during[0], before[0])
-    assert np.isinf(during[1].direction_norm)
-    chex.assert_trees_all_equal(after_epsilon, clean[1][0])
 
 
 def test_a_difference_that_overflows_float16_is_treated_as_not_finite():
@@ -272,10 +248,10 @@ def test_the_average_keeps_its_dtype(dtype, order, accumulator):
   )
   state = perturbation.init(params)
   expected = dtype if accumulator is None else jnp.dtype(accumulator)
-  for epsilon, updated in run(perturbation, gradients(dtype), params):
-    chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(epsilon, params)
-    assert {x.dtype for x in jax.tree.leaves(updated[0].ema)} == {expected}
+  epsilon, updated = jax.eval_shape(perturbation.update, params, state, params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(updated, state)
+  chex.assert_trees_all_equal_shapes_and_dtypes(epsilon, params)
+  assert {x.dtype for x in jax.tree.leaves(updated[0].ema)} == {expected}
 
 
 @pytest.mark.parametrize(
@@ -299,13 +275,14 @@ def test_norms_are_float32_at_least(dtype):
   params = parameters(dtype)
   wide = jnp.promote_types(dtype, jnp.float32)
   perturbation = friendly_perturbation(0.1)
-  for _, state in run(perturbation, gradients(dtype), params):
-    assert state[1].direction_norm.dtype == wide
-    assert state[1].perturbation_norm.dtype == wide
   fn = fsam_optax.value_and_grad(
     lambda p, b: sum(jnp.sum(x * x) for x in jax.tree.leaves(p)), perturbation
   )
-  loss, grads, _, info = fn(params, perturbation.init(params), None)
+  loss, grads, state, info = jax.eval_shape(
+    fn, params, perturbation.init(params), None
+  )
+  assert state[1].direction_norm.dtype == wide
+  assert state[1].perturbation_norm.dtype == wide
   chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
   assert loss.dtype == info.perturbed_value.dtype == dtype
   for name in info._fields[1:]:
@@ -358,8 +335,9 @@ def test_a_float32_average_keeps_what_bfloat16_forgets():
 # Complex parameters.
 
 
-@orders
-@adaptivities
+@pytest.mark.parametrize(
+  ("order", "adaptive"), [("official", False), ("paper", True)]
+)
 def test_complex_parameters_are_as_real_ones_turned(order, adaptive):
   """Turn every entry of the plane by its own angle: nothing else changes."""
   rng = np.random.default_rng(0)
@@ -400,7 +378,7 @@ def test_complex_gradients_are_those_of_jax_in_every_face(face):
     friendly_perturbation(0.3),
     **options,
   )
-  (params, (average, _), _), _ = step(carry, batch)
+  (params, (average, _), _), _ = jax.jit(step)(carry, batch)
   away = COMPLEX - 1j
   perturbed = away + 0.3 * away / np.linalg.norm(away)
   np.testing.assert_allclose(z - params["z"], 2 * np.conj(perturbed), rtol=1e-5)
@@ -410,11 +388,8 @@ def test_complex_gradients_are_those_of_jax_in_every_face(face):
 # Large leaves and degenerate trees.
 
 
-@pytest.mark.parametrize(
-  "shape", [(70_000,), (3, 210, 110), (2**16 + 8, 1)], ids=str
-)
-def test_large_leaves_are_summed_as_accurately_as_small_ones(shape):
-  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+def test_large_leaves_are_summed_as_accurately_as_small_ones():
+  x = np.random.default_rng(0).normal(size=(3, 210, 110)).astype(np.float32)
   expected = np.linalg.norm(x.astype(np.float64).ravel())
   perturbation = friendly_perturbation(0.1)
   params = {"large": jnp.asarray(x), "small": jnp.zeros(3)}
@@ -424,7 +399,7 @@ def test_large_leaves_are_summed_as_accurately_as_small_ones(shape):
 
 
 def test_large_leaves_can_be_mapped_and_differentiated():
-  """The sum by rows holds under the transformations of jax."""
+  """The sum holds under the transformations of jax."""
   x = np.random.default_rng(0).normal(size=(2, 256, 260)).astype(np.float32)
   x[:, 7] = 0.0  # A dead unit: its row has a sum at which a root is steep.
   perturbation = fsam_optax.sam_perturbation(0.1)
@@ -434,10 +409,12 @@ def test_large_leaves_can_be_mapped_and_differentiated():
     return state.direction_norm
 
   np.testing.assert_allclose(
-    jax.vmap(norm)(x), np.linalg.norm(x.reshape(2, -1), axis=1), rtol=1e-5
+    jax.jit(jax.vmap(norm))(x),
+    np.linalg.norm(x.reshape(2, -1), axis=1),
+    rtol=1e-5,
   )
   np.testing.assert_allclose(
-    jax.grad(norm)(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
+    jax.jit(jax.grad(norm))(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
   )
 
 
@@ -471,8 +448,7 @@ def test_the_counters_stop_at_their_end_instead_of_wrapping():
 # Derivatives through steps, as learned hyperparameters take them.
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0], ids=str)
-def test_slopes_of_hyperparameters_pass_through_a_step_that_does_nothing(value):
+def test_slopes_of_hyperparameters_pass_through_a_step_that_does_nothing():
   """As if that step had not been taken: skipped, or of a zero gradient."""
   target = jnp.eye(4, 3)
   loss_fn = lambda params, batch: jnp.mean((batch @ params["w"] - 1) ** 2)
@@ -488,8 +464,9 @@ def test_slopes_of_hyperparameters_pass_through_a_step_that_does_nothing(value):
       state, _ = step(state, batch)
     return loss_fn(state.params, target)
 
-  slope = jax.grad(final_loss)
+  slope = jax.jit(jax.grad(final_loss))
   expected = slope((0.1, 0.05), [target])
-  found = slope((0.1, 0.05), [jnp.full((4, 3), value), target])
   assert abs(expected[1]) > 1e-3
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  for value in (np.nan, np.inf, 0.0):
+    found = slope((0.1, 0.05), [jnp.full((4, 3), value), target])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -22,11 +22,6 @@ STEPS, WEIGHTS, ROWS = 12, 5, 4
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
-orders = pytest.mark.parametrize("order", ["official", "paper"])
-adaptivities = pytest.mark.parametrize(
-  "adaptive", [False, True], ids=["euclidean", "adaptive"]
-)
-
 
 @functools.cache
 def compiled_perturbations(order, adaptive):
@@ -49,8 +44,8 @@ def compiled_perturbations(order, adaptive):
   return run
 
 
-@orders
-@adaptivities
+@pytest.mark.parametrize("order", ["official", "paper"])
+@pytest.mark.parametrize("adaptive", [False, True])
 @settings(max_examples=25)
 @given(
   rho=st.floats(0.0, 10.0),
@@ -91,8 +86,9 @@ SCHEDULES = (
 
 
 @pytest.mark.usefixtures("x64")
-@orders
-@adaptivities
+@pytest.mark.parametrize(
+  ("order", "adaptive"), [("official", True), ("paper", False)]
+)
 def test_scheduled_training_follows_the_equations(order, adaptive):
   batches, weights = batches_of(1), np.linspace(-1.0, 2.0, WEIGHTS)
   expected = train(

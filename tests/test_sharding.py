@@ -1,7 +1,9 @@
 """Many devices: N equal one, and each mode is what its equations say."""
 
+import functools
 import re
 
+from by_hand import assert_near
 from faces import FACES
 from faces import state_of
 from faces import step_of as step_of_loss
@@ -69,38 +71,32 @@ def split(batch):
   return jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
 
 
-def run(kind, batches, rng=None, **options):
+def run(kind, batches, axes=("batch",), sizes=(DEVICES,), **options):
   """The state and the metrics after a step a batch, by one kind of wrapper."""
-  state = make_state(rng)
+  state = make_state()
   options["metrics"] = ("gradient_norm",)
   if kind == "one device":
     step = fsam_optax.make_train_step(loss_fn, **options)
     for batch in batches:
       state, metrics = step(state, batch)
     return state, metrics
-  step = fsam_optax.make_train_step(
-    loss_fn, axis_name="batch", jit=False, **options
-  )
+  step = step_of(axis_name=axes, **options)
   if kind == "pmap":
-    return run_pmap(step, state, batches)
-  if kind == "vmap":
+    step = jax.pmap(step, axis_name="batch", donate_argnums=0)
+    state, batches = jax_utils.replicate(state), map(split, batches)
+  elif kind == "vmap":
     step = jax.jit(sharding.group_step(step, DEVICES), donate_argnums=0)
   else:
-    mesh = make_mesh()
-    step = sharding.shard_map_step(step, mesh, check_vma=kind == "checked")
+    mesh = make_mesh(**dict(zip(axes, sizes, strict=True)))
+    is_checked = kind == "checked"
+    step = sharding.shard_map_step(step, mesh, axes, check_vma=is_checked)
     state = sharding.place_state(state, mesh)
+    batches = map(sharding.BatchFeeder(mesh, axes), batches)
   for batch in batches:
     state, metrics = step(state, batch)
+  if kind == "pmap":  # Of the first replica.
+    return jax_utils.unreplicate((state, metrics))
   return state, metrics
-
-
-def run_pmap(step, state, batches):
-  """The state and the metrics of the first replica after a step a batch."""
-  step = jax.pmap(step, axis_name="batch", donate_argnums=0)
-  state = jax_utils.replicate(state)
-  for batch in batches:
-    state, metrics = step(state, split(batch))
-  return jax_utils.unreplicate(state), jax_utils.unreplicate(metrics)
 
 
 def numbers(state):
@@ -109,20 +105,18 @@ def numbers(state):
   return jax.tree.map(np.asarray, state)
 
 
-def close(tree, other, rtol=1e-10):
-  assert jax.tree.structure(tree) == jax.tree.structure(other)
-  for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+def close(state, other):
+  assert_near(numbers(state), numbers(other), 1e-10)
 
 
 KINDS = ("pmap", "checked", "unchecked", "vmap")
-# The options, and in which wrappers: those that divide rows in more of them.
+# The options, and in which wrappers: all of them by default.
 MODES = {
   "default": ({}, KINDS),
-  "average_of_descent": ({"ema_gradient": "descent"}, ("checked", "pmap")),
-  "micro_batches": ({"num_microbatches": 2}, ("checked", "unchecked", "vmap")),
-  "fraction": ({"ascent_fraction": 0.5}, ("checked", "pmap", "vmap")),
-  "gate": ({"every": 2, "ascent_fraction": 0.5}, ("unchecked", "vmap")),
+  "average_of_descent": ({"ema_gradient": "descent"}, ("checked",)),
+  "micro_batches": ({"num_microbatches": 2}, ("checked", "vmap")),
+  "fraction": ({"ascent_fraction": 0.5}, ("pmap",)),
+  "gate": ({"every": 2, "ascent_fraction": 0.5}, ("unchecked",)),
 }
 METRICS = ("loss", "perturbed_loss", "gradient_norm", "perturbation_norm")
 LOCAL_MODES = {
@@ -134,12 +128,21 @@ modes = lambda which: pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize(("options", "kinds"), MODES.values(), ids=MODES)
-def test_many_devices_equal_one_device(options, kinds, batches):
-  expected, expected_metrics = run("one device", batches, **options)
+@pytest.fixture(scope="module")
+def on_one_device(batches):
+  """The state and the metrics of a mode, of which each is trained once."""
+  return functools.cache(
+    lambda mode: run("one device", batches, **MODES[mode][0])
+  )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_devices_equal_one_device(mode, batches, on_one_device):
+  options, kinds = MODES[mode]
+  expected, expected_metrics = on_one_device(mode)
   for kind in kinds:
     state, metrics = run(kind, batches, **options)
-    close(numbers(state), numbers(expected))
+    close(state, expected)
     for name in METRICS:
       np.testing.assert_allclose(
         metrics[name], expected_metrics[name], rtol=1e-10
@@ -149,7 +152,7 @@ def test_many_devices_equal_one_device(options, kinds, batches):
 @pytest.mark.slow
 @modes(LOCAL_MODES)
 def test_pmap_shard_map_and_vmap_agree(options, batches):
-  states = {kind: numbers(run(kind, batches, **options)[0]) for kind in KINDS}
+  states = {kind: run(kind, batches, **options)[0] for kind in KINDS}
   for state in states.values():
     close(state, states["pmap"])
 
@@ -192,63 +195,48 @@ def flat(tree):
   return np.concatenate([np.ravel(tree[k]) for k in ("in", "bias", "out")])
 
 
+def vectors(state):
+  return flat(state.params), flat(state.perturbation_state[0].ema)
+
+
 @pytest.mark.parametrize(
   ("kind", "ema_gradient"),
   [
     ("checked", "ascent"),
-    ("checked", "descent"),
     ("unchecked", "descent"),
     ("pmap", "ascent"),
     ("vmap", "descent"),
+    ("one device", "ascent"),
   ],
 )
 def test_each_replica_ascends_along_its_own_gradient_minus_the_global_average(
   kind, ema_gradient, batches
 ):
+  """Or each micro-batch of one device, of which the i-th has every i-th row."""
   options = {"sync_perturbation": False, "ema_gradient": ema_gradient}
+  expected = in_numpy(batches, DEVICES, ema_gradient)
+  if kind == "one device":
+    options["num_microbatches"] = DEVICES
+    in_turn = lambda x: x.swapaxes(0, 1).reshape(ROWS, *x.shape[2:])
+    batches = [jax.tree.map(in_turn, split(batch)) for batch in batches]
   state, _ = run(kind, batches, **options)
-  weights, average = in_numpy(batches, DEVICES, ema_gradient)
-  np.testing.assert_allclose(flat(state.params), weights, rtol=1e-10)
-  np.testing.assert_allclose(
-    flat(state.perturbation_state[0].ema), average, rtol=1e-10, atol=1e-12
-  )
+  assert_near(vectors(state), expected, 1e-10)
 
 
-@pytest.mark.parametrize("ema_gradient", ["ascent", "descent"])
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+  ("kind", "ema_gradient"), [("unchecked", "ascent"), ("checked", "descent")]
+)
 def test_groups_of_replicas_ascend_along_their_own_mean(
-  ema_gradient, check_vma, batches
+  kind, ema_gradient, batches
 ):
-  mesh = make_mesh(group=4, replica=2)
-  axes = ("group", "replica")
-  step = sharding.shard_map_step(
-    fsam_optax.make_train_step(
-      loss_fn,
-      axis_name=axes,
-      sync_perturbation="replica",
-      ema_gradient=ema_gradient,
-      jit=False,
-    ),
-    mesh,
-    axes,
-    check_vma=check_vma,
-  )
-  state = sharding.place_state(make_state(), mesh)
-  feed = sharding.BatchFeeder(mesh, axes)
-  for batch in batches:
-    state, _ = step(state, feed(batch))
-  weights, average = in_numpy(batches, 4, ema_gradient)
-  np.testing.assert_allclose(flat(state.params), weights, rtol=1e-10)
-  np.testing.assert_allclose(
-    flat(state.perturbation_state[0].ema), average, rtol=1e-10, atol=1e-12
-  )
+  options = {"sync_perturbation": "replica", "ema_gradient": ema_gradient}
+  state, _ = run(kind, batches, ("group", "replica"), (4, 2), **options)
+  assert_near(vectors(state), in_numpy(batches, 4, ema_gradient), 1e-10)
 
 
 def test_replicas_stay_bitwise_equal_and_average_what_they_report(batches):
   step = jax.pmap(
-    fsam_optax.make_train_step(
-      loss_fn, axis_name="batch", sync_perturbation=False, jit=False
-    ),
+    step_of(axis_name="batch", sync_perturbation=False),
     axis_name="batch",
     donate_argnums=0,
   )
@@ -281,15 +269,15 @@ def split_rule(path, leaf):
   return PartitionSpec()
 
 
-@pytest.mark.parametrize("layout", ["replicated", "fsdp", "tensor"])
+@pytest.mark.parametrize("layout", ["fsdp", "tensor"])
 def test_under_jit_the_state_keeps_its_sharding_and_the_numbers(
-  layout, batches
+  layout, batches, on_one_device
 ):
   if layout == "tensor":
     mesh, rule = make_mesh(batch=2, model=4), split_rule
   else:
     mesh = make_mesh()
-    rule = sharding.fsdp_rule(mesh, min_size=8) if layout == "fsdp" else None
+    rule = sharding.fsdp_rule(mesh, min_size=8)
   state = sharding.place_state(make_state(), mesh, rule)
   shardings = jax.tree.map(lambda x: x.sharding, state)
   if layout == "fsdp":
@@ -310,8 +298,8 @@ def test_under_jit_the_state_keeps_its_sharding_and_the_numbers(
     shardings,
   )
   assert jax.tree.all(same)
-  expected, expected_metrics = run("one device", batches)
-  close(numbers(state), numbers(expected))
+  expected, expected_metrics = on_one_device("default")
+  close(state, expected)
   assert jax.device_get(metrics)["loss"] == pytest.approx(
     float(expected_metrics["loss"]), rel=1e-10
   )
@@ -388,7 +376,7 @@ def test_lean_f_sam_all_reduces_what_sgd_does():
 )
 def test_under_jit_no_collective_moves_the_batch(options, batches):
   mesh = make_mesh()
-  step = fsam_optax.make_train_step(loss_fn, jit=False, **options)
+  step = step_of(**options)
   if "axis_name" in options:
     step = sharding.group_step(step, DEVICES)
   state = sharding.place_state(make_state(), mesh)
@@ -397,11 +385,9 @@ def test_under_jit_no_collective_moves_the_batch(options, batches):
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}
   new_state, _ = compiled(state, batch)
-  if "axis_name" in options:
-    weights, _ = in_numpy(batches[:1], DEVICES, "ascent")
-  else:
-    weights, _ = in_numpy(batches[:1], 1, "ascent")
   if "ascent_fraction" not in options:
+    groups = DEVICES if "axis_name" in options else 1
+    weights, _ = in_numpy(batches[:1], groups, "ascent")
     np.testing.assert_allclose(flat(new_state.params), weights, rtol=1e-10)
 
 
@@ -411,16 +397,11 @@ def test_a_nonfinite_gradient_of_one_replica_skips_the_step_on_all(batches):
   y[-1] = np.nan
   mesh = make_mesh()
   for options in ({}, LEAN):
-    step = sharding.shard_map_step(
-      fsam_optax.make_train_step(
-        loss_fn, axis_name="batch", jit=False, **options
-      ),
-      mesh,
-    )
+    step = sharding.shard_map_step(step_of(axis_name="batch", **options), mesh)
     state = sharding.place_state(make_state(), mesh)
     new_state, metrics = step(state, (x, y))
     assert int(metrics["skipped"]) == 1
-    close(numbers(new_state), numbers(make_state()))
+    close(new_state, make_state())
 
 
 # Bad input.
@@ -479,7 +460,7 @@ def test_integer_outputs_that_would_be_averaged_are_refused(batches):
     fsam_optax.make_train_step(counting, axis_name="batch", jit=False), 2
   )
   with pytest.raises(TypeError, match=r"floating scalars.*rows"):
-    step(make_state(), batches[0])
+    jax.eval_shape(step, make_state(), batches[0])
 
 
 # A loss that reduces itself over the axis.
@@ -528,17 +509,15 @@ def gradient_of_squares(face, axes, reduced, over, **options):
   return jax.jit(mapped)(jnp.array([3.0]), jnp.asarray(SQUARES))
 
 
-OVER = ["a", "b", ("a", "b")]
-REDUCED = [mean_of_means, sum_over_count, mean_of_all]
-
-
 @pytest.mark.parametrize(
   ("face", "options", "reduced", "over"),
   [
-    *(("value_and_grad", {}, reduced, o) for reduced in REDUCED for o in OVER),
-    *(("value_and_grad", {"num_microbatches": 2}, x, "b") for x in REDUCED),
-    ("train_step", {}, mean_of_means, "a"),
-    ("nnx_optimizer", {}, mean_of_means, ("a", "b")),
+    ("value_and_grad", {}, mean_of_means, "a"),
+    ("value_and_grad", {}, mean_of_all, "b"),
+    ("value_and_grad", {}, sum_over_count, ("a", "b")),
+    ("value_and_grad", {"num_microbatches": 2}, sum_over_count, "b"),
+    ("train_step", {}, mean_of_means, "b"),
+    ("nnx_optimizer", {}, mean_of_all, ("a", "b")),
   ],
 )
 def test_a_loss_that_reduces_itself_is_that_of_all_rows(
