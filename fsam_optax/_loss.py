@@ -95,6 +95,14 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
       )
 
 
+NO_MODEL_STATE = (
+  "`model_state` of the train state is None. If the model has variables that "
+  "are not parameters, such as BatchNorm's statistics, give them: "
+  '`TrainState.create(..., model_state={"batch_stats": '
+  'variables["batch_stats"]})`.'
+)
+
+
 def step_output(output: Any, model_state: Any) -> PyTree:
   """What the loss of a train step returned, ``(loss, (model_state, metrics))``.
 
@@ -112,9 +120,10 @@ def step_output(output: Any, model_state: Any) -> PyTree:
     )
   loss, (returned, metrics) = output
   if differing := difference(model_state, returned):
+    remedy = f" {NO_MODEL_STATE}" if model_state is None else ""
     raise ValueError(
       "`loss_fn` must return the model state in the structure, shapes and "
-      f"dtypes of the one it was given, with {differing}."
+      f"dtypes of the one it was given, with {differing}.{remedy}"
     )
   paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
   by_name = {joined_path(path): leaf for path, leaf in paths(returned)}

@@ -13,6 +13,7 @@ from fsam_optax._axes import mean
 from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
 from fsam_optax._gradients import times
+from fsam_optax._loss import NO_MODEL_STATE
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import step_output
@@ -271,6 +272,9 @@ def _loss_of_part(loss_fn, state, options):
     try:
       output = loss_fn(params, model_state, part, key)
     except Exception as error:
+      # What Python and Flax say where a collection of variables is missing.
+      if model_state is None and re.search("NoneType|collection", str(error)):
+        error.add_note(NO_MODEL_STATE)
       # What JAX, Flax and Equinox say where a key is missing.
       if key is None and re.search("PRNG|rngs|requires a key", str(error)):
         raise ValueError(
