@@ -774,8 +774,9 @@ def check_perturbation(perturbation: object):
   if "grad_fn" in inspect.signature(perturbation.update).parameters:
     raise TypeError(
       "`perturbation` must make a perturbation from a gradient alone, as "
-      "friendly_perturbation(rho=0.05) does, got a transformation that needs "
-      "`grad_fn`, such as fsam. Put that one into the optimizer's chain."
+      "friendly_perturbation(rho=0.05) does, got a transformation that "
+      "asks for `grad_fn`, such as fsam. Put that one into the optimizer's "
+      "chain."
     )
 
 

@@ -503,7 +503,7 @@ def _check_no_argnums(options):
   if "argnums" in options:
     raise TypeError(
       "`argnums` must be left out, because the model is the first argument. "
-      "For the `filter` of `nnx.DiffState(0, filter)` give `wrt=filter`."
+      "Give the filter of `nnx.DiffState(0, filter)` as `wrt`."
     )
 
 
