@@ -1,4 +1,7 @@
-"""The optax interface: F-SAM as a link of `optax.chain`."""
+"""The optax interface: F-SAM as a link of `optax.chain`.
+
+It takes the second gradient. The gradient EMA is in `_perturbation`.
+"""
 
 import inspect
 from typing import Any, Callable, Optional, Union

@@ -1,4 +1,4 @@
-"""The options of the two passes, checked once, and what follows from them."""
+"""The options of the two passes: replicas, rows, and the steps that ascend."""
 
 import dataclasses
 import functools

@@ -1,6 +1,6 @@
-"""The ascent: from a gradient to the perturbation of the weights.
+"""The ascent: the gradient EMA, and the perturbation of the weights from it.
 
-Plain optax gradient transformations. They know no loss and ask for no second
+These are plain optax gradient transformations. They need no loss and no second
 gradient, so they compose with everything in optax.
 """
 
