@@ -92,16 +92,17 @@ def check(metadata: Any, state: PyTree) -> None:
   ]
   if not differences:
     return
-  missing = wanted.keys() - saved.keys()
-  if _is_of_flax(saved, missing):
+  remedy = (
+    "Build the state with the model, optimizer, perturbation and kind of rng "
+    "of the saved run"
+  )
+  has_perturbation = lambda paths: any(
+    path.split(".")[0] == "perturbation_state" for path in paths
+  )
+  if has_perturbation(wanted) and not has_perturbation(saved):
     remedy = (
       "If it was saved from flax's own TrainState, restore it into that and "
       "convert with `TrainState.from_flax`"
-    )
-  else:
-    remedy = (
-      "Build the state with the model, optimizer, perturbation and kind of rng "
-      "of the saved run"
     )
   raise ValueError(
     f"The checkpoint must hold the arrays of `state`, got "
@@ -153,11 +154,3 @@ def _fits(saved, wanted):
 def _describe(leaf):
   shape, dtype = _shape_and_dtype(leaf)
   return f"{dtype.name}{list(shape)}"
-
-
-def _is_of_flax(saved, missing):
-  """Whether the checkpoint seems to hold flax's own train state."""
-  roots = {path.split(".")[0] for path in missing}
-  return "perturbation_state" in roots and not any(
-    path.split(".")[0] == "perturbation_state" for path in saved
-  )
