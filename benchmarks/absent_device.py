@@ -1,20 +1,21 @@
-"""A TPU or a GPU that is not there: compiled for, with no such device at hand.
+"""Describes TPUs and GPUs that this machine does not have, to compile for them.
 
-To be imported before JAX, which looks for devices as soon as it is. A TPU needs
-the package libtpu, a GPU JAX's plugin for CUDA and NVIDIA's assembler, and not
-the libraries of CUDA: both are in the extra ``pod``.
+`step_cost.py` compiles for one of them, and `pod.py` for many. Import this
+module before JAX, which looks for devices when it is imported. The extra
+``pod`` installs what it needs: libtpu for a TPU; for a GPU JAX's plugin for
+CUDA and NVIDIA's assembler, without the libraries of CUDA.
 """
 
 import os
 
 os.environ.update(
   JAX_PLATFORMS="cpu",
-  # The compiler alone, for a pod that is described.
+  # Without these the compiler looks for a real pod.
   TPU_SKIP_MDS_QUERY="1",
   TPU_ACCELERATOR_TYPE="v5litepod-256",
   TPU_WORKER_HOSTNAMES="localhost",
   TPU_WORKER_ID="0",
-  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # No chip is held: several may compile.
+  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # Several processes may compile at once.
 )
 
 import importlib.util
@@ -29,7 +30,7 @@ COMPILES = {  # Whether the compiler for a kind of device is installed.
   "tpu": importlib.util.find_spec("libtpu") is not None,
   "gpu": importlib.util.find_spec("jax_cuda12_plugin") is not None,
 }
-# Kernels are not chosen by their times, for want of a device that takes them.
+# Without a device no kernel can be chosen by its time.
 XLA_FLAGS = "--xla_gpu_autotune_level=0"
 if COMPILES["gpu"]:
   import nvidia
@@ -37,10 +38,10 @@ if COMPILES["gpu"]:
   folders = [pathlib.Path(folder) / "cuda_nvcc" for folder in nvidia.__path__]
   assembler = next(folder for folder in folders if folder.is_dir())
   XLA_FLAGS += f" --xla_gpu_cuda_data_dir={assembler}"
-# XLA reads them when it compiles for the first time.
+# XLA reads the flags when it compiles for the first time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
 
-# What XLA asks a GPU for: its GpuTargetConfigProto, of an H100 with 80 GB.
+# XLA's description of a GPU, a GpuTargetConfigProto, for an H100 with 80 GB.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -73,8 +74,8 @@ def devices(topology: str) -> np.ndarray:
   """The devices of a topology.
 
   Args:
-    topology: a TPU's, such as ``v5e:2x2`` or ``v5p:4x4x4``, or ``h100:4x8``:
-      hosts times GPUs of a host.
+    topology: of TPUs, such as ``v5e:2x2`` or ``v5p:4x4x4``, or of GPUs, such as
+      ``h100:4x8``: 4 hosts with 8 GPUs each.
 
   Returns:
     The devices, to compile for.
@@ -83,7 +84,7 @@ def devices(topology: str) -> np.ndarray:
   if kind != "h100":
     described = topologies.get_topology_desc(topology, platform="tpu")
     return np.array(described.devices)
-  shape = f"1x{shape}"  # One slice of so many hosts.
+  shape = f"1x{shape}"  # One slice with all hosts.
   described = topologies.get_topology_desc(
     shape, platform="cuda", topology=shape, target_config=H100
   )
@@ -91,7 +92,7 @@ def devices(topology: str) -> np.ndarray:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-  """Shapes with shardings, as :func:`jax.jit` lowers for them.
+  """Shapes with shardings, for the ``lower`` of :func:`jax.jit`.
 
   Args:
     tree: arrays or their shapes.

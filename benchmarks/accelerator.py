@@ -88,19 +88,17 @@ class Job(NamedTuple):
   """What one process does.
 
   Attributes:
-    name: for people.
-    part: the list of the report that gets the rows.
-    work: one of :data:`WORKS`.
-    arguments: its arguments.
+    name: for the report.
+    part: one of :data:`WORKS`, and the list of the report that gets the rows.
+    arguments: those of the work.
   """
 
   name: str
   part: str
-  work: str
   arguments: dict[str, Any]
 
 
-# ---- What happens in a process of its own.
+# ---- The work of the processes, one job each.
 
 
 def describe() -> Iterator[dict[str, Any]]:
@@ -124,21 +122,21 @@ def describe() -> Iterator[dict[str, Any]]:
 
 
 class Outcomes:
-  """What pytest reports, a row a test."""
+  """The outcomes that pytest reports, a row a test."""
 
   def __init__(self) -> None:
-    """Has none yet."""
+    """Begins without a row."""
     self.rows: list[dict[str, Any]] = []
 
   def pytest_runtest_logreport(self, report: Any) -> None:
-    """Adds what a test, or what it needs, came to."""
+    """Adds the outcome of a test or of its fixtures."""
     if report.skipped or (report.passed and report.when != "call"):
       return
     message = "" if report.passed else str(report.longrepr)[-1500:]
     name = report.nodeid.rpartition("/")[-1]
     row = {"check": name, "passed": report.passed, "message": message}
     self.rows.append(row)
-    print(line_of("check", row), flush=True)
+    print(line_of("checks", row), flush=True)
 
 
 def check(device: str, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -153,12 +151,12 @@ def check(device: str, names: list[str]) -> Iterator[dict[str, Any]]:
   """
   import pytest
 
-  for name in CHECKS:  # What a file came to is kept when time runs out.
+  for name in CHECKS:  # The rows of a file are kept when time runs out.
     outcomes = Outcomes()
     status = pytest.main(
       [
         *(str(ROOT / "tests" / name), "-m", "device", f"--device={device}"),
-        # Its own report alone, and no error that is a warning elsewhere.
+        # With the plugin's report alone, and warnings that are no errors.
         *("-o", "addopts=", "-W", "default", "-p", "no:cacheprovider"),
         *("-p", "no:terminal", "-k", " or ".join(names)),
       ],
@@ -273,9 +271,9 @@ def peak(model: str, batch_size: int, step: str) -> Iterator[dict[str, Any]]:
 
 
 WORKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-  "describe": describe,
-  "check": check,
-  "time_steps": time_steps,
+  "device": describe,
+  "checks": check,
+  "cost": time_steps,
   "peak": peak,
 }
 
@@ -283,19 +281,19 @@ WORKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 def work(job: Job, path: str) -> None:
   """Does a job in this process: prints its rows and appends them to a file."""
   with open(path, "a") as file:
-    for row in WORKS[job.work](**job.arguments):
+    for row in WORKS[job.part](**job.arguments):
       file.write(json.dumps(row) + "\n")
       file.flush()
-      if job.work != "check":  # Those are printed as they come.
-        print(line_of(job.work, row), flush=True)
+      if job.part != "checks":  # Those are printed as they come.
+        print(line_of(job.part, row), flush=True)
 
 
-def line_of(kind: str, row: dict[str, Any]) -> str:
-  """A row for people."""
-  if kind == "describe":
+def line_of(part: str, row: dict[str, Any]) -> str:
+  """A row of the report as a line to print."""
+  if part == "device":
     versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items())
     return f"{row['devices']} x {row['device']}, {versions}"
-  if kind == "check":
+  if part == "checks":
     outcome = "PASS" if row["passed"] else "FAIL"
     return f"{outcome} {row['check']} {row['message']}".rstrip()
   shown = {
@@ -309,9 +307,8 @@ def line_of(kind: str, row: dict[str, Any]) -> str:
     "images/s": ("images_per_second", ",.0f"),
     "waiting": ("waiting_fraction", ".1%"),
   }
-  row = dict(row)
   if row.get("peak_bytes") is not None:
-    row["peak_megabytes"] = row["peak_bytes"] / 1e6
+    row = {**row, "peak_megabytes": row["peak_bytes"] / 1e6}
   cells = [
     f"{name} {row[field]:{form}}"
     for name, (field, form) in shown.items()
@@ -319,19 +316,16 @@ def line_of(kind: str, row: dict[str, Any]) -> str:
   ]
   if "error" in row:
     cells.append(row["error"].splitlines()[0])
-  return f"{kind}: {_label(row)}: " + (", ".join(cells) or "not known here")
-
-
-def _label(row: dict[str, Any]) -> str:
   names = ("model", "batch_size", "step", "optimizer")
-  return " ".join(str(row[name]) for name in names if name in row)
+  label = " ".join(str(row[name]) for name in names if name in row)
+  return f"{part}: {label}: " + (", ".join(cells) or "not known here")
 
 
-# ---- What this process does: one job after another, until the time is up.
+# ---- The main process: one job after another, until the time is up.
 
 
 class Report:
-  """What was found, in a file that is whole after each job."""
+  """The results, in a file that is whole after each job."""
 
   def __init__(self, path: pathlib.Path, arguments: dict[str, Any]) -> None:
     """Writes the empty report."""
@@ -347,33 +341,30 @@ class Report:
     self.write()
 
   def write(self) -> None:
-    """Writes all of it beside the old file, and then in its place."""
+    """Writes a file beside the old one, and moves it into its place."""
     self.found["total_seconds"] = time.monotonic() - self._start
     beside = self._path.with_name(f"{self._path.name}.part")
     beside.write_text(json.dumps(self.found, indent=2) + "\n")
     beside.replace(self._path)
 
   def skip(self, name: str, reason: str) -> None:
-    """Notes what was not done."""
+    """Notes a job that was not done."""
     print(f"skipped {name}: {reason}", flush=True)
     self.found["skipped"].append({"job": name, "reason": reason})
 
   def fail(self, name: str, message: str) -> None:
-    """Notes what broke."""
+    """Notes a job that broke."""
     print(f"error in {name}: {message}", flush=True)
     self.found["errors"].append({"job": name, "error": message})
 
   @property
   def status(self) -> int:
-    """What to end with."""
+    """The exit status: 0 without errors and with all checks passed."""
     found = self.found
+    has_failed = any(not row["passed"] for row in found["checks"])
     rows = (*found["cost"], *found["peak"])
-    is_good = (
-      all(row["passed"] for row in found["checks"])
-      and not any("error" in row for row in rows)
-      and not found["errors"]
-    )
-    return 0 if is_good else 1
+    is_bad = has_failed or found["errors"] or any("error" in x for x in rows)
+    return int(bool(is_bad))
 
 
 class Runner:
@@ -388,18 +379,18 @@ class Runner:
 
   @property
   def left(self) -> float:
-    """Seconds."""
+    """Seconds of the budget that are left."""
     return self._end - time.monotonic()
 
   def command(
     self, name: str, command: list[str], *, shows: bool = True
   ) -> None:
-    """Runs a command; what came of it is in the report, if it is not well.
+    """Runs a command, and notes in the report if it breaks or is skipped.
 
     Args:
       name: of the job, for the report.
       command: to run, with this checkout's package.
-      shows: whether what it prints is for people.
+      shows: whether to print its output.
     """
     if self.left <= 0:
       self.report.skip(name, "the budget was spent")
@@ -430,7 +421,7 @@ class Runner:
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if self.quick:
       return found | {"JAX_PLATFORMS": "cpu"}
-    # A program that a job has compiled costs the next one nothing.
+    # The next job reads the compiled programs of this one.
     return {
       "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -441,15 +432,8 @@ class Runner:
     """Runs a job and puts its rows into the report."""
     path = self.folder / "rows.jsonl"
     path.write_text("")
-    self.command(
-      job.name,
-      [
-        sys.executable,
-        __file__,
-        f"--job={json.dumps(job)}",
-        f"--output={path}",
-      ],
-    )
+    flags = f"--job={json.dumps(job)}", f"--output={path}"
+    self.command(job.name, [sys.executable, __file__, *flags])
     # A process that is killed may leave half a line.
     lines = path.read_text().split("\n")[:-1]
     rows = [json.loads(line) for line in lines]
@@ -498,7 +482,7 @@ def checks_of(runner: Runner, args: argparse.Namespace) -> None:
   if importlib.util.find_spec("pytest") and importlib.util.find_spec("chex"):
     device = (runner.report.found["device"] or {}).get("platform", "cpu")
     arguments = {"device": device, "names": args.checks}
-    runner.job(Job("checks", "checks", "check", arguments))
+    runner.job(Job("checks", "checks", arguments))
   else:
     runner.report.skip("checks", "needs: pip install pytest chex")
 
@@ -515,7 +499,7 @@ def cost_of(
       "seconds": 0.1 if runner.quick else 1.0,
     }
     name = f"cost of {model}, {batch_size} rows, {stage}"
-    runner.job(Job(name, "cost", "time_steps", arguments))
+    runner.job(Job(name, "cost", arguments))
 
 
 def peaks_of(runner: Runner, args: argparse.Namespace) -> None:
@@ -528,7 +512,7 @@ def peaks_of(runner: Runner, args: argparse.Namespace) -> None:
     for step in steps:
       name = f"peak of {model}, {batch_size} rows, {step}"
       arguments = {"model": model, "batch_size": batch_size, "step": step}
-      runner.job(Job(name, "peak", "peak", arguments))
+      runner.job(Job(name, "peak", arguments))
 
 
 def train_of(runner: Runner, args: argparse.Namespace) -> None:
@@ -599,7 +583,7 @@ def parse() -> argparse.Namespace:
 
 
 def plan(quick: bool) -> list[tuple[str, Callable[..., None]]]:
-  """What to do, what is worth most first, with the part that it belongs to."""
+  """The work in order, the most useful first, each with its part."""
   if quick:
     costs = [lambda runner, _: cost_of(runner, QUICK_MODELS, 8, "quick")]
   else:
@@ -632,7 +616,7 @@ def main() -> int:
   report = Report(args.output, arguments)
   with tempfile.TemporaryDirectory() as folder:
     runner = Runner(report, pathlib.Path(folder), args.budget, args.quick)
-    runner.job(Job("device", "device", "describe", {}))
+    runner.job(Job("device", "device", {}))
     for part, run in plan(args.quick):
       if part not in args.parts:
         continue

@@ -1,8 +1,8 @@
-"""Reads the collectives out of a compiled program, and where they stand.
+"""Finds the collectives in a compiled program, and their place in it.
 
-The text is that of ``jax.stages.Compiled.as_text()``: computations of
-instructions, each with its result's shape, its operands, the computations it
-calls and the scope of the JAX operation it came from.
+The text is that of ``jax.stages.Compiled.as_text()``. It has computations of
+instructions. Each instruction has the shape of its result, its operands, the
+computations that it calls and the scope of its JAX operation.
 """
 
 from collections.abc import Iterator
@@ -34,11 +34,12 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: one of :data:`KINDS`.
-    shapes: dimensions of each array, the larger of what goes in and comes out.
-    count: how often a step runs it, for its loops.
-    is_between: whether it stands between the two passes: it needs a matrix
-      product of the first and none of the second, and one of the second waits
-      for it and none of the first.
+    shapes: dimensions of each array, of the operands or the results, whichever
+      are larger.
+    count: number of runs in a step, more than one in a loop.
+    is_between: whether it is between the two passes: it needs a matrix product
+      of the first pass and none of the second, and a product of the second
+      waits for it and none of the first.
   """
 
   kind: str
@@ -48,7 +49,7 @@ class Collective(NamedTuple):
 
   @property
   def words(self) -> int:
-    """Elements of the whole arrays, each time it runs."""
+    """Elements of the whole arrays, over all runs."""
     return self.count * sum(math.prod(shape) for shape in self.shapes)
 
 
@@ -99,7 +100,7 @@ def collectives(
     by_name = {x.name: x for x in instructions}
     for x in instructions:
       for collective, inside in _within(x, computations):
-        # One that runs beside computations stands in several fusions.
+        # A collective that overlaps computations is in several fusions.
         key = collective.channel if inside else (name, x.name)
         if key in found:
           continue
@@ -112,7 +113,7 @@ def collectives(
         results = _shapes(collective.shape)
         kind = _kind(collective)
         if collective.opcode.endswith("-start") and kind != "all-reduce":
-          # The result of these holds the operands, too, and then flags.
+          # These results are the operands, the results and flags.
           results = results[len(operands) : 2 * len(operands)]
         found[key] = Collective(
           kind,
@@ -137,10 +138,10 @@ _NO_TRAFFIC = (
 def main_memory_bytes(text: str) -> int:
   """Bytes that a program moves to and from the main memory of the device.
 
-  XLA's own count, ``bytes accessed``, takes every memory alike: what is copied
-  into the fast memory of a TPU beforehand and read from there counts three
-  times. Here it counts once. An operation counts its operands and its result
-  whole, even where it reads only a part; of a conditional the larger branch.
+  XLA's own count, ``bytes accessed``, does not distinguish the memories of a
+  TPU. An array that is copied into the fast memory and read there counts three
+  times; here it counts once. An operation counts its whole operands and result,
+  even where it reads a part. A conditional counts its larger branch.
 
   Args:
     text: the compiled program.
@@ -167,7 +168,7 @@ def _main_memory_bytes(name, computations) -> int:
     elif x.opcode in ("while", "call"):
       total += x.trips * sum(inner())
     elif x.opcode.endswith("-done"):
-      # As much is read where it started as is written where it ends.
+      # A copy reads from its source as many bytes as it writes.
       source = shape_of(instructions[x.operands[0]].operands[0])
       total += _bytes_in_main_memory(x.shape)
       total += _bytes(x.shape) if _bytes_in_main_memory(source) else 0
@@ -191,10 +192,9 @@ def _bytes(shape: str) -> int:
 
 
 def _within(instruction, computations):
-  """The collectives that an instruction is or, a fusion, holds.
+  """The collectives of an instruction: itself, or those in a fusion.
 
-  Pairs of the collective and the instructions beside it in the fusion by name,
-  None where it is the instruction itself.
+  They come in pairs with the instructions of the fusion by name, or None.
   """
   if _kind(instruction):
     yield instruction, None
@@ -205,7 +205,7 @@ def _within(instruction, computations):
 
 
 def _parse(text) -> tuple[dict[str, list[_Instruction]], str]:
-  """The instructions of every computation, and the name of the first to run."""
+  """The instructions of every computation, and the name of the entry."""
   computations, entry, current = {}, "", []
   for line in text.splitlines():
     if match := _COMPUTATION.match(line):
@@ -265,7 +265,7 @@ def _kind(instruction: _Instruction) -> Optional[str]:
 
 
 def _calls(name, computations, count) -> Iterator[tuple[str, int]]:
-  """Every computation that runs, and how often, once for each caller."""
+  """The computations that run and their numbers of runs, for each caller."""
   yield name, count
   for instruction in computations[name]:
     for called in instruction.called:
@@ -273,7 +273,7 @@ def _calls(name, computations, count) -> Iterator[tuple[str, int]]:
 
 
 def _passes(name, computations, scopes, memo: Optional[dict[str, Any]] = None):
-  """Which of the two passes have matrix products in a computation."""
+  """The passes that have matrix products in a computation."""
   memo = {} if memo is None else memo
   if name not in memo:
     memo[name] = set()
@@ -285,7 +285,7 @@ def _passes(name, computations, scopes, memo: Optional[dict[str, Any]] = None):
 
 
 def _own_passes(instruction, scopes):
-  """The pass of a matrix product. What is cheap may be shared between them."""
+  """The pass of a matrix product; other operations may serve both passes."""
   if instruction.opcode not in _PRODUCTS:
     return set()
   parts = re.split(r"[/()]", instruction.scope)
@@ -293,7 +293,7 @@ def _own_passes(instruction, scopes):
 
 
 def _between(instructions, computations, passes, scopes) -> set[str]:
-  """Names of what communicates between the two passes, in one computation."""
+  """Names of the collectives between the two passes, in one computation."""
   first, second = scopes
   before: dict[str, set[str]] = {}  # Passes among what an instruction needs.
   own: dict[str, set[str]] = {}

@@ -1,9 +1,9 @@
-"""What a step costs on many TPUs or GPUs, by the compiler's own count.
+"""The cost of a step on many TPUs or GPUs, by the compiler's own count.
 
-Compiles the data-parallel train step for devices that need not be there and
-prints a row a mode: what is communicated, what of it stands between the two
-passes, and what each device computes and keeps. Weak scaling: the rows a device
-stay the same. ``h100:4x8`` are four hosts of eight GPUs:
+Compiles the data-parallel train step for devices that need not be present, and
+prints a row for each mode: the communication, how much of it is between the two
+passes, and what each device computes and keeps. Each device has the same number
+of rows (weak scaling). ``h100:4x8`` means four hosts with eight GPUs each:
 
   python3 -m venv .pod && .pod/bin/pip install -q -e ".[pod]"
   .pod/bin/python benchmarks/pod.py [--topologies v5e:16x16 h100:4x8]
@@ -11,7 +11,7 @@ stay the same. ``h100:4x8`` are four hosts of eight GPUs:
                                     [--output pods.jsonl]
 
 With the flags of ``python -m fsam_optax train`` it compiles the step of that
-command, augmentation included, for so many chips as share the batch:
+command, with its augmentation, for the number of chips that share the batch:
 
   .pod/bin/python benchmarks/pod.py --train "--optimizer fsam" --chips 1
 """
@@ -24,7 +24,7 @@ import shlex
 import time
 from typing import Any, NamedTuple, Optional
 
-import absent_device  # Before JAX, which it keeps from looking for a chip.
+import absent_device  # Before JAX, which would look for a chip.
 
 # isort: split
 import hlo
@@ -71,7 +71,7 @@ MODES = {
 }
 
 
-MODELS = {  # With the rows of a chip.
+MODELS = {  # The model, and the number of rows for each chip.
   "resnet18": (workloads.residual, 128),
   "transformer": (workloads.decoder, 16),
   "transformer-narrow": (
@@ -138,7 +138,7 @@ def compile_step(model: str, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
 def row_of(
   model_name: str, mode_name: str, topology: str, text_file: Optional[str]
 ) -> dict[str, Any]:
-  """Compiles one mode for one topology and counts."""
+  """A row of the table: one mode, compiled for one topology."""
   start = time.perf_counter()
   devices = absent_device.devices(topology)
   mesh = Mesh(devices, ("batch",))
@@ -154,7 +154,7 @@ def row_of(
 def train_row(
   flags: str, topology: str, chips: Optional[int], text_file: Optional[str]
 ) -> dict[str, Any]:
-  """Compiles the step of ``train`` for the first chips of a topology."""
+  """A row of the table: the step of ``train`` on some chips of a topology."""
   start = time.perf_counter()
   settings = flags_lib.parse(
     train_settings.Settings,
@@ -179,7 +179,7 @@ def train_row(
 def counts_of(
   compiled: Any, state: Any, devices: np.ndarray, text_file: Optional[str]
 ) -> dict[str, Any]:
-  """What the compiler counts in a step."""
+  """The counts of the compiler for a step."""
   text = compiled.as_text()
   if text_file:
     with open(text_file, "w") as file:
@@ -189,7 +189,7 @@ def counts_of(
   words = lambda chosen: sum(c.words for c in chosen) / sum(sizes)
   between = [c for c in found if c.is_between]
   moved = {c.kind for c in found}
-  # Of a GPU's program the compiler counts neither operations nor bytes.
+  # The compiler for GPUs counts neither operations nor bytes.
   cost = compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
   return {
@@ -237,7 +237,7 @@ COLUMNS = (
 
 
 def line_of(row: dict[str, Any]) -> str:
-  """One line of the table; words are per parameter, the rest per chip."""
+  """One line of the table. Words are for each parameter, the rest per chip."""
   others = sum(n for kind, n in row["words"].items() if kind != "all-reduce")
   between = f"{row['between']}"
   if row["between"]:

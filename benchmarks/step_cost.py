@@ -1,11 +1,11 @@
-"""What a step of F-SAM costs, against its floor and against its peers.
+"""The cost of a step of F-SAM, beside its floor and its peers.
 
-The floor is what no sharpness-aware step can undercut: two dependent gradients
-and one optimizer update, with no norm and no moving average. XLA counts the
-bytes that the compiled step reads and writes and the temporary memory it
-allocates; both are printed in words (4 bytes) a parameter. Times are medians of
-interleaved runs, given as ratios to the floor's and to plain SGD's of the same
-round.
+The floor is two dependent gradients and one optimizer update, without a norm or
+a moving average. No sharpness-aware step can cost less. XLA counts the bytes
+that the compiled step reads and writes, and the temporary memory that it
+allocates; both are printed in words (4 bytes) for each parameter. Times are
+medians over rounds of all steps in turn. Their ratios are to the floor and to
+SGD in the same round.
 
   python benchmarks/step_cost.py [--models mlp] [--batch-sizes 8 256]
                                  [--steps floor "train step (default)"]
@@ -17,11 +17,11 @@ same rounds, as ratios to PyTorch's SGD:
   pip install torch pytorch_optimizer
   python benchmarks/step_cost.py --peers --models mlp cnn transformer
 
-With ``--tpu`` or ``--gpu``, the counts alone, of the program for one TPU v5e or
-one H100 that need not be there, with the words moved to and from its main
-memory (on a TPU XLA's count takes what is copied into the fast memory before
-three times, on a GPU it has none) and the time over SGD's that the device's
-bandwidth and throughput predict. Seconds a row, but for ResNet-18 minutes:
+With ``--tpu`` or ``--gpu`` it prints the counts alone, of the program for one
+TPU v5e or one H100, which need not be present. It adds the words moved to and
+from the main memory (XLA counts a copy into the fast memory of a TPU three
+times, and nothing on a GPU), and the time over SGD's that the device's
+bandwidth and throughput predict. A row takes seconds, for ResNet-18 minutes:
 
   pip install -e ".[pod]"
   python benchmarks/step_cost.py --gpu [--models perceptron decoder resnet18]
@@ -38,7 +38,7 @@ import time
 from typing import Any, Callable, NamedTuple, Optional
 
 if {"--tpu", "--gpu"} & set(sys.argv):
-  import absent_device  # Before JAX, which it keeps from looking for one.
+  import absent_device  # Before JAX, which would look for a device.
 
 import hlo
 import jax
@@ -48,7 +48,7 @@ import optax
 import steps as steps_lib
 import workloads
 
-PEERED = (  # What is compared with PyTorch.
+PEERED = (  # The steps to compare with PyTorch.
   "SGD",
   "floor",
   "optax.contrib.sam",
@@ -65,15 +65,15 @@ TOPOLOGIES = {"tpu": "v5e:2x2", "gpu": "h100:1x1"}
 
 
 class Peak(NamedTuple):
-  """What a device does at most in a second, as its maker says it."""
+  """The peak of a device in a second, as its maker gives it."""
 
   main_memory_bytes: float
-  flops: float  # Of products of float32 as JAX takes them: TF32 on a GPU.
-  narrow_flops: float  # Of bfloat16.
-  exact_flops: Optional[float] = None  # Of float32 with no shorter factors.
+  flops: float  # Products of float32 in JAX's default, TF32 on a GPU.
+  narrow_flops: float  # Products of bfloat16.
+  exact_flops: Optional[float] = None  # Products in full float32.
 
 
-PEAKS = {  # By what the name of the device begins with.
+PEAKS = {  # By the beginning of the device's name.
   "NVIDIA H100": Peak(3.35e12, 495e12, 989e12, 67e12),
   "NVIDIA H200": Peak(4.8e12, 495e12, 989e12, 67e12),
   "NVIDIA A100": Peak(2.04e12, 156e12, 312e12, 19.5e12),
@@ -84,7 +84,7 @@ PEAKS = {  # By what the name of the device begins with.
 def chosen_steps(
   workload: workloads.Workload, batch_size: int, names: Collection[str]
 ) -> dict[str, steps_lib.Step]:
-  """The steps of these names, or all, that fit the rows of the batch."""
+  """The steps of these names, or all, whose parts divide the batch."""
   return {
     name: step
     for name, step in steps_lib.steps(workload.loss_fn).items()
@@ -97,7 +97,7 @@ def chosen_steps(
 def compile_step(
   step: steps_lib.Step, state: Any, batch: Any
 ) -> jax.stages.Compiled:
-  """Compiles a step that is given its state to overwrite."""
+  """Compiles a step, with its state donated."""
   update = jax.jit(step.update, donate_argnums=0)
   return update.lower(state, batch).compile()
 
@@ -105,7 +105,7 @@ def compile_step(
 def counted(
   step: steps_lib.Step, state: Any, batch: Any, num_params: int
 ) -> tuple[dict[str, Any], jax.stages.Compiled]:
-  """A row of what the compiler says of a step, and the compiled step."""
+  """A row with the compiler's counts, and the compiled step."""
   start = time.perf_counter()
   compiled = compile_step(step, state, batch)
   seconds = time.perf_counter() - start
@@ -116,7 +116,7 @@ def counted(
 
 
 def counts(compiled: jax.stages.Compiled, num_params: int) -> dict[str, Any]:
-  """What the compiler says of a step, None where it does not."""
+  """The compiler's counts of a step, None for those that it does not give."""
   cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
   words = lambda size: None if size is None else size / (4 * num_params)
   return {
@@ -128,7 +128,7 @@ def counts(compiled: jax.stages.Compiled, num_params: int) -> dict[str, Any]:
 
 
 def above_floor(rows: list[dict[str, Any]]) -> None:
-  """Adds to each row by how much its counts exceed those of the floor."""
+  """Adds to each row the difference of its counts from the floor's."""
   floor = next((row for row in rows if row["step"] == "floor"), {})
   for row in rows:
     for name, above in (
@@ -143,13 +143,13 @@ def above_floor(rows: list[dict[str, Any]]) -> None:
 def predict(rows: list[dict[str, Any]], device: str) -> None:
   """Adds to each row the ratio to SGD's time that a roofline predicts.
 
-  A step takes as long as its operations do at the device's peak, or its bytes,
-  whichever is longer. Nothing is added for a device whose peak is not known.
-  Where float32 has a peak of its own, the same for that.
+  A step takes the time of its operations or of its bytes at the device's peak,
+  whichever is longer. The ratio is also added for full float32, where that has
+  another peak. Nothing is added for a device whose peak is not known.
 
   Args:
-    rows: those of one model and batch size, with SGD's among them.
-    device: its name.
+    rows: of one model and batch size, with SGD's among them.
+    device: the name of the device.
   """
   peak = next((x for name, x in PEAKS.items() if device.startswith(name)), None)
 
@@ -181,9 +181,9 @@ def shapes_of(workload: workloads.Workload) -> tuple[Any, Any, int]:
 
 
 def first_state(workload: workloads.Workload, step: steps_lib.Step) -> Any:
-  """A step's first state, in buffers of its own, to be overwritten."""
+  """A step's first state, in buffers of its own, to be donated."""
   state = step.init(*jax.jit(workload.init)(jax.random.key(0)))
-  # optax.contrib.sam's holds the parameters twice.
+  # The state of optax.contrib.sam holds the parameters twice.
   return jax.tree.map(jnp.copy, state)
 
 
@@ -216,7 +216,7 @@ def measure(
   names: Collection[str] = (),
   others: dict[str, Callable[[int], Any]] | None = None,
 ) -> list[dict[str, Any]]:
-  """Compiles steps and times them in turn, a row a step.
+  """Compiles steps and times them in turn, for a row of each.
 
   Args:
     workload: the model.
@@ -226,7 +226,7 @@ def measure(
     others: further steps to time in the same rounds, by name.
 
   Returns:
-    The rows; those of others hold times alone.
+    The rows; those of the other steps have times alone.
   """
   batch = workload.make_batch(np.random.default_rng(0), batch_size)
   num_params = shapes_of(workload)[-1]
@@ -250,14 +250,14 @@ def measure(
 
 
 class Repeated:
-  """A compiled step that goes on from its own last state, to its end."""
+  """A compiled step that goes on from its own last state."""
 
   def __init__(self, compiled: jax.stages.Compiled, state: Any, batch: Any):
-    """Takes the state over: its buffers are overwritten."""
+    """Takes the first state, which the step donates."""
     self._compiled, self._state, self._batch = compiled, state, batch
 
   def __call__(self, steps: int) -> None:
-    """Takes so many steps, and waits for the last."""
+    """Takes this number of steps, and waits for the last."""
     for _ in range(steps):
       self._state, reported = self._compiled(self._state, self._batch)
     jax.block_until_ready((self._state, reported))
@@ -268,15 +268,15 @@ def time_calls(
   rounds: int | None = None,
   seconds: float = 1.0,
 ) -> dict[str, np.ndarray]:
-  """Seconds of a step of each kind, in rounds of all of them in turn.
+  """The seconds of each step, in rounds of all of them in turn.
 
   Args:
-    calls: take so many steps and wait for the last.
-    rounds: None for as many as fit in the seconds, from 5 to 30.
+    calls: by name, functions that take a number of steps and wait for the last.
+    rounds: None for as many as fit in `seconds`, from 5 to 30.
     seconds: for all rounds together, about.
 
   Returns:
-    The seconds by name, an element a round.
+    By name the seconds of a step, an element for each round.
   """
 
   def time_of(call, repeats):
@@ -287,7 +287,7 @@ def time_calls(
   for call in calls.values():  # Warms up.
     call(2)
   guess = {name: time_of(call, 2) for name, call in calls.items()}
-  # Enough steps at a time to hide from the clock how they are launched.
+  # Enough steps at a time for the clock not to see their launch.
   repeats = {name: int(np.clip(0.02 / guess[name], 1, 50)) for name in calls}
   if rounds is None:
     a_round = sum(guess[name] * repeats[name] for name in calls)
@@ -302,7 +302,7 @@ def time_calls(
 def times_of(
   name: str, times: dict[str, np.ndarray], sgd: str = "SGD"
 ) -> dict[str, float]:
-  """The median time of a step, and the medians of its ratios to others'."""
+  """The median time of a step, and of its ratios to SGD and to the floor."""
   own = times[name]
   found = {"milliseconds": float(np.median(own)) * 1e3}
   for ratio, other in (("ratio_to_sgd", sgd), ("ratio_to_floor", "floor")):
@@ -340,7 +340,7 @@ COMPILED = (
 
 
 def line_of(row: dict[str, Any], columns: Iterable[Column]) -> str:
-  """A row of the table, blank where it has no such number."""
+  """A line of the table, blank where the row has no number."""
   line = f"{row['model']:20} {row['batch_size']:5} {row['step']:40}"
   for _, width, field, form in columns:
     value = row.get(field)
@@ -399,7 +399,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def peers_of(
   parser: argparse.ArgumentParser,
 ) -> tuple[str, Callable[..., dict[str, Callable[[int], Any]]]]:
-  """PyTorch's version, and what makes its steps for a model and a batch."""
+  """PyTorch's version, and a function that makes its steps."""
   try:
     import torch
     import torch_peers

@@ -45,27 +45,18 @@ def steps(loss_fn: workloads.Loss) -> dict[str, Step]:
 
 
 def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
-  """What the arithmetic needs, from nothing at all to what the package does.
+  """Steps written without the package, from SGD to all that the package does.
 
-  The floor is what no sharpness-aware step can undercut: two dependent
-  gradients and one update, with no norm and no average.
+  The floor is two dependent gradients and one update, without a norm or an
+  average. No sharpness-aware step can cost less.
   """
   return {
     "SGD": _one_pass(loss_fn),
     "floor": _two_passes(loss_fn, _fixed_ascent),
     "SAM by hand": _two_passes(loss_fn, _sam_ascent),
     "F-SAM by hand": _two_passes(loss_fn, _fsam_ascent, has_ema=True),
-    "F-SAM by hand, guarded": _two_passes(
-      loss_fn, _guarded_ascent, has_ema=True
-    ),
-    "F-SAM by hand, guarded, skip": _two_passes(
-      loss_fn, _guarded_ascent, has_ema=True, skips=True
-    ),
-    "F-SAM by hand, momentum, skip": _two_passes(
-      loss_fn, _momentum_ascent, skips=True
-    ),
     "F-SAM by hand, 4 micro-batches": _two_passes(
-      loss_fn, _guarded_ascent, has_ema=True, skips=True, parts=4
+      loss_fn, _guarded_ascent, has_ema=True, parts=4
     ),
     "F-SAM by hand, 4 local": _local(loss_fn, parts=4),
   }
@@ -81,10 +72,11 @@ def _one_pass(loss_fn):
   return Step(_start, update)
 
 
-def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False, parts=1):
-  """``ascend(params, grads, ema)`` returns weights, average, finiteness.
+def _two_passes(loss_fn, ascend, *, has_ema=False, parts=1):
+  """A step whose ``ascend(params, grads, ema)`` returns what the second needs.
 
-  Without an average of its own it gets the momentum of the optimizer.
+  These are the perturbed weights, the next average, and whether the gradient is
+  finite: a bool array for a step that skips where it is not, or None.
   """
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -100,12 +92,10 @@ def _two_passes(loss_fn, ascend, *, has_ema=False, skips=False, parts=1):
       lambda part: value_and_grad(params, trained.model_state, part),
     )
     (loss, model_state), grads = gradient_at(trained.params)
-    average = ema if has_ema else trained.opt_state[0].trace
-    perturbed, new_ema, is_finite = ascend(trained.params, grads, average)
+    perturbed, ema, is_finite = ascend(trained.params, grads, ema)
     (perturbed_loss, _), grads = gradient_at(perturbed)
-    is_finite = is_finite if skips else None
     trained = _descend_where(is_finite, trained, model_state, grads)
-    return (trained, new_ema if has_ema else None), (loss, perturbed_loss)
+    return (trained, ema), (loss, perturbed_loss)
 
   return Step(init, update)
 
@@ -152,7 +142,7 @@ def _mean_over(parts, batch, fn):
 
 
 def _descend_where(is_finite, trained, model_state, grads):
-  """The update; where a step skips, as the train step of the package does."""
+  """The update, skipped where `is_finite` is False, as by the train step."""
   update = lambda: _descend(trained, model_state, grads)
   if is_finite is None:
     return update()
@@ -175,19 +165,19 @@ def _descend(trained, model_state, grads):
 
 
 def _fixed_ascent(params, grads, ema):
-  return _moved(params, grads, RHO), ema, True
+  return _moved(params, grads, RHO), ema, None
 
 
 def _sam_ascent(params, grads, ema):
   scale = RHO / (optax.tree.norm(grads) + 1e-12)
-  return _moved(params, grads, scale), ema, True
+  return _moved(params, grads, scale), ema, None
 
 
 def _fsam_ascent(params, grads, ema):
   direction = optax.tree.sub(grads, ema)
   scale = RHO / (optax.tree.norm(direction) + 1e-12)
   ema = _moved(ema, direction, 1 - LMBDA)
-  return _moved(params, direction, scale), ema, True
+  return _moved(params, direction, scale), ema, None
 
 
 def _guarded_ascent(params, grads, ema):
@@ -199,14 +189,6 @@ def _guarded_ascent(params, grads, ema):
     lambda m, d: jnp.where(is_finite, m + (1 - LMBDA) * d, m), ema, direction
   )
   return _moved(params, direction, scale), ema, is_finite
-
-
-def _momentum_ascent(params, grads, trace):
-  direction = jax.tree.map(lambda g, v: g - (1 - LMBDA) * v, grads, trace)
-  norm = optax.tree.norm(direction)
-  is_finite = jnp.isfinite(norm)
-  scale = jnp.where(is_finite, RHO / (norm + 1e-12), 0.0)
-  return _moved(params, direction, scale), None, is_finite
 
 
 def _moved(tree, direction, scale):

@@ -2,8 +2,8 @@
 
 F-SAM perturbs the weights along the mini-batch gradient minus a moving average
 of past gradients, and updates with the gradient at the perturbed weights (Li et
-al., CVPR 2024, https://arxiv.org/abs/2403.12350). In a loop over optax it is
-two changed lines::
+al., CVPR 2024, https://arxiv.org/abs/2403.12350). In a loop with optax two
+lines change::
 
   tx = optax.chain(fsam_optax.fsam(rho=0.05), optax.sgd(0.1, momentum=0.9))
   opt_state = tx.init(params)
@@ -14,10 +14,9 @@ two changed lines::
     )
     params = optax.apply_updates(params, updates)
 
-:func:`value_and_grad` offers the two passes to any optimizer,
-:class:`TrainState` with :func:`make_train_step` to Flax Linen loops with
-BatchNorm and dropout, and :class:`fsam_optax.nnx.Optimizer` to those of Flax
-NNX.
+:func:`value_and_grad` takes both passes for any optimizer. Flax Linen loops
+with BatchNorm and dropout use :class:`TrainState` and :func:`make_train_step`;
+Flax NNX loops use :class:`fsam_optax.nnx.Optimizer`.
 """
 
 from fsam_optax import checkpoint as checkpoint

@@ -33,7 +33,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def _choose(words: Sequence[str]) -> None:
-  """Runs the command that the first word names, or says which there are."""
+  """Runs the command that the first word names, or lists the commands."""
   commands = {command.name: command for command in _commands()}
   if not words or words[0] in ("-h", "--help"):
     print(_overview(commands))
@@ -51,7 +51,7 @@ def _choose(words: Sequence[str]) -> None:
 
 
 def _commands() -> Sequence[Any]:
-  """The commands, which need what the core does not."""
+  """The commands, imported here because they need the extra packages."""
   from fsam_optax.experiments.studies import compare
   from fsam_optax.experiments.studies import study_command as study
   from fsam_optax.experiments.studies import tune

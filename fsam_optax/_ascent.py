@@ -1,8 +1,8 @@
-"""The ascent of one step: how far it goes, and what the second pass sees.
+"""The ascent of one step: the perturbation, its norms and its next state.
 
-A perturbation may be any chain of optax. Inside its state are found the average
-of :func:`subtract_gradient_ema` and the norms of :func:`scale_to_radius`, which
-are reported without another pass over a tree.
+A perturbation may be any chain of optax. The average of
+:func:`subtract_gradient_ema` and the norms of :func:`scale_to_radius` are read
+from its state, which saves another pass over a tree.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from fsam_optax._trees import cosine
 class Norms(NamedTuple):
   """The norms of the direction and the perturbation, over all parameters."""
 
-  # A pair for each radius in the perturbation's state.
+  # Those of each `scale_to_radius` in the perturbation.
   of_radii: list[tuple[jax.Array, jax.Array]]
   direction: jax.Array
   perturbation: jax.Array
@@ -41,12 +41,12 @@ class Ascent:
   state: optax.OptState
   params: optax.Params
   gate: ArrayLike  # True, False or a traced bool.
-  # For a perturbation whose average is the optimizer's momentum.
+  # For a perturbation with average="optimizer".
   optimizer_state: Optional[optax.OptState] = None
   optimizer_steps: Optional[ArrayLike] = None
 
   def perturb(self, gradient: PyTree, **extra) -> tuple[PyTree, PyTree, Norms]:
-    """The perturbation, the next state, and the norms of both steps to it."""
+    """The perturbation, its next state, and the norms."""
     gradient = ascent_gradient(gradient)
     epsilon, state = optax.with_extra_args_support(self.perturbation).update(
       gradient,
@@ -60,7 +60,7 @@ class Ascent:
       (x.direction_norm, x.perturbation_norm)
       for x in find_states(ScaleToRadiusState, state)
     ]
-    if not norms:  # Not one of ours.
+    if not norms:  # A perturbation without `scale_to_radius`.
       direction = global_norm(gradient)
     else:
       squares = [jnp.square(direction) for direction, _ in norms]
@@ -75,10 +75,10 @@ class Ascent:
   def advance(
     self, gradient: PyTree, norms: Norms, is_finite: Optional[ArrayLike]
   ) -> optax.OptState:
-    """The next state where another gradient feeds the average than ascends.
+    """The next state if another gradient than the ascent's enters the average.
 
-    The state is updated twice, and of either update only one half is read: the
-    perturbation of the first, the average of the second. XLA drops the others.
+    The state is updated twice. The perturbation is read from the first update,
+    and the average from the second; XLA drops the rest of both.
     """
     _, state, _ = self.perturb(gradient, is_finite=is_finite)
     return _with_norms(state, norms.of_radii)
@@ -93,7 +93,7 @@ class Ascent:
     if average is None:
       averages = []
       self.perturb(gradient, averages=averages)
-      average = averages[0]  # Of the first group, where there are several.
+      average = averages[0]  # Of the first group of parameters.
     return norm, cosine(average, ascent_gradient(gradient))
 
   def descend(
@@ -103,17 +103,16 @@ class Ascent:
     stay: Callable[[Optional[PyTree]], PyTree],
     gradient: Optional[PyTree],
   ) -> PyTree:
-    """What the second pass returns, or the first where the gate is shut.
+    """``descend(perturbed)`` if the gate is open, ``stay(gradient)`` if not.
 
-    They are ``descend(perturbed)`` and ``stay(gradient)``, whose gradient is
-    None where it has its own. On a GPU a conditional holds what goes into
-    either branch beside what comes out. So there one tree goes in, which is the
-    perturbed weights or the gradient. On a CPU and a TPU that would cost a word
-    a parameter.
+    The gradient is None where `stay` has its own. On a GPU a conditional keeps
+    the inputs of both branches beside the outputs. So one tree goes in there,
+    the perturbed weights or the gradient. On a CPU and a TPU that would cost a
+    word a parameter.
     """
     if self.gate is False:
       return stay(gradient)
-    # Outside the branch, or it would hold the perturbation besides.
+    # Outside the branch, which would keep the perturbation, too.
     perturbed = optax.apply_updates(self.params, epsilon)
     if self.gate is True:
       return descend(perturbed)
@@ -139,7 +138,7 @@ class Ascent:
 
 
 def find_states(state_type: type, state: optax.OptState) -> list[Any]:
-  """The states of a type inside a nested optimizer state, in its order."""
+  """The states of a type inside a nested optimizer state, in order."""
   is_one = lambda x: isinstance(x, state_type)
   return [x for x in jax.tree.leaves(state, is_leaf=is_one) if is_one(x)]
 
@@ -150,21 +149,18 @@ def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
 
 
 def is_memoryless(state: optax.OptState) -> bool:
-  """Whether the state is the same whatever gradients it was updated with."""
+  """Whether the state holds no average of gradients."""
   leaves = jax.tree.leaves(state, is_leaf=_is_scalars)
   return all(map(_is_scalars, leaves))
 
 
 def is_of_optimizer(state: PyTree) -> bool:
-  """Whether it is the state of an average that is the optimizer's momentum."""
+  """Whether it is the state of an average in the optimizer's momentum."""
   return isinstance(state, SubtractGradientEmaState) and state.ema is None
 
 
 def with_scalars(is_new: ArrayLike, new: PyTree, old: PyTree) -> optax.OptState:
-  """The new state of a perturbation, with the old scalars unless `is_new`.
-
-  An average is the new one in any case, with its count.
-  """
+  """The new averages with their counts; the other scalars new if `is_new`."""
   return jax.tree.map(
     lambda x, y: (
       jax.tree.map(lambda a, b: jnp.where(is_new, a, b), x, y)
@@ -182,14 +178,14 @@ def state_difference(
   state: optax.OptState,
   params: optax.Params,
 ) -> Optional[str]:
-  """Where a state is not one that a perturbation makes for the parameters."""
+  """The first difference of a state from the perturbation's first one."""
   expected = jax.eval_shape(perturbation.init, params)
-  # An average may be in another dtype than that of the parameters today.
+  # The average may have another dtype than the parameters.
   return difference(expected, state, dtypes=False, containers=True)
 
 
 def _with_norms(state, norms):
-  """The state with the norms of the ascent, not of the average's update."""
+  """The state with the norms of the ascent, not of a second update."""
   left = iter(norms)
   is_radius = lambda x: isinstance(x, ScaleToRadiusState)
   return jax.tree.map(
@@ -200,7 +196,7 @@ def _with_norms(state, norms):
 
 
 def _is_scalars(x):
-  """Whether it is a state of scalars, and not one with an average."""
+  """Whether it is a state of scalars, without an average."""
   return isinstance(x, ScaleToRadiusState) or is_of_optimizer(x)
 
 
@@ -209,11 +205,11 @@ def _is_narrow(x: ArrayLike) -> bool:
 
 
 def _move(weight: jax.Array, step: jax.Array) -> jax.Array:
-  """What a step moves a weight by, when the sum is rounded to its dtype."""
+  """The change of a weight by a step, after rounding to its dtype."""
   if not _is_narrow(weight):
     return step
   dtype = jnp.finfo(weight.dtype)
-  # A compiler may leave out a cast there and back, this never.
+  # A compiler may remove a cast and its inverse, but not this.
   moved = jax.lax.reduce_precision(
     widen(weight) + widen(step), dtype.nexp, dtype.nmant
   )

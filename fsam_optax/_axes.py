@@ -1,4 +1,4 @@
-"""Named axes: what replicas under pmap, shard_map or vmap average, and how."""
+"""Means over the named axes of pmap, shard_map and vmap."""
 
 import contextlib
 from typing import Optional
@@ -32,9 +32,9 @@ def axes_of(name: str, value: Optional[AxisName]) -> tuple[str, ...]:
 def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
   """Marks arrays as different on each replica, for `jax.shard_map`'s check.
 
-  Without the mark the gradient of replicated parameters comes out summed over
-  the axis already, and no replica ever sees its own. Where the check is off, as
-  under pmap and vmap, the mark means nothing. Keys are left alone.
+  Without the mark, shard_map sums the gradient of replicated parameters over
+  the axis, and no replica sees its own. Without the check, and under pmap and
+  vmap, the mark changes nothing. Keys are not marked.
   """
 
   def mark(x):
@@ -42,7 +42,7 @@ def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
       return x
     x = jnp.asarray(x)
     for axis in manual:
-      # Refused where it varies already.
+      # An error for an array that varies already.
       with contextlib.suppress(ValueError):
         x = as_varying(x, axis)
     return x
@@ -53,11 +53,11 @@ def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
 
 
 def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
-  """Means over the replicas; keys come back as they are.
+  """Means over the replicas; keys come back unchanged.
 
-  An integer or a bool must be the same on all replicas, as a counter is, and is
-  returned as their maximum. That is also what replicas make of a value that
-  overwrites another, as Flax's fp8 has.
+  An integer or a bool must be the same on all replicas, as a counter is; the
+  maximum is returned. The maximum is also returned for leaves that Flax
+  overwrites (fp8).
   """
   if not axes:
     return tree

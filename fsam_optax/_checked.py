@@ -1,4 +1,4 @@
-"""What `checked=True` looks for in a new loop."""
+"""The checks of `checked=True`, for the first steps of a new loop."""
 
 import dataclasses
 from typing import Callable
@@ -30,7 +30,7 @@ def checked(
   grads: PyTree,
   advance: Callable[..., PyTree],
 ) -> tuple[jax.Array, PyTree]:
-  """Loss and gradient of a step; an error, or NaN, where the loop is wrong."""
+  """Loss and gradient of a step, or an error (compiled: NaN) for a mistake."""
   marked = gradients.mark_varying(ascent.params)
 
   def first(gradients):
@@ -39,7 +39,7 @@ def checked(
     )
     return weighed.divided()
 
-  # A copy knows no trace of the loss, and calls it again.
+  # A copy has no trace of the loss, so it calls the loss again.
   again = first(dataclasses.replace(gradients))
   average = find_state(SubtractGradientEmaState, ascent.state)
   counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
@@ -51,7 +51,7 @@ def checked(
     for axis in axes:
       is_alike = _average_alike(ascent.params, average.ema, grads, axis)
       faults.append((is_alike, _apart(axis)))
-  if before and after:  # What is not ours may count nothing.
+  if before and after:  # Another perturbation may have no count.
     is_carried_on = _is_carried_on(
       before.count, after.count, grads, gradients.options.moved_from, axes
     )
@@ -59,7 +59,7 @@ def checked(
   outputs = loss, grads
   for is_right, message in faults:
     if axes:
-      # The same on all replicas, as what it marks may have to be.
+      # The same on all replicas, like the gradient that it sets to NaN.
       is_wrong = varying(~is_right, axes).astype(jnp.int32)
       is_right = jax.lax.pmax(is_wrong, axes) == 0
     outputs = right_or_nan(outputs, is_right, message)
@@ -76,22 +76,22 @@ def _apart(axis):
   return (
     f"`axis_name` must name {axis!r}, along which replicas of the same "
     "parameters got different gradients, and so different averages. Give "
-    f"`axis_name={axis!r}`; a mean that the loop takes of what is returned "
-    "comes too late for the average."
+    f"`axis_name={axis!r}`; a mean that the loop takes afterwards does not "
+    "enter the average."
   )
 
 
 _NOT_CARRIED_ON = (
-  "The perturbation's state must be carried on, got the one before the last "
-  "call again: its average never moves. Hand over the state that the last call "
+  "The perturbation's state must be carried on, got the state of the last call "
+  "again: its average never changes. Give the state that the last call "
   "returned. Two models that take turns need a function each."
 )
 
 
 def _is_carried_on(before, after, grads, moved_from, axes):
-  """Whether the state is not again the one that the last call moved on from."""
+  """Whether the state is another than the one of the last call."""
   before, after = jnp.asarray(before), jnp.asarray(after)
-  # Of a step that is skipped, the old state may come again.
+  # After a skipped step the same state may come again.
   finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(grads)]
   has_moved = (after != before) & jnp.stack(finite).all()
   replica = jax.lax.axis_index(axes) if axes else jnp.zeros([], jnp.int32)
@@ -109,7 +109,7 @@ def _is_carried_on(before, after, grads, moved_from, axes):
 
 
 def _ask(on_host: Callable[..., np.ndarray]):
-  """Asks the host, and of what `jax.vmap` maps over for the first alone."""
+  """Calls the host; under `jax.vmap` once, for the first of the axis."""
 
   @jax.custom_batching.custom_vmap
   def ask(*arguments):

@@ -1,4 +1,7 @@
-"""The optax interface: F-SAM as a link of `optax.chain`."""
+"""The optax interface: F-SAM as a link of `optax.chain`.
+
+It takes the second gradient. The gradient EMA is in `_perturbation`.
+"""
 
 import inspect
 from typing import Any, Callable, Optional, Union
@@ -52,12 +55,12 @@ def sharpness_aware(
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     axis_name: axis of :func:`jax.pmap`, :func:`jax.shard_map` or
-      :func:`jax.vmap`, or a tuple of them, over which both gradients are
-      averaged. None where ``grad_fn`` averages by itself, as it does with a
-      loss that takes its mean over the axis, and under :func:`jax.jit` alone.
+      :func:`jax.vmap`, or a tuple of axes, over which both gradients are
+      averaged. None under :func:`jax.jit` alone, and where ``grad_fn`` averages
+      already, because the loss takes its mean over the axis.
     checked: whether each update takes a third gradient, ``grad_fn(params)``,
-      and raises unless it is ``updates``: for the first steps of a new loop.
-      Compiled, it returns NaN and prints the error.
+      and raises an error unless it equals ``updates``: for the first steps of a
+      new loop. A compiled update prints the error and returns NaN.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`. Its ``update(updates,
@@ -68,9 +71,9 @@ def sharpness_aware(
     :func:`jax.grad`; the ascent is along their conjugate.
 
   Raises:
-    TypeError: if ``perturbation`` is no gradient transformation, or asks for
-      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable, or not by
-      the parameters alone.
+    TypeError: if ``perturbation`` is not a gradient transformation, or needs
+      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable, or needs
+      more arguments than the parameters.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, a wrapper
       such as :func:`optax.masked` has cut leaves out of ``params``, a gradient
       has another structure or other shapes than ``params`` or still differs
@@ -80,9 +83,9 @@ def sharpness_aware(
 
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the
-    same batch, with the same dropout key. Whatever makes the gradient belongs
-    into it: the mean over replicas, the division by a loss scale, casts, the
-    same batch statistics as the first pass had.
+    same batch, with the same dropout key and the same batch statistics. It does
+    all that the first gradient went through: the mean over replicas, the
+    division by a loss scale, casts.
   """
 
   check_perturbation(perturbation)
@@ -97,7 +100,7 @@ def sharpness_aware(
     optimizer_state: Optional[optax.OptState] = None,
     **extra_args,
   ):
-    del extra_args  # Of other links.
+    del extra_args  # For other links of the chain.
     if params is None:
       raise ValueError(
         "`params` must be given, got None. Call `update(grads, state, params, "
@@ -107,10 +110,10 @@ def sharpness_aware(
     if grad_fn is None:
       raise ValueError(
         "`grad_fn` must be given, got None. Call `update(grads, state, params, "
-        "grad_fn=lambda p: jax.grad(loss)(p, batch))`. Flax's train state "
-        "hands none on: take `fsam_optax.TrainState.from_flax`. In NNX "
-        "`fsam_optax.nnx.value_and_grad` returns it. What takes both gradients "
-        "itself gets `friendly_perturbation`, and no `fsam` in its chain."
+        "grad_fn=lambda p: jax.grad(loss)(p, batch))`. Flax's train state does "
+        "not pass it on: use `fsam_optax.TrainState.from_flax`. In NNX "
+        "`fsam_optax.nnx.value_and_grad` returns it. A train step that takes "
+        "both gradients gets `friendly_perturbation`, not `fsam` in its chain."
       )
     if not callable(grad_fn):
       raise TypeError(
@@ -165,8 +168,8 @@ def fsam(
     \end{align*}
 
   with :math:`d_0 = g_0` and :math:`m_0 = g_0`. :math:`\rho` is ``rho``,
-  :math:`\sigma` is ``sigma``, :math:`\lambda` is ``lmbda``, and :math:`u_t` is
-  what the base optimizer behind it in the chain receives.
+  :math:`\sigma` is ``sigma``, :math:`\lambda` is ``lmbda``, and the next link
+  of the chain, the base optimizer, gets :math:`u_t`.
 
   Examples:
     >>> import fsam_optax, jax, jax.numpy as jnp, optax
@@ -194,9 +197,9 @@ def fsam(
     accumulator_dtype: dtype of the average; ``None`` for that of the
       parameters.
     eta: added to the absolute weights when adaptive.
-    average: ``"own"``, or ``"optimizer"`` for the momentum of the optimizer
-      behind it, see :func:`friendly_perturbation`. The update then takes the
-      state of the whole chain, as ``update(grads, opt_state, params,
+    average: ``"own"``, or ``"optimizer"`` for the momentum of the base
+      optimizer, see :func:`friendly_perturbation`. The update then needs the
+      state of the whole chain: ``update(grads, opt_state, params,
       grad_fn=grad_fn, optimizer_state=opt_state)``.
     axis_name: axis, or axes, over which both gradients are averaged.
     checked: whether to compare ``updates`` with ``grad_fn(params)``.
@@ -216,10 +219,11 @@ def fsam(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. warning::
-    What stands in front of it in the chain is lost to the descent, which is
-    ``grad_fn``'s. :class:`optax.MultiSteps` goes around the base optimizer,
-    ``chain(fsam(), MultiSteps(...))``. Frozen leaves that no ``mask`` excludes
-    are perturbed and fill the radius.
+    A link before ``fsam`` changes the direction of the ascent alone: the
+    gradient that comes out is ``grad_fn``'s. :class:`optax.MultiSteps` goes
+    around the base optimizer, ``chain(fsam(), MultiSteps(...))``. Frozen
+    parameters are perturbed and take a part of the radius, unless ``mask``
+    excludes them.
   """
   return sharpness_aware(
     friendly_perturbation(
@@ -246,9 +250,9 @@ def _averaged(grad_fn, axis_name):
       if not (isinstance(params, jax.Array) and params.ndim == 1):
         raise
       raise ValueError(
-        "`grad_fn` must take the parameters as they reach `fsam`, got an error "
-        f"from it for a vector of {params.size} entries. Where `optax.flatten` "
-        "made that of a tree, it goes behind `fsam`: `chain(fsam(), "
+        "`grad_fn` must take the parameters as `fsam` gets them, got an error "
+        f"from it for a vector of {params.size} entries. If `optax.flatten` "
+        "made the vector, put it behind `fsam`: `chain(fsam(), "
         "flatten(base))`."
       ) from error
     if axis_name is None:
@@ -264,19 +268,19 @@ def _mean(
   """The mean over replicas; with `is_own` it has to be each replica's own."""
   axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
   check_bound(axes)
-  # Those along which JAX knows what varies: that does.
-  tracked = [a for a in axes if _axes_of(jax.lax.axis_index(a))]
+  # The axes whose arrays JAX types as varying: the index of one is.
+  tracked = [a for a in axes if _varying_axes(jax.lax.axis_index(a))]
 
   def mean_of(path, g):
-    same = [a for a in tracked if a not in _axes_of(g)]
+    same = [a for a in tracked if a not in _varying_axes(g)]
     if is_own and same:
       raise ValueError(
         "`grad_fn` must return each replica's own gradient where `fsam` has an "
         f"`axis_name`, got one that is the same along {same} at "
-        f"{jax.tree_util.keystr(path) or 'the root'}: the sum over replicas "
-        "that jax.shard_map makes by its default check. Leave `axis_name` out "
-        "and take the mean inside the loss, by jax.lax.pmean; or give "
-        "shard_map `check_vma=False`."
+        f"{jax.tree_util.keystr(path) or 'the root'}: by its default check "
+        "jax.shard_map sums it over the replicas. Leave `axis_name` out and "
+        "take the mean inside the loss, by jax.lax.pmean; or give shard_map "
+        "`check_vma=False`."
       )
     if is_overwritten(path):
       own = tuple(a for a in axes if a not in same)
@@ -287,7 +291,7 @@ def _mean(
 
 
 def check_bound(axes: tuple[str, ...]):
-  """Raises unless every axis is of an enclosing pmap, shard_map or vmap."""
+  """Raises unless an enclosing pmap, shard_map or vmap names every axis."""
   for axis in axes:
     try:
       jax.lax.axis_size(axis)
@@ -295,14 +299,14 @@ def check_bound(axes: tuple[str, ...]):
       raise ValueError(
         "`axis_name` must be an axis of the jax.pmap, jax.shard_map or "
         f"jax.vmap around the step, got {axis!r}, which none of them names. "
-        "Wrap the step, by jax.pmap or as `sharding.shard_map_step` and "
-        "`sharding.group_step` do. Under plain jax.jit leave `axis_name` out: "
-        "the arrays' shardings say what is averaged there."
+        "Wrap the step, by jax.pmap, `sharding.shard_map_step` or "
+        "`sharding.group_step`. Under jax.jit alone leave `axis_name` out: the "
+        "arrays' shardings say what is averaged there."
       ) from error
 
 
 def _check_arguments(grad_fn: Callable[..., Any], params: optax.Params):
-  """Raises unless `grad_fn` can be called by the parameters alone."""
+  """Raises unless `grad_fn` can be called with the parameters alone."""
   try:
     signature = inspect.signature(grad_fn)
   except (TypeError, ValueError):  # Not every callable has one.
@@ -319,22 +323,22 @@ def _check_arguments(grad_fn: Callable[..., Any], params: optax.Params):
 
 _NO_GRADIENT = (
   "`updates` must be the gradient, `grad_fn(params)`, got another. Put `fsam` "
-  "first in its chain; take what scales or averages the gradient into "
-  "`grad_fn`, and give it the rows and the dropout key of the first pass."
+  "first in its chain; scale and average the gradient inside `grad_fn`, and "
+  "give it the rows and the dropout key of the first pass."
 )
 
 
 def is_close(tree: Any, other: Any) -> jax.Array:
-  """Whether two gradients are the same but for rounding, or not finite.
+  """Whether the floating arrays of two trees agree, but for rounding.
 
-  What is no floating array is left out.
+  Arrays that are not finite count as equal.
   """
   pairs = [
     (jnp.asarray(x), jnp.asarray(y))
     for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
   ]
-  # A dtype's own rounding is no fault of the loop.
+  # A narrow dtype rounds more.
   eps = max((float(jnp.finfo(x.dtype).eps) for x, _ in pairs), default=0.0)
   difference = global_norm([widen(x) - widen(y) for x, y in pairs])
   allowed = max(1e-3, 8 * eps) * global_norm([y for _, y in pairs])
@@ -344,10 +348,10 @@ def is_close(tree: Any, other: Any) -> jax.Array:
 def right_or_nan(
   tree: Any, is_right: jax.typing.ArrayLike, message: str
 ) -> Any:
-  """The tree where `is_right`, a bool of shape ``[]``; else an error.
+  """The tree where `is_right`, a bool of shape ``[]``, holds; else an error.
 
-  Compiled, the message is printed, and floating arrays are NaN: an error on one
-  device leaves the others to wait for it, until the process is ended.
+  A compiled program prints the message and returns NaN in floating arrays. It
+  raises no error, because one device would raise it and the others would wait.
   """
   if not isinstance(is_right, core.Tracer):
     if not is_right:
@@ -367,12 +371,12 @@ def right_or_nan(
 
 
 def _check_shapes(updates: optax.Updates, params: optax.Params):
-  """Raises unless the gradient is one of these parameters, and not of rows."""
+  """Raises unless the gradient has the structure and shapes of `params`."""
   if differing := difference(params, updates, dtypes=False, containers=True):
     raise ValueError(
       "`updates` must have the structure and shapes of `params`, with "
-      f"{differing}. Give as `params` the arrays by which the gradient is "
-      "taken and no others; in Equinox `params, static = eqx.partition(model, "
+      f"{differing}. Give the arrays that are differentiated as `params`, and "
+      "no others; in Equinox `params, static = eqx.partition(model, "
       "eqx.is_inexact_array)`. Take the mean of gradients per row first."
     )
 
@@ -384,11 +388,12 @@ def difference(
   dtypes: bool = True,
   containers: bool = False,
 ) -> Optional[str]:
-  """Where two trees first differ, by the names of their leaves, or None.
+  """The first difference of two trees, or None where they agree.
 
-  Such as ``"float32[3] at mean/bias, got float32[2]"``. Leaves are compared one
-  by one, and never containers by ``==``: nobody knows what that means for a
-  user's class. With `containers` their structures have to be the same, too.
+  An example is ``"float32[3] at mean/bias, got float32[2]"``. Leaves are
+  compared one by one, by the names on their paths. Containers are not compared
+  by ``==``, which a user's class may define as it likes; with `containers` the
+  structures of both trees must be equal, too.
   """
   names = lambda path: tuple(
     jax.tree_util.keystr((x,), simple=True) for x in path
@@ -408,7 +413,7 @@ def difference(
 
 
 def shape_and_dtype(x: Any, has_dtype: bool = True) -> str:
-  """What a leaf is, such as ``float32[3]``; ``nothing`` where there is none."""
+  """A leaf as text, such as ``float32[3]``; ``nothing`` for None."""
   if x is None:
     return "nothing"
   if (dtype := dtype_of(x)) is None:
@@ -417,7 +422,7 @@ def shape_and_dtype(x: Any, has_dtype: bool = True) -> str:
 
 
 def dtype_of(x: Any) -> Any:
-  """The dtype of an array or a Python number, None of anything else."""
+  """The dtype of an array or a Python number; None for anything else."""
   is_number = isinstance(x, (bool, int, float, complex))
   return jnp.result_type(x) if is_number or hasattr(x, "dtype") else None
 
@@ -428,10 +433,10 @@ def _check_complete(params: optax.Params):
   if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
     raise ValueError(
       "`params` must hold every parameter of the model, got masked nodes: "
-      "`grad_fn` cannot run on a part. Put `fsam(mask=trained)` first, with "
-      "the leaves that are trained at True, and wrap what follows: `chain("
-      "fsam(mask=trained), partition(...))`. Or take the two-pass "
-      "`fsam_optax.value_and_grad`, with the same mask, and wrap as you like."
+      "`grad_fn` needs all of them. Put `fsam(mask=trained)` first, a mask "
+      "with True for each leaf that is trained, and wrap the other links: "
+      "`chain(fsam(mask=trained), partition(...))`. Or use "
+      "`fsam_optax.value_and_grad` with the same mask, and any wrapper."
     )
 
 
@@ -441,22 +446,22 @@ def _check_like(updates: optax.Updates, reference: optax.Updates):
     raise ValueError(
       "`grad_fn` must return gradients of the structure, shapes and dtypes of "
       f"`updates`, with {differing}. Take both gradients with the same "
-      "function; of `has_aux` or `value_and_grad`, pick the gradient out."
+      "function. With `has_aux` or `value_and_grad`, return the gradient alone."
     )
   for g, r in zip(
     jax.tree.leaves(updates), jax.tree.leaves(reference), strict=True
   ):
-    if left := _axes_of(g) - _axes_of(r):
+    if left := _varying_axes(g) - _varying_axes(r):
       raise ValueError(
-        "`grad_fn` must return the gradient of all replicas, as `updates` is, "
-        f"got one that differs along {sorted(left)}. Give `fsam` the "
+        "`grad_fn` must return the mean gradient of all replicas, as `updates` "
+        f"is, got one that differs along {sorted(left)}. Give `fsam` the "
         "`axis_name`, or take the mean inside `grad_fn`."
       )
 
 
-def _axes_of(x: Any) -> frozenset:
+def _varying_axes(x: Any) -> frozenset:
   """The axes of an enclosing shard_map along which an array varies."""
-  # Of no version's public interface: where both are missing, nothing is seen.
+  # Both names are private to JAX. Where both are missing, no axis is found.
   array_type = jax.typeof(x)
   until_0_9 = getattr(array_type, "vma", frozenset())  # JAX up to 0.9.
   since_0_10 = getattr(array_type, "manual_axis_type", None)

@@ -26,26 +26,25 @@ from fsam_optax._trees import PyTree
 
 IMPURE = (
   "`loss_fn` must return the same when it is called again with the same "
-  "arguments, got another loss or gradient. Draw keys and rows before it is "
-  "called, and hand them over as arguments."
+  "arguments, got another loss or gradient. Draw keys and rows before the "
+  "call, and pass them as arguments."
 )
 
 
 class Weighed(NamedTuple):
-  """What one pass returns, of which means can be taken.
+  """The results of one pass, ready for means over parts and replicas.
 
-  Where the parts of a batch count differently, loss, aux and gradient are those
-  of a part times its weight, so that a mean over parts and replicas is one of
-  the rows after :meth:`divided`.
+  With the option `weight`, loss, aux and gradient are those of a part times its
+  weight: their mean divided by the mean weight is a mean over all rows.
   """
 
   loss: Optional[jax.Array]
-  aux: PyTree  # Weighed with more than one part alone.
+  aux: PyTree  # Times the weight with more than one part alone.
   grads: PyTree
-  weight: Optional[jax.Array]  # None where all parts count alike.
+  weight: Optional[jax.Array]  # None without the option.
 
   def divided(self) -> "Weighed":
-    """Loss and gradient divided by the weight; zero where that is zero."""
+    """Loss and gradient divided by the weight; 0 where the weight is 0."""
     loss, grads = divided((self.loss, self.grads), self.weight)
     return self._replace(loss=loss, grads=grads)
 
@@ -55,10 +54,10 @@ class Weighed(NamedTuple):
 
 
 def times(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
-  """A tree times a weight: zero where that is zero, whatever the tree holds."""
+  """A tree times a weight; 0 where the weight is 0, even for NaN."""
   if weight is None:
     return tree
-  # Selected: the mean of no rows is 0 / 0, and stays that times zero.
+  # Selected: the mean of no rows is 0 / 0, which is NaN also times zero.
   return map_weights(
     lambda x: jnp.where(weight > 0, widen(x) * weight, 0.0), tree
   )
@@ -92,10 +91,7 @@ class Gradients:
     )
 
   def over_parts(self, fn: Callable[..., Any]) -> tuple[PyTree, PyTree]:
-    """Means over the parts, see :func:`mean_over_parts`, and the last carry.
-
-    Both passes start from the same one.
-    """
+    """Means over the parts, and the last carry, by :func:`mean_over_parts`."""
     return mean_over_parts(
       fn,
       self.batch,
@@ -111,10 +107,10 @@ class Gradients:
   def at(
     self, params: PyTree, part: PyTree, index: ArrayLike, carry: PyTree
   ) -> tuple[Weighed, PyTree]:
-    """What the loss and its gradient are on one part, and the new carry.
+    """Loss and gradient on one part, and the new carry.
 
-    The loss is traced once for all parts and both passes, where the shapes are
-    the same: what it draws or pops, it draws or pops once.
+    Where the shapes are the same, the loss is traced once for all parts and
+    both passes.
     """
     params = jax.tree.map(
       lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), params
@@ -138,8 +134,8 @@ class Gradients:
       if has_parts:
         check_averaged(aux)
       scaled = loss if scale is None else loss * scale
-      # Each replica differentiates its own: the transpose of a sum over the
-      # axis inside the loss adds up what they hand back.
+      # Each replica differentiates its own loss. If the loss has a sum over
+      # the axis, the transpose of the sum adds up their gradients.
       return self.mark_varying(scaled), (loss, new_carry, aux)
 
     grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
@@ -152,7 +148,7 @@ class Gradients:
         lambda g, _: g,
         grads,
         params,
-        # No rows overwrite nothing: a maximum over none is not a number.
+        # The maximum over no rows is NaN, and must not overwrite the old one.
         overwritten=lambda new, old: jnp.where(jnp.isnan(new), old, new),
       )
       loss, grads = times((loss, grads), weight)
@@ -160,7 +156,7 @@ class Gradients:
     return Weighed(loss, aux, grads, weight), carry
 
   def aux_of(self, first: Weighed) -> PyTree:
-    """The auxiliary outputs of all parts together, the weight as their sum."""
+    """The auxiliary outputs: means over the parts, the sum of the weight."""
     parts, name = self.options.num_microbatches, self.options.weight
     if name is None or first.weight is None or parts == 1:
       return first.aux
@@ -174,7 +170,7 @@ class Gradients:
     index: ArrayLike,
     carry: PyTree,
   ):
-    """The pass at the clean parameters: all rows where nothing ascends."""
+    """The pass at the clean parameters: on all rows if the step stays there."""
     options = self.options
     whole = lambda: self.at(params, part, index, carry)
     fewer = lambda: self.at(
@@ -195,7 +191,7 @@ class Gradients:
   def second(
     self, params: PyTree, part: PyTree, index: ArrayLike, carry: PyTree
   ) -> tuple[Weighed, PyTree]:
-    """The pass at the perturbed parameters, whose aux nobody asks for."""
+    """The pass at the perturbed parameters, without its aux."""
     with jax.named_scope("descent"):
       second, carry = self.at(params, part, index, carry)
     return second._replace(aux=None), carry

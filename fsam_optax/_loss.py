@@ -1,4 +1,4 @@
-"""The loss: what a user's function must be and return."""
+"""Checks of the user's loss function and of what it returns."""
 
 from collections.abc import Mapping
 from typing import Any, Callable
@@ -25,7 +25,7 @@ def check_loss_fn(loss_fn: object) -> None:
 
 
 def loss_and_aux(output: Any, has_aux: bool) -> tuple[Any, Any]:
-  """Splits what `loss_fn` returned; the aux is None without `has_aux`."""
+  """The loss and the aux of an output; the aux is None without `has_aux`."""
   if not has_aux:
     return output, None
   if not (isinstance(output, tuple) and len(output) == 2):
@@ -55,19 +55,19 @@ def check_averaged(aux: PyTree) -> None:
     dtype, shape = jnp.result_type(x), jnp.shape(x)
     if shape or not jnp.issubdtype(dtype, jnp.inexact):
       raise TypeError(
-        "`loss_fn` must return auxiliary outputs that are floating scalars "
-        "where they are averaged, which is over the micro-batches of "
+        "`loss_fn` must return auxiliary outputs that are floating scalars, "
+        "because they are averaged over the micro-batches of "
         "`num_microbatches` and over the replicas of a train step with "
         f"`axis_name`, got {dtype}{list(shape)} at {path}. Reduce it over the "
-        "rows and cast it to float32; take outputs that are per row from a "
-        "pass of their own."
+        "rows and cast it to float32; compute outputs for each row in another "
+        "pass."
       )
 
 
 def weight_of(aux: PyTree, name: str) -> jax.Array:
-  """The auxiliary output that says how much a part of the batch counts.
+  """The weight of a part of the batch, from the aux, in float32 at least.
 
-  It is float32 at least, and no gradient flows through it.
+  No gradient flows through it.
   """
   weight = aux.get(name) if isinstance(aux, Mapping) else None
   if weight is None or jnp.shape(weight) or jnp.iscomplexobj(weight):
@@ -80,9 +80,9 @@ def weight_of(aux: PyTree, name: str) -> jax.Array:
 
 
 def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
-  """Raises if what the first pass returns depends on the number of rows.
+  """Raises if shapes in the first pass depend on the number of rows.
 
-  Both are functions that return ``((loss, aux, ...), carry)``.
+  Both functions return ``((loss, aux, ...), carry)``.
   """
   few, all_rows = map(jax.eval_shape, (fewer, whole))
   for i, what in enumerate(("return auxiliary outputs", "leave a model")):
@@ -95,11 +95,19 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
       )
 
 
-def step_output(output: Any, model_state: Any) -> PyTree:
-  """What the loss of a train step returned, ``(loss, (model_state, metrics))``.
+NO_MODEL_STATE = (
+  "`model_state` of the train state is None. If the model has variables that "
+  "are not parameters, such as BatchNorm's statistics, give them: "
+  '`TrainState.create(..., model_state={"batch_stats": '
+  'variables["batch_stats"]})`.'
+)
 
-  The model state is in the containers of the one given: a dict may come back
-  for a FrozenDict.
+
+def step_output(output: Any, model_state: Any) -> PyTree:
+  """The output ``(loss, (model_state, metrics))`` of the loss of a train step.
+
+  The model state comes in the containers of the given one, because a loss may
+  return a dict for a FrozenDict.
   """
   is_pair = lambda x: isinstance(x, tuple) and len(x) == 2
   if not (
@@ -107,14 +115,15 @@ def step_output(output: Any, model_state: Any) -> PyTree:
   ):
     raise TypeError(
       "`loss_fn` must return (loss, (model_state, metrics)) with a dict of "
-      "metrics, which may be empty. Return the `model_state` it was given "
-      "where the model has none."
+      "metrics, which may be empty. If the model has no state, return the "
+      "`model_state` that the loss got."
     )
   loss, (returned, metrics) = output
   if differing := difference(model_state, returned):
+    remedy = f" {NO_MODEL_STATE}" if model_state is None else ""
     raise ValueError(
       "`loss_fn` must return the model state in the structure, shapes and "
-      f"dtypes of the one it was given, with {differing}."
+      f"dtypes of the one it was given, with {differing}.{remedy}"
     )
   paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
   by_name = {joined_path(path): leaf for path, leaf in paths(returned)}

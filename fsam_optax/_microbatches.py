@@ -1,4 +1,4 @@
-"""The rows of a batch: micro-batches, and those that the ascent sees."""
+"""The rows of a batch: micro-batches, and the rows of the ascent."""
 
 import fractions
 import math
@@ -22,12 +22,11 @@ def mean_over_parts(
   carry: PyTree,
   mark: Callable[[PyTree], PyTree],
 ) -> tuple[PyTree, PyTree]:
-  """Means over the parts, and the carry of the last.
+  """Means over the parts, in the dtypes of the outputs, and the last carry.
 
   For each part, one at a time, ``fn(part, index, carry)`` returns ``(outputs,
-  carry)``. The means are in the dtypes of the outputs; of values that overwrite
-  others, as Flax's fp8 has, they are the maxima. What passes from part to part
-  is marked by `mark`, see :func:`fsam_optax._axes.varying`.
+  carry)``. Leaves that Flax overwrites (fp8) get the maximum, not the mean.
+  `mark` is :func:`fsam_optax._axes.varying`, for the carry and the sums.
   """
   if num_parts == 1:
     return fn(batch, 0, carry)
@@ -49,9 +48,9 @@ def mean_over_parts(
 
 
 def _part_of(batch, num_parts, index):
-  """Row i goes to part i modulo the number of parts.
+  """The rows i with i modulo the number of parts at `index`.
 
-  So a batch whose rows lie on many devices splits without moving a row.
+  A batch whose rows lie on many devices is split so without moving a row.
   """
   return jax.tree.map(
     lambda x: jax.lax.dynamic_index_in_dim(
@@ -65,8 +64,8 @@ def _part_of(batch, num_parts, index):
 
 
 def _scanned(run, num_parts, carry, mark):
-  """Sums over the parts in one compiled loop, and what one part returns."""
-  # Over nothing but constants, because a shape handed over says nothing of the
+  """Sums over the parts in one compiled loop, and the outputs of one part."""
+  # Closed over, because a ShapeDtypeStruct argument has no sharding over the
   # axes of a mesh that are not manual.
   zero = jnp.zeros([], jnp.int32)
   outputs, _ = jax.eval_shape(lambda: run(carry, zero))
@@ -89,7 +88,7 @@ def _scanned(run, num_parts, carry, mark):
 
 
 def _looped(run, num_parts, carry):
-  """The same part by part, where nothing is compiled."""
+  """The same in a Python loop, where nothing is compiled."""
   outputs, carry = run(carry, jnp.zeros([], jnp.int32))
   totals = jax.tree.map(
     lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), outputs
@@ -101,24 +100,25 @@ def _looped(run, num_parts, carry):
 
 
 def _added(totals, outputs, index):
-  """Sums; of what overwrites other values, the maxima."""
-
-  def add(total, x):
-    return total + jnp.asarray(x, total.dtype)  # It may be a Python number.
-
-  def larger(total, x):
-    x = jnp.asarray(x, total.dtype)
-    return jnp.where(index == 0, x, jnp.maximum(total, x))
-
-  return map_weights(add, totals, outputs, overwritten=larger)
+  """Sums; the maximum for leaves that Flax overwrites."""
+  outputs = jax.tree.map(
+    lambda total, x: jnp.asarray(x, total.dtype), totals, outputs
+  )
+  return map_weights(
+    jnp.add,
+    totals,
+    outputs,
+    overwritten=lambda total, x: jnp.where(
+      index == 0, x, jnp.maximum(total, x)
+    ),
+  )
 
 
 def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
-  """The fraction of the rows that the ascent sees.
+  """The rows of the ascent: of every ``q`` rows the first ``p``.
 
-  Of every ``q`` rows the first ``p``, where ``p / q`` is the fraction in lowest
-  terms, so that a batch whose rows lie on many devices gives up as many of each
-  without moving one.
+  Here ``p / q`` is the fraction in lowest terms. A batch whose rows lie on many
+  devices gives the same number from each, without moving a row.
   """
   if fraction == 1:
     return batch
@@ -149,7 +149,7 @@ def check_batch(
     path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(batch)
   }
-  # One empty array says nothing: a graph may have no edges.
+  # A single empty array is allowed: a graph may have no edges.
   if lengths and set(lengths.values()) == {0}:
     raise ValueError(
       f"`batch` must not be empty, got no rows at {', '.join(lengths)}."
@@ -159,11 +159,11 @@ def check_batch(
   is_key = _is_raw_key(batch)
   if None in lengths.values() or len(set(lengths.values())) != 1 or is_key:
     raise ValueError(
-      "`batch` must hold arrays of one number of rows to be split into "
+      "`batch` must hold arrays of one number of rows, to be split into "
       "micro-batches or by `ascent_fraction`, got "
       f"{'a random key' if is_key else lengths or 'no array'}. It is the first "
-      "argument after the parameters, or after the model: put the rows there, "
-      "and close over what is not per row."
+      "argument after the parameters or the model: put the rows there, and "
+      "close over arrays without rows."
     )
   (length,) = set(lengths.values())
   if not isinstance(length, int):
@@ -171,9 +171,9 @@ def check_batch(
     return
   if length % num_microbatches:
     raise ValueError(
-      f"`num_microbatches` must divide the number of rows of the batch, got "
-      f"{num_microbatches} for {length} rows, {length % num_microbatches} too "
-      "many."
+      "`num_microbatches` must divide the number of rows of the batch, got "
+      f"{num_microbatches} for {length} rows. Drop or pad "
+      f"{length % num_microbatches} of them."
     )
   rows = length // num_microbatches
   taken = round(ascent_fraction * rows)
@@ -193,7 +193,7 @@ def check_batch(
 
 
 def _is_raw_key(batch: PyTree) -> bool:
-  """Whether this is a key of `jax.random.PRNGKey`, whose words are no rows."""
+  """Whether this is a key of `jax.random.PRNGKey`, an array without rows."""
   is_words = getattr(batch, "dtype", None) == jnp.uint32
   return is_words and jnp.shape(batch) in ((2,), (4,))
 
@@ -204,10 +204,10 @@ def _check_symbolic(
   """Raises unless a number such as ``4*b`` is known to split evenly."""
   _, block = _lowest_terms(ascent_fraction, length)
   multiple = num_microbatches * block
-  if not length % multiple == 0:  # Where it is unknown, both are False.
+  if not length % multiple == 0:  # Where it is unknown, `==` is False.
     raise ValueError(
       "`num_microbatches` and `ascent_fraction` must split the rows of the "
-      f"batch evenly, whose symbolic number must be a multiple of {multiple}, "
-      f"got {length}. Give it as one: "
+      "batch evenly, and so their symbolic number must be a multiple of "
+      f"{multiple}, got {length}. Give it as "
       f'`jax.export.symbolic_shape("{multiple}*b")`.'
     )

@@ -1,10 +1,9 @@
-"""Whether an optimizer's momentum is the average that a perturbation expects.
+"""Checks that an optimizer's momentum is the average that F-SAM expects.
 
-The decay of the momentum is given twice, to the optimizer and as `lmbda`. Where
-the two differ, a run would ascend along a direction that no one asked for, and
-say nothing. So the optimizer is run on a gradient that never changes: from two
-updates follows its decay, and from the averages of both that of the
-perturbation.
+The user gives the decay of the momentum twice, to the optimizer and as `lmbda`.
+If the two differ, the direction of the ascent is wrong, without an error. So
+the optimizer takes two updates with a constant gradient. The decay follows from
+its momentum, and `lmbda` from the averages that the perturbation computes.
 """
 
 import jax
@@ -18,8 +17,7 @@ from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import momenta_by_path
 
-# So small that no clipping acts on it, and a power of two, so that no rounding
-# does either.
+# So small that no optimizer clips it, and a power of two, without rounding.
 _GRADIENT = 2.0**-20
 _MOST_CALLS = 256  # For two updates of an optimizer that accumulates gradients.
 
@@ -31,10 +29,10 @@ def check_optimizer_average(
 ) -> None:
   """Raises if the momentum of `tx` is not the average of its gradients.
 
-  Each perturbed parameter needs one momentum, of the gradients as they are,
-  whose decay is the perturbation's ``lmbda``. Not checked is an optimizer that
-  does not run on one number a parameter, or without more arguments; nor are
-  parameters beside a collection for fp8.
+  Each perturbed parameter needs one momentum, of gradients that are not scaled,
+  with the decay ``lmbda``. The check is left out for an optimizer that cannot
+  run on parameters of one number, or that needs more arguments, and for
+  parameters with a collection for fp8.
   """
   state = jax.eval_shape(perturbation.init, params)
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -42,7 +40,7 @@ def check_optimizer_average(
     map(is_overwritten, paths)
   ):
     return
-  # Values, in a traced program, too.
+  # Concrete values, also inside a traced function.
   with jax.ensure_compile_time_eval():
     small = jax.tree.map(lambda x: jnp.zeros((1,) * jnp.ndim(x)), params)
     opt_states = _after_two_updates(tx, small)
@@ -53,18 +51,18 @@ def check_optimizer_average(
     is_traced = any(
       isinstance(x, core.Tracer) for x in jax.tree.leaves(averages)
     )
-    if len(opt_states) == 2 and not is_traced:  # As a traced `lmbda` makes it.
+    if len(opt_states) == 2 and not is_traced:  # A traced `lmbda` is traced.
       for name in averages[0]:
         momenta = [momenta_by_path(state)[name] for state in opt_states]
         _check_one(name, momenta, [average[name] for average in averages])
 
 
 def _check_one(name, momenta, averages):
-  """Checks the momentum of one parameter, and what is taken for its average."""
+  """Checks the two momenta of one parameter, and the averages from them."""
   (first, second), source = momenta, momenta[0].source
   rounding = 1e-4 + 2 * float(jnp.finfo(first.value.dtype).eps)
-  # A momentum v becomes v + decay * v. Its average becomes 1 + decay over
-  # 1 + lmbda times what it was.
+  # The momentum grows by a factor of 1 + decay, and the average from it by
+  # (1 + decay) / (1 + lmbda).
   moved = second.value.sum() / first.value.sum()
   decay = float(moved) - 1
   lmbda = float(moved * averages[0] / averages[1]) - 1
@@ -80,16 +78,16 @@ def _check_one(name, momenta, averages):
     raise ValueError(
       "`tx` must keep the momentum of the gradients as they are with "
       f"average='optimizer', got one in {source} of {scale:.3g} times the "
-      f"gradients at {name or 'the root'}. Move what scales them behind the "
-      "momentum, or take average='own'."
+      f"gradients at {name or 'the root'}. Put the link that scales them "
+      "behind the momentum, or take average='own'."
     )
 
 
 def _after_two_updates(tx, params):
   """The optimizer's states after one update and after two.
 
-  Or the first state alone, where it does not run so, or where its momentum
-  comes of a traced hyperparameter. Or none.
+  It is the first state alone where the optimizer does not run so, or where its
+  momentum is traced, and no state where it has none.
   """
   gradient = jax.tree.map(lambda x: jnp.full_like(x, _GRADIENT), params)
   update = optax.with_extra_args_support(tx).update
@@ -99,7 +97,7 @@ def _after_two_updates(tx, params):
     return []
   states = [last]
   if find_state(optax.MultiStepsState, last) is not None:
-    # An update takes several calls, and each of them would be compiled.
+    # An update takes several calls, each of which would be compiled.
     update = jax.jit(update)
   for _ in range(_MOST_CALLS if momenta_by_path(last) else 0):
     try:
@@ -114,13 +112,13 @@ def _after_two_updates(tx, params):
 
 
 def _values(opt_state):
-  """The momentum of each parameter; nothing of what is traced."""
+  """The momenta that are not traced, as numbers."""
   momenta = [x.value for x in momenta_by_path(opt_state).values()]
   return [float(x.sum()) for x in momenta if not isinstance(x, core.Tracer)]
 
 
 def _average(perturbation, params, opt_state, count):
-  """What the perturbation takes for the average, by the parameter's path."""
+  """The average that the perturbation computes, by the parameter's path."""
   averages = []
   gradient = jax.tree.map(lambda x: jnp.full_like(x, _GRADIENT), params)
   optax.with_extra_args_support(perturbation).update(

@@ -1,4 +1,4 @@
-"""What the two passes can vary: checked once, with what follows from it."""
+"""The options of the two passes: replicas, rows, and the steps that ascend."""
 
 import dataclasses
 import functools
@@ -23,45 +23,45 @@ class PassOptions(TypedDict, total=False):
   Attributes:
     axis_name: name of the axis of :func:`jax.pmap`, :func:`jax.shard_map` or
       :func:`jax.vmap` over which the replicas average loss and gradients, or a
-      tuple of such names. None, the default, where nothing is to be averaged,
-      as in a program compiled by :func:`jax.jit`, of which the arrays'
-      shardings alone say where it runs. The aux is that of each replica.
+      tuple of such names. None, the default, averages nothing, which is right
+      under :func:`jax.jit` alone: there the arrays' shardings say where the
+      step runs. The aux of each replica is its own.
     sync_perturbation: whether all replicas and all micro-batches ascend along
-      the mean gradient, so that N devices do what one does on the whole batch;
-      True by default. False: each ascends along its own (m-sharpness). A name
-      out of ``axis_name``, or a tuple of them: along the mean over the replicas
+      the mean gradient; True by default, so that N devices do what one does on
+      the whole batch. False: each ascends along its own (m-sharpness). A name
+      out of ``axis_name``, or a tuple of names: the mean is over the replicas
       on those axes, and over the micro-batches. The moving average is the same
       on all replicas in any case.
-    ema_gradient: which gradient the moving average takes in: ``"ascent"``, the
+    ema_gradient: which gradient updates the moving average: ``"ascent"``, the
       default, the mean gradient at the clean parameters, or ``"descent"``, the
       mean gradient that is returned. With ``sync_perturbation=False`` the
       replicas then average one gradient a step, not two.
-    num_microbatches: number n of micro-batches that a batch of B rows is split
-      into, one at a time in memory, 1 by default; row i goes to micro-batch i
-      modulo n. Loss, aux and gradients are means over them, the state is
-      updated once. The aux must then be floating scalars.
-    weight: name of the entry of the aux, then a dict, that says how much the
-      rows of a micro-batch or replica count, such as its number of tokens: for
-      a loss that divides by it. Loss, gradients and the rest of the aux are
-      then weighted means, over all tokens, and that entry is the sum. A part
-      that weighs nothing does not count, whatever its loss. None by default.
-    ascent_fraction: fraction of the rows, in (0, 1], that the first pass sees,
-      for a step of 1 + ``ascent_fraction`` gradients; 1 by default. Of B rows
-      (of this replica's, and of each micro-batch's) it takes every
-      (1 / ``ascent_fraction``)-th. The loss that is returned is of these rows,
-      and its difference from the perturbed one holds that between two samples
-      besides the sharpness.
-    every: ascend at every k-th step, 1 by default; at the steps between, the
-      gradient is that of a first pass over all rows, the second is not
-      computed, and the average moves on.
+    num_microbatches: number n of micro-batches, 1 by default. A batch of B rows
+      is split, and one micro-batch is in memory at a time; row i goes to
+      micro-batch i modulo n. Loss, aux and gradients are means over them, and
+      the state is updated once. The aux must then be floating scalars.
+    weight: name of an entry of the aux, which then is a dict: how much the rows
+      of a micro-batch or replica count, such as their number of tokens, for a
+      loss that divides by it. Loss, gradients and the rest of the aux are then
+      weighted means, and that entry is the sum. A part of weight 0 does not
+      count, whatever its loss. None by default.
+    ascent_fraction: fraction of the rows, in (0, 1], that the first pass sees;
+      1 by default. A step then costs 1 + ``ascent_fraction`` gradients. Of the
+      rows of each replica and micro-batch it takes every
+      (1 / ``ascent_fraction``)-th. The loss that is returned is of these rows.
+      So its difference from the perturbed loss is not the sharpness alone, but
+      also the difference between two samples.
+    every: ascend at every k-th step, 1 by default. The other steps take one
+      pass over all rows, and update the average by its gradient.
     start: first step at which to ascend, 0 by default.
-    stop: first step at which to ascend no more; None, the default, for never.
-    checked: whether each call looks for what is wrong in a new loop, for
+    stop: first step at which not to ascend any more; None, the default, for
+      never.
+    checked: whether each call looks for mistakes in a new loop, at the cost of
       another gradient and a call of the host; False by default. It finds a loss
       that returns another value or gradient when it is called again; replicas
       of the same parameters whose averages differ, because ``axis_name`` is
-      missing; a state that was not carried on. Uncompiled that is an error;
-      compiled it is printed, and loss and gradient are NaN.
+      missing; a state that was not carried on. An uncompiled call raises an
+      error; a compiled one prints it, and returns NaN as loss and gradient.
   """
 
   axis_name: Optional[AxisName]
@@ -96,8 +96,8 @@ class Options:
     if self.ema_gradient not in ("ascent", "descent"):
       raise ValueError(
         "`ema_gradient` must be 'ascent' or 'descent', got "
-        f"{self.ema_gradient!r}. 'ascent' is the gradient at the clean "
-        "parameters, as in the paper."
+        f"{self.ema_gradient!r}. The paper's is 'ascent', the gradient at the "
+        "clean parameters."
       )
     _check_fraction(self.ascent_fraction)
     check_int("num_microbatches", self.num_microbatches, least=1)
@@ -113,7 +113,7 @@ class Options:
       if self.stop < self.start:
         raise ValueError(
           f"`stop` must not be below `start`, got {self.stop} for `start="
-          f"{self.start}`. For a step that never ascends, give `stop=0` alone."
+          f"{self.start}`. To never ascend, give `stop=0` alone."
         )
     if not isinstance(self.checked, bool):
       raise TypeError(f"`checked` must be a bool, got {self.checked!r}.")
@@ -131,7 +131,7 @@ class Options:
 
   @functools.cached_property
   def moved_from(self) -> dict[int, Any]:
-    """What `checked` remembers of earlier calls, by replica."""
+    """The count that `checked` saw in the last call, for each replica."""
     return {}
 
   @property
@@ -141,7 +141,7 @@ class Options:
 
   @property
   def ascent_axes(self) -> tuple[str, ...]:
-    """Those over which the ascent's gradient is averaged, in their order."""
+    """The axes over which the ascent's gradient is averaged, in order."""
     sync, axes = self.sync_perturbation, self.axes
     if isinstance(sync, bool):
       return axes if sync else ()
@@ -160,22 +160,22 @@ class Options:
 
   @property
   def other_axes(self) -> tuple[str, ...]:
-    """Those along which replicas ascend by themselves."""
+    """The axes along which each replica has an ascent of its own."""
     return tuple(axis for axis in self.axes if axis not in self.ascent_axes)
 
   @property
   def splits_rows(self) -> bool:
-    """Whether the rows of the batch are told apart."""
+    """Whether a pass takes a part of the batch, so that rows must be known."""
     return self.num_microbatches > 1 or self.ascent_fraction < 1
 
   @property
   def is_part_by_part(self) -> bool:
-    """Whether every part of the batch ascends by itself."""
+    """Whether each micro-batch ascends along its own gradient."""
     return self.num_microbatches > 1 and self.sync_perturbation is False
 
   @property
   def is_local(self) -> bool:
-    """Whether some replicas or parts ascend along other gradients."""
+    """Whether replicas or micro-batches ascend along different gradients."""
     return self.is_part_by_part or bool(self.other_axes)
 
   @property
@@ -190,16 +190,16 @@ class Options:
     return has_gate and not self.is_shut
 
   def gate(self, step: Any) -> Any:
-    """Whether this step ascends: a bool, if it can be known, or a traced one.
+    """Whether this step ascends, as a bool, or traced if the step is traced.
 
-    The step is None where it is not known.
+    The step is None where no state counts it.
     """
     if not self.is_gated:
       return not self.is_shut
     if step is None:
       raise ValueError(
         "`perturbation` must count its updates for `every`, `start` and "
-        "`stop` to know the step. Build it with `scale_to_radius`."
+        "`stop`, got one without a count. Build it with `scale_to_radius`."
       )
     is_open = (step >= self.start) & ((step - self.start) % self.every == 0)
     if self.stop is not None:
@@ -207,15 +207,15 @@ class Options:
     return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
 
   def check_given(self, args: tuple, after: str) -> None:
-    """Raises where rows are to be split and there are none in `args`."""
+    """Raises where an option splits rows and `args` has no batch."""
     if self.splits_rows and not args:
       raise TypeError(
         "`batch` must be given when `num_microbatches` or `ascent_fraction` "
-        f"split its rows, got no argument after {after}. Put it there."
+        f"splits its rows, got no argument after {after}. Put it there."
       )
 
   def always(self, ascends: bool) -> "Options":
-    """These options without their gates: open at every step, or shut."""
+    """These options with an ascent at every step, or at none."""
     stop = None if ascends else 0
     return dataclasses.replace(self, every=1, start=0, stop=stop)
 
@@ -228,8 +228,8 @@ def _check_fraction(fraction: Any) -> None:
     )
   if not 0 < fraction <= 1:
     raise ValueError(
-      f"`ascent_fraction` must be in (0, 1], got {fraction}. For no ascent at "
-      "all, use rho=0 or the base optimizer alone."
+      f"`ascent_fraction` must be in (0, 1], got {fraction}. To never ascend, "
+      "use rho=0 or the base optimizer alone."
     )
 
 

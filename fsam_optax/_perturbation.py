@@ -1,6 +1,6 @@
-"""The ascent: from a gradient to the perturbation of the weights.
+"""The ascent: the gradient EMA, and the perturbation of the weights from it.
 
-Plain optax gradient transformations. They know no loss and ask for no second
+These are plain optax gradient transformations. They need no loss and no second
 gradient, so they compose with everything in optax.
 """
 
@@ -37,8 +37,8 @@ class SubtractGradientEmaState(NamedTuple):
 class ScaleToRadiusState(NamedTuple):
   """State of :func:`scale_to_radius`.
 
-  The two norms describe the last update. They are by-products of the scaling,
-  kept so that nobody needs another pass over the tree to log them.
+  The two norms are those of the last update. The scaling computes them in any
+  case, and the state keeps them for logging.
 
   Attributes:
     count: number of updates so far, shape ``[]``, int32.
@@ -102,8 +102,8 @@ def subtract_gradient_ema(
     lmbda: decay of the average, in ``[0, 1]``, a scalar or a schedule.
     order: ``"official"`` subtracts the average of the gradients before this
       one, ``"paper"`` the average that includes it.
-    accumulator_dtype: dtype of the average, floating and of 16 bits at least;
-      ``None`` for that of the parameters. Of complex parameters the average is
+    accumulator_dtype: floating dtype of the average, of 16 bits at least;
+      ``None`` for that of the parameters. The average of complex parameters is
       complex, in complex64 at least.
 
   Returns:
@@ -120,8 +120,8 @@ def subtract_gradient_ema(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. note::
-    A gradient whose global norm is not finite never enters the average: the
-    state stays as it was, its count included.
+    A gradient whose global norm is not finite does not enter the average: the
+    state, with its count, stays as it was.
 
   .. warning::
     A widely used PyTorch port averages the already subtracted gradients
@@ -129,11 +129,21 @@ def subtract_gradient_ema(
     full gradient.
   """
   _check_average(sigma, lmbda, order)
-  _check_accumulator_dtype(accumulator_dtype)
+  # An average of integers stays at zero, which is SAM. One of 8 bits stays
+  # where it is, because a step moves it by less than half of its last bit.
+  if accumulator_dtype is not None and (
+    not jnp.issubdtype(accumulator_dtype, jnp.floating)
+    or jnp.finfo(accumulator_dtype).bits < 16
+  ):
+    raise ValueError(
+      "`accumulator_dtype` must be a floating dtype of 16 bits or more, got "
+      f"{jnp.dtype(accumulator_dtype).name}. Take 'bfloat16', or None for the "
+      "dtype of the parameters."
+    )
 
   def zeros(x):
-    # Of a dtype that is said, so that no later step is compiled anew for
-    # parameters of a weak type.
+    # With an explicit dtype, because an average of a weak type would compile
+    # the second step again.
     dtype = accumulator_dtype or jnp.result_type(x)
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
       dtype = _wide_dtype(dtype, jnp.complex64)
@@ -149,16 +159,16 @@ def subtract_gradient_ema(
     decay = _value_at("lmbda", lmbda, state.count, upper=1.0)
     fraction = _value_at("sigma", sigma, state.count)
     if order == "official":
-      # The average starts at g_0. It is zero until then, so that the
-      # subtraction needs no first step of its own.
+      # The first update sets the average to g_0. Before that it is zero, so
+      # that the subtraction needs no special first step.
       decay = jnp.where(state.count == 0, 0.0, decay)
     is_plain = isinstance(sigma, (int, float)) and sigma == 1
     direction, ema = _direction_and_next_ema(
       updates, state.ema, fraction, decay, order, is_plain
     )
     direction = optax.tree.cast_like(direction, updates)
-    # The average is finite, so the direction is finite where g is. Its norm is
-    # the one that `scale_to_radius` needs: compiled, both are one computation.
+    # The average is finite, so the direction is finite where g is. Compiled,
+    # its norm and that of `scale_to_radius` are one computation.
     is_finite, count = _counted(direction, state.count, is_finite)
     return direction, SubtractGradientEmaState(
       count=count,
@@ -182,37 +192,24 @@ def _check_average(sigma, lmbda, order):
     )
 
 
-def _check_accumulator_dtype(dtype):
-  # Of whole numbers the average stays at zero, which is SAM. With 8 bits it
-  # stays where it is: a step moves it by less than half of the last of them.
-  if dtype is not None and (
-    not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16
-  ):
-    raise ValueError(
-      "`accumulator_dtype` must be a floating dtype of 16 bits or more, got "
-      f"{jnp.dtype(dtype).name}. Take 'bfloat16', or None for that of the "
-      "parameters."
-    )
-
-
 def _counted(direction, count, is_finite):
-  """Whether the direction is finite, and the count with it if it is."""
+  """Whether the direction is finite; the count, one more if it is."""
   if is_finite is None:
     is_finite = jnp.isfinite(global_norm(direction))
   return is_finite, jnp.where(is_finite, optax.safe_increment(count), count)
 
 
 def _direction_and_next_ema(gradient, ema, fraction, decay, order, is_plain):
-  """The direction of either order, and the next average, wide.
+  """The direction in either order and the next average, in float32 at least.
 
-  Both orders average by m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}). They are
-  written so that, compiled, one tree beside the average is kept: d_t or
-  g_t - m_{t-1}, from which the other follows, and g_t no longer.
+  Both orders average by m_t = m_{t-1} + (1 - lambda) (g_t - m_{t-1}). The
+  compiled step keeps one tree beside the average, d_t or g_t - m_{t-1}. The
+  other follows from it, so that the memory of g_t is free.
   """
   if order == "official":
     direction = _tree_map_wide(lambda g, m: g - fraction * m, gradient, ema)
     difference = direction
-    if not is_plain:  # Of d_t = g_t - sigma m_{t-1}.
+    if not is_plain:  # From d_t = g_t - sigma m_{t-1}.
       difference = _tree_map_wide(
         lambda d, m: d + (fraction - 1) * m, direction, ema
       )
@@ -228,15 +225,15 @@ def _direction_and_next_ema(gradient, ema, fraction, decay, order, is_plain):
 
 
 def _subtract_optimizer_momentum(
-  sigma: optax.ScalarOrSchedule, lmbda: optax.ScalarOrSchedule, order: Order
+  sigma: optax.ScalarOrSchedule, lmbda: Any, order: Order
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts the average of second gradients that an optimizer keeps.
 
-  The update takes ``optimizer_state`` besides, the state before the optimizer's
-  own update, and ``optimizer_steps``, the number of updates that led to it, by
-  default that of this transformation's. Where the state has a count of its own,
-  that is taken. The average is appended to the list ``averages``, if there is
-  one, for who wants to see it.
+  The update has three more arguments. ``optimizer_state`` is the optimizer's
+  state before its own update. ``optimizer_steps`` is the number of updates in
+  it; it is used where that state has no count, and None stands for the number
+  of updates of this transformation. ``averages`` is a list to which the average
+  is appended.
   """
   _check_average(sigma, lmbda, order)
   is_value = not isinstance(lmbda, core.Tracer)
@@ -246,7 +243,6 @@ def _subtract_optimizer_momentum(
       f"average='optimizer', a number below 1, got {lmbda!r}."
     )
 
-  decay: Any = lmbda
   no_average: Any = None
 
   def init_fn(params):
@@ -266,12 +262,12 @@ def _subtract_optimizer_momentum(
   ):
     del params, extra_args
     steps = state.count if optimizer_steps is None else optimizer_steps
-    average = _optimizer_average(updates, optimizer_state, steps, decay)
+    average = _optimizer_average(updates, optimizer_state, steps, lmbda)
     if averages is not None:
       averages.append(average)
     if order == "paper":
       average = _tree_map_wide(
-        lambda g, m: decay * m + (1 - decay) * g, updates, average
+        lambda g, m: lmbda * m + (1 - lmbda) * g, updates, average
       )
     fraction = _value_at("sigma", sigma, state.count)
     direction = _tree_map_wide(lambda g, m: g - fraction * m, updates, average)
@@ -286,24 +282,23 @@ class _Momentum(NamedTuple):
   """The momentum of one parameter."""
 
   value: jax.Array
-  is_sum: bool  # Of decayed gradients, as SGD has it, and not their average.
-  count: Optional[jax.Array]  # Of the updates in it; None if nobody counts.
+  is_sum: bool  # A sum of decayed gradients, as in SGD; else their average.
+  count: Optional[jax.Array]  # Number of updates; None if the state has none.
   source: str  # The type of its state.
 
 
 def _optimizer_average(gradient, optimizer_state, steps, lmbda):
-  """The average that the momentum is, in the tree of the gradient, wide.
+  """The average in the momentum, in the tree of the gradient, in float32.
 
-  Of the gradients u_t that an optimizer was given, SGD's momentum is v_t =
-  lambda v_{t-1} + u_t, and Adam's is v_t = lambda v_{t-1} + (1 - lambda) u_t.
-  Both start at zero, so that the weights of the gradients in them sum up to
-  (1 - lambda^t) / (1 - lambda) and 1 - lambda^t. Divided by that, either is the
-  average m_t.
+  With the gradients u_t, SGD's momentum is v_t = lambda v_{t-1} + u_t, and
+  Adam's is v_t = lambda v_{t-1} + (1 - lambda) u_t. Both start at zero, so the
+  weights of the gradients sum to (1 - lambda^t) / (1 - lambda) and to
+  1 - lambda^t. Each momentum divided by its sum of weights is the average m_t.
   """
   if optimizer_state is None:
     raise ValueError(
-      "`optimizer_state` must be given with average='optimizer', got None. It "
-      "is the optimizer's state before its update. Call `fn(params, "
+      "`optimizer_state` must be given with average='optimizer', the "
+      "optimizer's state before its update, got None. Call `fn(params, "
       "perturbation_state, batch, optimizer_state=opt_state)`, or in a chain "
       "`tx.update(grads, opt_state, params, grad_fn=grad_fn, "
       "optimizer_state=opt_state)`."
@@ -322,19 +317,19 @@ def _optimizer_average(gradient, optimizer_state, steps, lmbda):
         f"{name or 'the root'}, got {shape} in "
         f"{', '.join(_state_names(optimizer_state))}. Take an optimizer that "
         "keeps one, such as optax.sgd(learning_rate, momentum=0.9) or "
-        "optax.adamw(learning_rate); exclude by `mask` what it does not train; "
-        "or take average='own'."
+        "optax.adamw(learning_rate); exclude the parameters that it does not "
+        "train by `mask`; or take average='own'."
       )
     count = steps if momentum.count is None else momentum.count
     decay = jnp.asarray(lmbda, jnp.finfo(_wide_dtype(momentum.value)).dtype)
     weights = 1 - decay**count
     if momentum.is_sum:
       weights = weights / (1 - decay)
-    # No gradient has entered it before the first update: no average.
+    # Before the first update there is no average.
     scale = jnp.where(count > 0, 1 / jnp.where(count > 0, weights, 1.0), 0.0)
     return scale * widen(momentum.value)
 
-  # Of complex parameters it is, as their gradient, the conjugate of the ascent.
+  # The optimizer averages gradients as `jax.grad` returns them.
   return ascent_gradient(jax.tree_util.tree_map_with_path(average_of, gradient))
 
 
@@ -342,7 +337,7 @@ def momenta_by_path(optimizer_state: optax.OptState) -> dict[str, _Momentum]:
   """The momenta in an optimizer's state, by the path of their parameter."""
   momenta = {}
   names = _state_names(optimizer_state)
-  # Of these the momentum averages what a preconditioner has scaled.
+  # With these in the chain the momentum averages scaled gradients.
   scaled = [name for name in names if name in _PRECONDITIONERS]
 
   def collect(state, count):
@@ -367,7 +362,7 @@ def momenta_by_path(optimizer_state: optax.OptState) -> dict[str, _Momentum]:
             "`optimizer_state` must hold one momentum of each parameter with "
             f"average='optimizer', got those of {momenta[name].source} and "
             f"{source} at {name or 'the root'}. Give the part of the state "
-            "that is meant, or take average='own'."
+            "that holds the right one, or take average='own'."
           )
         own_count = x.count if "count" in x._fields else count
         momenta[name] = _Momentum(value, is_sum, own_count, source)
@@ -380,7 +375,7 @@ _PRECONDITIONERS = frozenset({"ScaleByRmsState", "ScaleByRmsWithCountState"})
 
 
 def _is_state(x: object) -> bool:
-  """Whether it is a state with a momentum, or a wrapper that accumulates."""
+  """Whether this state has a momentum, or is that of `optax.MultiSteps`."""
   fields = getattr(x, "_fields", ())
   return isinstance(x, optax.MultiStepsState) or bool(
     {"trace", "mu"} & set(fields)
@@ -430,10 +425,10 @@ def scale_to_radius(
     [0.3 0.4] 5.0
 
   Args:
-    rho: radius, finite and non-negative, in the units of the parameters (in
-      units relative to them when adaptive); a scalar or a schedule.
-    adaptive: whether to measure the radius in the metric of ASAM, in which
-      each weight is moved in proportion to its own size. Needs ``params``.
+    rho: radius, finite and non-negative, in the units of the parameters (when
+      adaptive, relative to them); a scalar or a schedule.
+    adaptive: whether to measure the radius in the metric of ASAM, which moves
+      each weight in proportion to its size. Needs ``params``.
     eps: added to the norm, as the authors' code does.
     eta: added to the absolute weights when adaptive: 0 as in the authors' code,
       0.01 in the ASAM paper, so that weights at zero can move.
@@ -462,7 +457,7 @@ def scale_to_radius(
   check_hyperparameter("eta", eta, can_vary=False)
 
   def init_fn(params):
-    # Of complex parameters, too, the norm is real.
+    # The norm of complex parameters is real.
     dtype = jnp.finfo(_wide_dtype(*jax.tree.leaves(params))).dtype
     return ScaleToRadiusState(
       count=jnp.zeros([], jnp.int32),
@@ -481,8 +476,8 @@ def scale_to_radius(
       norm = global_norm(
         _tree_map_wide(lambda d, w: metric(w) * d, updates, params)
       )
-      # From the direction, not from what was normed: a GPU's compiler then
-      # moves the weights and the average in one pass, and keeps half a tree.
+      # From the direction, not from its product with the metric above: a GPU
+      # then moves weights and average in one pass, with half a tree less.
       updates = _tree_map_wide(
         lambda d, w: jnp.square(metric(w)) * d, updates, params
       )
@@ -490,9 +485,9 @@ def scale_to_radius(
       norm = global_norm(updates)
     radius = _value_at("rho", rho, state.count)
     is_finite = jnp.isfinite(norm)
-    # Selected, not multiplied: zero times NaN is NaN. And before the division,
-    # so that the slope of a step that was skipped is finite, too.
-    # And the zero is the negative one: a weight of -0.0 plus 0.0 would be 0.0.
+    # Selected, not multiplied: zero times NaN is NaN. Selected before the
+    # division, so that the derivative of a skipped step is finite, too. The
+    # zero is negative, because a weight of -0.0 plus 0.0 would be 0.0.
     is_usable = is_finite & (norm > 0)
     scale = jnp.where(
       is_usable, radius / (jnp.where(is_usable, norm, 1.0) + eps), 0.0
@@ -555,7 +550,7 @@ def friendly_perturbation(
     adaptive: whether to measure the radius in the metric of ASAM.
     mask: a tree of bools with the structure of the parameters (or a prefix of
       it), or a callable from parameters to such a tree. Leaves at False are
-      not perturbed, do not count in the norm, and cost no memory. None selects
+      not perturbed, do not count in the norm, and have no average. None selects
       all. Flax's fp8 collection ``_overwrite_with_gradient`` is never selected:
       it holds no weights, and its gradient is its next value.
     order: ``"official"`` or ``"paper"``, see :func:`subtract_gradient_ema`.
@@ -563,12 +558,12 @@ def friendly_perturbation(
       parameters.
     eta: added to the absolute weights when adaptive, see
       :func:`scale_to_radius`.
-    average: ``"own"`` keeps the average, a copy of the parameters.
-      ``"optimizer"`` takes the momentum of the base optimizer, which is an
-      average of the gradients at the perturbed weights, so that no copy is
-      kept: of :func:`optax.trace`, as :func:`optax.sgd` has it, or the first
-      moment of Adam and its kin. ``lmbda`` then is the decay of that momentum.
-      The update takes the optimizer's state as ``optimizer_state``.
+    average: ``"own"`` keeps an average, which has the size of the parameters.
+      ``"optimizer"`` keeps none. It takes the momentum of the base optimizer
+      (of :func:`optax.sgd`, or the first moment of Adam), which averages the
+      gradients at the perturbed weights. ``lmbda`` then is the decay of that
+      momentum, and the update takes the optimizer's state as
+      ``optimizer_state``.
 
   Returns:
     A :class:`optax.GradientTransformation` from gradients to the perturbation
@@ -587,8 +582,8 @@ def friendly_perturbation(
   """
   if average not in ("own", "optimizer"):
     raise ValueError(
-      f"`average` must be 'own' or 'optimizer', got {average!r}. 'own' is that "
-      "of the paper."
+      f"`average` must be 'own' or 'optimizer', got {average!r}. The paper's "
+      "is 'own'."
     )
   if average == "own":
     subtract_average = subtract_gradient_ema(
@@ -656,23 +651,20 @@ def sam_perturbation(
   )
 
 
-# The collection in which Flax keeps the scales of its fp8 matrix products, and
-# the maxima from which they are made. They travel with the parameters, and what
-# is called their gradient is the value to overwrite them with.
+# The collection in which Flax keeps the scales of its fp8 matrix products, with
+# the maxima that they are computed from. It is differentiated with the
+# parameters, and its "gradient" is its next value.
 OVERWRITTEN = "_overwrite_with_gradient"
 
 
 def _on_selected_leaves(
   perturbation: optax.GradientTransformation, mask: Mask
 ) -> optax.GradientTransformation:
-  """Restricts a perturbation to the leaves at True, with zero elsewhere.
-
-  What Flax overwrites with its gradient is no weight and never selected.
-  """
+  """A perturbation of the selected weights, which is zero for other leaves."""
 
   def selected(tree):
     tree_of_bools = True if mask is None else mask
-    # A tree of bools may be of a class that can be called, as a module is.
+    # A tree of bools may be of a callable class, such as a module.
     if callable(tree_of_bools) and not any(
       map(_is_bool, jax.tree.leaves(tree_of_bools))
     ):
@@ -692,7 +684,7 @@ def _on_selected_leaves(
 
   on_selected = optax.chain(
     optax.masked(perturbation, selected),
-    # `masked` hands the other leaves through: they are gradients still.
+    # `masked` returns the other leaves unchanged, which are gradients.
     optax.masked(optax.set_to_zero(), excluded),
   )
   if mask is not None:
@@ -710,15 +702,15 @@ def _on_selected_leaves(
 
 
 def is_overwritten(path: jax.tree_util.KeyPath) -> bool:
-  """Whether the "gradient" at a path is the next value of what is no weight."""
+  """Whether Flax overwrites the leaf at this path with its "gradient"."""
   return any(getattr(key, "key", None) == OVERWRITTEN for key in path)
 
 
 def ascent_gradient(gradient: optax.Updates) -> optax.Updates:
-  """The steepest ascent of the weights, of what :func:`jax.grad` returns.
+  """The direction of steepest ascent, from a gradient of :func:`jax.grad`.
 
-  For complex parameters that is its conjugate. What is overwritten with its
-  gradient does not move.
+  It is the conjugate of the gradient, which matters for complex parameters
+  alone. Leaves that Flax overwrites get zero.
   """
   return map_weights(jnp.conj, gradient, overwritten=jnp.zeros_like)
 
@@ -728,7 +720,7 @@ def map_weights(
   *trees: optax.Updates,
   overwritten: Callable[..., jax.typing.ArrayLike] = lambda x, *_: x,
 ) -> optax.Updates:
-  """Maps over trees, with another function for what is overwritten."""
+  """Maps `fn` over weights, and `overwritten` over what Flax overwrites."""
   return jax.tree_util.tree_map_with_path(
     lambda path, *leaves: (overwritten if is_overwritten(path) else fn)(
       *leaves
@@ -773,7 +765,7 @@ def _check_selects(mask: Any):
 
 
 def check_perturbation(perturbation: object):
-  """Raises unless this transforms a gradient, and asks for no second one."""
+  """Raises unless this transforms gradients and needs no `grad_fn`."""
   if not isinstance(perturbation, optax.GradientTransformation):
     raise TypeError(
       "`perturbation` must be an optax.GradientTransformation, such as "
@@ -781,9 +773,10 @@ def check_perturbation(perturbation: object):
     )
   if "grad_fn" in inspect.signature(perturbation.update).parameters:
     raise TypeError(
-      "`perturbation` must make a perturbation of a gradient alone, as "
-      "friendly_perturbation(rho=0.05) does, got a transformation that asks "
-      "for `grad_fn`, as fsam does: that one is a link of an optimizer's chain."
+      "`perturbation` must make a perturbation from a gradient alone, as "
+      "friendly_perturbation(rho=0.05) does, got a transformation that "
+      "asks for `grad_fn`, such as fsam. Put that one into the optimizer's "
+      "chain."
     )
 
 
@@ -833,8 +826,8 @@ def _value_at(
 ) -> Any:
   """The hyperparameter at a count, in its range.
 
-  What a schedule returns is checked where it is a value. Where it is traced,
-  nobody can be told: it is moved into the range, and to 0 if it is not finite.
+  A schedule's value is checked if it is concrete. A traced value cannot be
+  checked: it is clipped to the range, and is 0 if it is not finite.
   """
   number: Any = value
   if callable(value):
@@ -848,13 +841,13 @@ def _value_at(
 
 def _wide_dtype(*leaves: Any) -> Any:
   """The dtype that the leaves promote to, float32 at least."""
-  # Under JAX's strict promotion, too, in which nothing is widened unasked.
+  # Also where the user has set JAX's strict promotion.
   with jax.numpy_dtype_promotion("standard"):
     return jnp.result_type(jnp.float32, *leaves)
 
 
 def _cast_like(x: jax.Array, like: jax.Array) -> jax.Array:
-  """Casts; what a narrower range cannot hold becomes its end, not infinite."""
+  """Casts; a value outside a narrower range becomes its limit, not infinite."""
   if jnp.issubdtype(like.dtype, jnp.floating):
     limit = float(jnp.finfo(like.dtype).max)
     if limit < float(jnp.finfo(x.dtype).max):
@@ -876,7 +869,7 @@ def global_norm(tree: optax.Params) -> jax.Array:
   """The Euclidean norm over all leaves, in float32 at least."""
   sums = [_sum_of_squares(widen(x)) for x in jax.tree.leaves(tree)]
   total = sum(sums, start=jnp.zeros([], jnp.float32))
-  # The root is infinitely steep at zero, where its own slope would be NaN.
+  # The derivative of the root at zero would be NaN.
   is_positive = total > 0
   return jnp.where(
     is_positive, jnp.sqrt(jnp.where(is_positive, total, 1.0)), total
@@ -890,15 +883,15 @@ def _sum_of_squares(x: jax.Array) -> jax.Array:
 
 
 def _plain_sum(x: jax.Array) -> jax.Array:
-  """One reduction, which a compiler may fuse with what makes the array."""
+  """One reduction, which a compiler may fuse with the array's own operation."""
   return jnp.sum(_square(x))
 
 
 def _sum_by_rows(x: jax.Array) -> jax.Array:
   """Row by row, because XLA reduces a large array on a CPU by one thread.
 
-  The maximum changes nothing. It keeps the two sums from being merged into
-  one, as a barrier would, and is fused as a barrier is not.
+  The maximum does not change the value. It keeps XLA from merging the two sums,
+  as a barrier would, and XLA can fuse it, which it cannot do with a barrier.
   """
   return jnp.sum(jnp.maximum(jnp.sum(_square(x), axis=-1), 0.0))
 

@@ -14,15 +14,14 @@ def radius_schedule(
   learning_rate_min: float = 0.0,
   learning_rate_max: float,
 ) -> optax.Schedule:
-  r"""A schedule of ``rho`` that follows that of the learning rate.
+  r"""A schedule of ``rho`` that follows the learning rate.
 
   .. math::
 
     \rho_t = \rho_{\min} + (\rho_{\max} - \rho_{\min})
       \frac{\gamma_t - \gamma_{\min}}{\gamma_{\max} - \gamma_{\min}}
 
-  where :math:`\gamma_t` is the learning rate at step t, kept between its two
-  ends.
+  where :math:`\gamma_t` is the learning rate at step t, clipped to its range.
 
   Examples:
     >>> import fsam_optax, optax
@@ -56,7 +55,7 @@ def radius_schedule(
   if not callable(learning_rate):
     raise TypeError(
       "`learning_rate` must be a schedule, a callable of the step, got "
-      f"{learning_rate!r}. For a constant one, pass `rho` as a number."
+      f"{learning_rate!r}. For a constant radius, give `rho` as a number."
     )
   check_hyperparameter("rho_min", rho_min, can_vary=False)
   check_hyperparameter("rho_max", rho_max, can_vary=False)

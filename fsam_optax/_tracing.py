@@ -1,9 +1,9 @@
-"""What is traced, and how often: once for both passes, or not at all.
+"""Traces the loss once for both passes.
 
-Compiled, a function's Python code runs when it is traced, and a loss that draws
-a key or pops a label would do so once for each pass. Uncompiled, `jax.lax.cond`
-and `jax.lax.scan` compile anew at each call, because what they get are new
-functions each time.
+The Python code of a compiled function runs when it is traced. With a trace for
+each pass, a loss that draws a key or pops a label would do so twice. And in an
+uncompiled step `jax.lax.cond` and `jax.lax.scan` would compile at each call,
+because they would get a new function each time.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from jax import numpy as jnp
 
 
 def is_staged() -> bool:
-  """Whether operations are being recorded, to be compiled, and not run now."""
-  # Where they are, a constant is a tracer, too. Under an uncompiled `jax.vmap`
-  # or `jax.grad` it is not.
+  """Whether operations are recorded for a compiler, and not run now."""
+  # There a constant is a tracer. Under an uncompiled `jax.vmap` or `jax.grad`
+  # it is not.
   return isinstance(jnp.zeros([]), core.Tracer)
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Static:
-  """What is no array passes through a trace as it is: equal if identical."""
+  """Carries a leaf that is no array through a trace; equal if identical."""
 
   value: Any
 
@@ -38,22 +38,21 @@ class _Static:
 class TracedOnce:
   """A function whose Python code runs once for arguments of one kind.
 
-  Of one kind are arguments of equal structure, shapes and dtypes whose leaves
-  other than arrays are the same objects. What the function draws or pops, it
-  draws or pops once, and later calls repeat what was recorded. Compiled, the
-  calls share one trace. Uncompiled, the recorded operations run one by one, and
-  nothing is compiled that plain JAX would not compile.
+  Arguments are of one kind if their structures, shapes and dtypes are equal,
+  and their leaves other than arrays are the same objects. Later calls repeat
+  the recorded operations: in a compiled program they share one trace, and
+  elsewhere the operations run one by one, without another compilation.
 
-  Python code that asks for the value of an array cannot be recorded. Compiled,
-  JAX says so. Uncompiled such a function is called each time, after a test that
-  it returns the same when it is called again; so is every function under
-  :func:`jax.disable_jit`.
+  Python code that reads the value of an array cannot be recorded. In a compiled
+  program JAX raises its error. Elsewhere such a function is called each time,
+  and the first time twice, to test that both outputs agree. The same holds for
+  every function under :func:`jax.disable_jit`.
   """
 
   def __init__(
     self, fn: Callable[..., Any], check_same: Callable[[Any, Any], None]
   ):
-    """Takes a function of trees, and what raises unless two outputs agree."""
+    """Takes a function of trees, and one that raises for unequal outputs."""
     self._fn = fn
     self._check_same = check_same
     self._traces = {}
@@ -62,24 +61,24 @@ class TracedOnce:
     self._was_tested = False
 
   def __call__(self, *args: Any) -> Any:
-    """What the function returns, with containers of its own at each call."""
+    """The outputs of the function, in new containers at each call."""
     leaves, structure = jax.tree.flatten(args)
     if self._runs:
       return self._run(structure, leaves)
     leaves = [x if isinstance(x, jax.Array) else _Static(x) for x in leaves]
     arrays = jax.tree.leaves(leaves)
     types = [jax.typeof(x) for x in arrays]
-    # Of a weak type parameters are in the first pass of a run alone.
+    # Parameters may be of a weak type in the first pass of a run.
     strong = tuple(x.strip_weak_type() for x in types)
     kind = structure, jax.tree.structure(leaves), strong
     if kind not in self._traces:
-      # The arrays themselves are no part of it: JAX would call that a leak.
+      # Without the arrays: to keep a tracer is a leak.
       like = [x if isinstance(x, _Static) else None for x in leaves]
       self._traces[kind] = self._traceable(structure, like), types
     traceable, first = self._traces[kind]
     if is_staged() and types == first:
-      # A call of its own inside a conditional costs a TPU copies of its
-      # arguments.
+      # Inlined, because a call inside a conditional copies its arguments on a
+      # TPU.
       outputs = jax.jit(traceable, inline=True)(*arrays)
     else:
       try:
@@ -99,7 +98,7 @@ class TracedOnce:
     return jax.tree.unflatten(structure, leaves)
 
   def _traceable(self, structure, like):
-    """The function from arrays to a list of arrays and what is none."""
+    """The function from arrays to a list of arrays and of other leaves."""
 
     def gradient(*arrays):
       left = iter(arrays)

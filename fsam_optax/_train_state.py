@@ -16,13 +16,13 @@ from fsam_optax._trees import PyTree
 
 
 class TrainState(train_state.TrainState, kw_only=True):
-  """Flax's train state with what the two passes need besides.
+  """Flax's train state, with the fields that the two passes need.
 
   Attributes:
     perturbation: transformation from gradients to perturbations (static);
       None trains with the base optimizer alone, one gradient a step.
     perturbation_state: its state.
-    model_state: variables of the model that no gradient updates, such as
+    model_state: variables of the model that are not parameters, such as
       BatchNorm's statistics; any pytree or None.
     rng: key from which the dropout key of each step is folded, or None.
     dynamic_scale: Flax's loss scale, for float16, or None.
@@ -55,8 +55,8 @@ class TrainState(train_state.TrainState, kw_only=True):
       apply_fn: usually ``model.apply``, kept for convenience.
       params: the parameters, a dict or another container of arrays, or one
         array.
-      tx: the base optimizer. Not a chain with :func:`fsam` in it: here the
-        train step takes the second gradient.
+      tx: the base optimizer, without :func:`fsam` in its chain, because the
+        train step takes the second gradient itself.
       perturbation: such as :func:`friendly_perturbation`, or None.
       model_state: any pytree, or None.
       rng: a key, or None.
@@ -68,7 +68,8 @@ class TrainState(train_state.TrainState, kw_only=True):
       The state, with ``step`` an int32 array of shape ``[]``.
 
     Raises:
-      TypeError: if ``perturbation`` is no transformation of gradients alone.
+      TypeError: if ``perturbation`` is not a gradient transformation, or needs
+        ``grad_fn``.
       ValueError: if it has ``average="optimizer"``, and the momentum of ``tx``
         is missing, ambiguous, of scaled gradients or of another decay.
     """
@@ -87,10 +88,10 @@ class TrainState(train_state.TrainState, kw_only=True):
     return _with_perturbation(state, perturbation)
 
   def apply_gradients(self, *, grads, grad_fn=None, extra_args=None, **kwargs):
-    """One update of the parameters by gradients that were taken already.
+    """One update of the parameters by given gradients.
 
-    A loop of its own takes them by :func:`value_and_grad`, and hands over the
-    state that came with them::
+    A loop without :func:`make_train_step` takes the gradients by
+    :func:`value_and_grad`, which also returns the perturbation's state::
 
       fn = fsam_optax.value_and_grad(loss_fn, state.perturbation)
       loss, grads, perturbation_state, info = fn(
@@ -102,26 +103,26 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     Args:
       grads: tree, shapes and dtypes of the parameters.
-      grad_fn: what a ``tx`` with :func:`fsam` in its chain asks for, in a state
-        without a perturbation.
-      extra_args: dict of what else the update of ``tx`` gets by name, such as
+      grad_fn: for a ``tx`` with :func:`fsam` in its chain, in a state without a
+        perturbation.
+      extra_args: further keyword arguments of the update of ``tx``, such as
         ``value``.
-      **kwargs: fields to replace, ``perturbation_state`` among them where the
+      **kwargs: fields to replace, with ``perturbation_state`` among them if the
         state has a perturbation.
 
     Returns:
       The state, one step on.
 
     Raises:
-      ValueError: if the state has a perturbation and its next state is not
-        handed over: gradients at the clean parameters would train it without.
+      ValueError: if the state has a perturbation and ``perturbation_state`` is
+        missing, as in a loop that takes its gradient at the clean parameters.
     """
     if self.perturbation is not None and "perturbation_state" not in kwargs:
       raise ValueError(
         "`perturbation_state` must be given where the state has a "
-        "perturbation, got gradients alone. Use `make_train_step`, or hand "
-        "over what `fsam_optax.value_and_grad(loss_fn, state.perturbation)` "
-        "returns; `create(perturbation=None)` trains without."
+        "perturbation, got gradients alone. Use `make_train_step`, or give "
+        "what `fsam_optax.value_and_grad(loss_fn, state.perturbation)` "
+        "returns; `create(perturbation=None)` trains without F-SAM."
       )
     extra_args = dict(extra_args or {})
     if grad_fn is not None:
@@ -138,7 +139,7 @@ class TrainState(train_state.TrainState, kw_only=True):
         opt_state=opt_state,
         **kwargs,
       )
-    # By way of flax's own method, which knows more of parameters than weights.
+    # Flax's own method treats its fp8 collection apart from the weights.
     state = super(TrainState, self.replace(tx=bound)).apply_gradients(
       grads=grads, **kwargs
     )
@@ -157,8 +158,8 @@ class TrainState(train_state.TrainState, kw_only=True):
   ):
     """Turns flax's own train state into this one, in the middle of training.
 
-    The step, the parameters, the optimizer and its state go on; only the
-    perturbation starts afresh. A checkpoint of flax's state is restored into
+    The step, the parameters, the optimizer and its state are kept; the
+    perturbation starts anew. A checkpoint of flax's state is restored into
     flax's state first.
 
     Examples:
@@ -172,14 +173,14 @@ class TrainState(train_state.TrainState, kw_only=True):
       ... )
 
     Args:
-      state: a train state of flax or a subclass. Its arrays become the new
-        state's, so a step that donates that state takes them too.
+      state: a train state of flax or a subclass. The new state has the same
+        arrays, which a step with donation then deletes.
       perturbation: as in :meth:`create`.
-      model_state: as in :meth:`create`. Fields that a subclass of flax's state
-        adds are not searched for: hand them over, as in
+      model_state: as in :meth:`create`. It is not read from the fields that a
+        subclass of flax's state adds: give
         ``model_state={"batch_stats": state.batch_stats}``.
       rng: as in :meth:`create`.
-      dynamic_scale: as in :meth:`create`; handed over like ``model_state``.
+      dynamic_scale: as in :meth:`create`; to be given as ``model_state`` is.
       **kwargs: fields that a subclass adds.
 
     Returns:
@@ -203,7 +204,7 @@ class TrainState(train_state.TrainState, kw_only=True):
     created = cls.create(
       apply_fn=state.apply_fn,
       params=state.params,
-      # Not state.tx, whose fresh state would need memory only to be dropped.
+      # Not state.tx, because its first state would use memory for nothing.
       tx=optax.identity(),
       perturbation=None,
       model_state=model_state,
@@ -220,7 +221,7 @@ class TrainState(train_state.TrainState, kw_only=True):
 
 
 def _with_perturbation(state, perturbation):
-  """The state with a perturbation that begins, if it fits the optimizer."""
+  """The state with a perturbation and its first state."""
   if perturbation is not None:
     check_perturbation(perturbation)
     check_optimizer_average(perturbation, state.tx, state.params)
@@ -232,10 +233,10 @@ def _with_perturbation(state, perturbation):
 
 
 def without_aliases(tree: PyTree) -> PyTree:
-  """Copies every array that a tree holds a second time.
+  """Copies every array that occurs in a tree for a second time.
 
-  A step that the state is donated to needs each buffer once. Optimizers such as
-  :func:`optax.contrib.prodigy` keep the parameters that they begin with.
+  Donation needs each buffer once. The state of an optimizer such as
+  :func:`optax.contrib.prodigy` holds the first parameters.
   """
   seen = set()
 
@@ -249,7 +250,7 @@ def without_aliases(tree: PyTree) -> PyTree:
 
 
 def _as_arrays(scale):
-  """The loss scale with arrays for Python numbers, as later steps return it."""
+  """The loss scale with arrays for Python numbers, as a step returns it."""
   if scale is None:
     return None
   return scale.replace(

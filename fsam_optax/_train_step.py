@@ -13,6 +13,7 @@ from fsam_optax._axes import mean
 from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
 from fsam_optax._gradients import times
+from fsam_optax._loss import NO_MODEL_STATE
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import step_output
@@ -37,8 +38,8 @@ def make_train_step(
   """Builds the two-pass train step of a Flax loop.
 
   The first pass, at the parameters, gives the loss, the new model state, the
-  metrics and the perturbation; the second, at the perturbed parameters and
-  with the same dropout key, the gradient that the optimizer gets.
+  metrics and the perturbation. The second pass, at the perturbed parameters and
+  with the same dropout key, gives the gradient for the optimizer.
 
   Examples:
     >>> import fsam_optax, jax, jax.numpy as jnp, optax
@@ -61,64 +62,63 @@ def make_train_step(
   Args:
     loss_fn: ``loss_fn(params, model_state, batch, rng)`` returns ``(loss,
       (model_state, metrics))``: a real scalar, the updated model state in the
-      structure, shapes and dtypes of the one given, and a dict of whatever the
-      loss wants to report.
+      structure, shapes and dtypes of the one given, and a dict of metrics.
     metrics: the fields of :class:`SharpnessInfo` to report besides, out of
       ``"gradient_norm"``, ``"direction_norm"`` and ``"gradient_ema_cosine"``.
-      What is not asked for costs nothing.
-    extra_args: the loss's own metrics that the optimizer's update gets by name,
-      besides ``value``, the loss, which it gets always:
-      :func:`optax.contrib.reduce_on_plateau` reads that one.
-    skip_nonfinite: whether a step whose loss or gradient, of either pass, is
+      A field that is not named costs nothing.
+    extra_args: names of the loss's metrics that the optimizer's update gets as
+      arguments. It always gets ``value``, the loss, which
+      :func:`optax.contrib.reduce_on_plateau` reads.
+    skip_nonfinite: whether a step whose loss or gradient, in either pass, is
       not finite leaves parameters, optimizer state, model state and ``step``
       bit for bit as they were. The average keeps a first gradient that was
       finite: to undo that would cost a copy of the average. The check is one
       pass over the second gradient.
-    jit: whether to compile the step and donate the state to it: the arrays of
-      the state given, those of the parameters it was created from included,
-      cannot be used afterwards. With a gate (``every``, ``start`` or ``stop``)
-      the host then picks one of two compiled steps: it reads ``state.step``
-      when a state comes that is not the one returned last, and counts calls
-      from there; a skipped step is a call, too. With ``jit=False``, and inside
-      a program that is being traced, the gate is a conditional on
-      ``state.step``, which keeps the memory of both branches.
+    jit: whether to compile the step and donate the state to it. The arrays of
+      that state, which may be the parameters that it was created from, cannot
+      be used afterwards. With a gate (``every``, ``start`` or ``stop``) the
+      host then picks one of two compiled steps. It reads ``state.step`` when it
+      gets another state than it returned last, and counts calls from there; a
+      skipped step is a call, too. With ``jit=False``, and inside another
+      compiled function, the gate is a conditional on ``state.step``, which
+      keeps the memory of both branches.
     **options: see :class:`~fsam_optax._options.PassOptions`. Every replica and
       every micro-batch gets a key of its own, folded from the step's key and
       its index. The model state is the mean over the replicas, integers in it
-      must agree, and it passes from one micro-batch to the next. It comes from
-      the first pass, as the loss and the metrics do, with ``ascent_fraction``
-      from that fraction of the rows. The step of the gates is ``state.step``.
+      must agree, and it passes from one micro-batch to the next. Model state,
+      loss and metrics come from the first pass; with ``ascent_fraction`` that
+      pass sees a fraction of the rows. The step of the gates is ``state.step``.
 
   Returns:
     A function ``step(state, batch)`` that returns ``(state, metrics)``, where
     ``metrics`` is a dict of ``loss``, ``perturbed_loss``, ``sharpness`` (the
     second minus the first), ``perturbation_norm``, ``skipped`` (int32, 1 where
-    the step was skipped), what the argument ``metrics`` names, and the loss's
-    own. All are scalars but for the loss's own. Where ``state.perturbation``
-    is None there is one pass, and the sharpness is 0.
+    the step was skipped), the fields that the argument ``metrics`` names, and
+    the loss's own. All but the loss's own are scalars. Where
+    ``state.perturbation`` is None there is one pass, and the sharpness is 0.
 
   Raises:
-    TypeError: if an argument is of a wrong type, or no option; at call, if
-      ``state`` is not this library's, or ``loss_fn`` does not return what it
-      must.
+    TypeError: if an argument is of a wrong type, or an option is unknown; at
+      call, if ``state`` is not a :class:`TrainState`, or ``loss_fn`` does not
+      return a loss, a model state and metrics.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
-      state changes its structure, a shape or a dtype, if a metric of the loss
-      has a name that the step uses, if the loss asks for a key and
-      ``state.rng`` is None, or if an earlier step took the state.
+      state changes its structure, a shape or a dtype, a metric of the loss has
+      a name that the step uses, the loss needs a key and ``state.rng`` is None,
+      or the state was donated to an earlier step.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. note::
-    Several networks, such as those of a GAN, take a state and a step each. Hand
-    the other network's parameters over in the batch, not by closing over them,
-    which would keep those the step was compiled with.
+    Several networks, such as those of a GAN, take a state and a step each. Put
+    the other network's parameters into the batch. A loss that closes over them
+    would keep the values at which it was compiled.
 
   .. note::
-    With ``state.dynamic_scale``, both passes take the gradient of the scaled
-    loss and unscale it, in float32, before anything else sees it. If either
-    pass overflows, the step is skipped and the scale lowered, by Flax's rule.
+    With ``state.dynamic_scale``, both passes differentiate the scaled loss and
+    divide the gradient by the scale at once, in float32. If either pass
+    overflows, the step is skipped and the scale lowered, by Flax's rule.
   """
   check_loss_fn(loss_fn)
   unknown = set(metrics) - _OPTIONAL_METRICS
@@ -140,7 +140,7 @@ def make_train_step(
         loss_fn, metrics, extra_args, skip_nonfinite, options, state, batch
       )
 
-    step.axes = options.axes  # For what maps it over a mesh.
+    step.axes = options.axes  # Read by `sharding.shard_map_step`.
     return step
 
   if not jit:
@@ -151,7 +151,7 @@ def make_train_step(
 
 
 class _CompiledStep:
-  """A compiled step that donates the state, and says what was taken before.
+  """A compiled step that donates the state, and raises for a donated one.
 
   It has the methods of a function of :func:`jax.jit`, such as ``lower``.
   """
@@ -193,8 +193,8 @@ class _HostGatedStep:
     if isinstance(state.step, core.Tracer):
       return self._traced(state, batch)
     if state.step is not self._step_array:
-      # Not the state that came out of the last call: begun, restored, another
-      # run's. Only here the host waits for the device.
+      # The last call did not return this state: it is new, restored or another
+      # run's. Here alone the host waits for the device.
       _check_not_donated(state, None)
       self._count = int(state.step)
     compiled = self._compiled[self._options.gate(self._count)]
@@ -204,16 +204,16 @@ class _HostGatedStep:
     return state, metrics
 
   def lower(self, state, batch):
-    """That of :func:`jax.jit`, of one program that holds both branches.
+    """Lowers one program with both branches, as :func:`jax.jit` does.
 
-    What is compiled from it is right at every step. Of the two programs that
-    the calls run, one alone would ascend at each step or at none.
+    That program is right at every step. Each of the two programs that the calls
+    run is right at its own steps alone.
     """
     return jax.jit(self._traced, donate_argnums=0).lower(state, batch)
 
 
 def _step(loss_fn, names, extra_args, skip_nonfinite, options, state, batch):
-  """One step: the two passes, the update where they are finite, the metrics."""
+  """One step: the two passes, the update if both are finite, the metrics."""
   _check_state(state)
   check_bound(options.axes)
   if state.dynamic_scale is not None and not skip_nonfinite:
@@ -271,7 +271,10 @@ def _loss_of_part(loss_fn, state, options):
     try:
       output = loss_fn(params, model_state, part, key)
     except Exception as error:
-      # What JAX, Flax and Equinox say where a key is missing.
+      # The errors of Python and Flax for a missing collection of variables.
+      if model_state is None and re.search("NoneType|collection", str(error)):
+        error.add_note(NO_MODEL_STATE)
+      # The errors of JAX, Flax and Equinox for a missing key.
       if key is None and re.search("PRNG|rngs|requires a key", str(error)):
         raise ValueError(
           "`rng` must be given to `TrainState.create` for a loss that draws, "
@@ -285,18 +288,18 @@ def _loss_of_part(loss_fn, state, options):
 
 
 def _check_state(state):
-  """Raises for a state that is not this library's."""
+  """Raises unless the state is a :class:`TrainState`."""
   if not isinstance(state, TrainState):
     raise TypeError(
       "`state` must be a fsam_optax.TrainState, got "
-      f"{type(state).__module__}.{type(state).__name__}. Turn Flax's own into "
-      "one by `fsam_optax.TrainState.from_flax(state, perturbation=...)`, or "
-      "begin with `TrainState.create`."
+      f"{type(state).__module__}.{type(state).__name__}. Convert Flax's own by "
+      "`fsam_optax.TrainState.from_flax(state, perturbation=...)`, or begin "
+      "with `TrainState.create`."
     )
 
 
 def _check_not_donated(state, batch):
-  """Raises where an array is deleted, or would be donated and used besides."""
+  """Raises where an array is deleted, or occurs twice in state and batch."""
   in_state = set()
   for path, x in leaves_by_path({"batch": batch, "state": state})[::-1]:
     if not isinstance(x, jax.Array) or isinstance(x, core.Tracer):
@@ -310,16 +313,16 @@ def _check_not_donated(state, batch):
         in_state.add(id(x))
       continue
     raise ValueError(
-      "`state` must hold each array alone, because a compiled step donates it, "
-      f"got {problem} at {path}. Go on with the state that the "
+      "`state` must be the only holder of its arrays, because a compiled step "
+      f"donates them, got {problem} at {path}. Go on with the state that the "
       "step returned; begin an average of the parameters with a copy, "
-      "`jax.tree.map(jnp.copy, state.params)`; or take "
+      "`jax.tree.map(jnp.copy, state.params)`; or use "
       "`jax.jit(make_train_step(..., jit=False))`, which donates nothing."
     )
 
 
 def _mean_metrics(outcome, options):
-  """The loss's own metrics, over all replicas by what their rows weigh."""
+  """The loss's own metrics: means over the replicas, weighted by their rows."""
   if not options.axes:
     return outcome.aux
   check_averaged(outcome.aux)
@@ -333,10 +336,10 @@ def _mean_metrics(outcome, options):
 
 
 def _updated(state, outcome, extra_args, options, skip_nonfinite):
-  """The next state, and whether what it was made from was finite."""
+  """The next state, and whether loss and gradients were finite."""
   # A first gradient that was finite stays in the average even if the step is
-  # skipped: to undo that costs a copy of the average. The second gradient is
-  # taken in beside the optimizer, in the same pass over it.
+  # skipped: to undo that costs a copy of the average. The second gradient
+  # enters the average where the optimizer reads it, in one pass over it.
   averages_ascent = options.ema_gradient == "ascent"
   advanced = outcome.advance() if averages_ascent else None
   before = state.replace(perturbation_state=None) if averages_ascent else state
@@ -370,7 +373,7 @@ def _updated(state, outcome, extra_args, options, skip_nonfinite):
   if (scale := state.dynamic_scale) is not None:
     after = after.replace(dynamic_scale=_next_loss_scale(scale, is_finite))
   if averages_ascent:
-    # Its schedule of rho counts the steps taken, as the optimizer's own do.
+    # A schedule of rho counts the steps taken, as those of the optimizer do.
     after = after.replace(
       perturbation_state=with_scalars(
         is_finite, advanced, state.perturbation_state
@@ -385,13 +388,13 @@ _OPTIONAL_METRICS = frozenset(
 
 
 def _where_finite(is_finite, update, before, has_average):
-  """What `update()` returns where that is finite, else the state before.
+  """The state of `update()` if `is_finite`, else the state `before`.
 
   On a GPU the results of a conditional are buffers of their own, two copies of
-  the model, and a select costs nothing where the arrays are written. On a CPU
-  a select keeps the old arrays beside the new ones, and a conditional does not.
-  On a TPU the conditional moves less, but for the average: a select leaves that
-  of a leaf to be done as soon as the leaf's gradient is.
+  the model, and a select is a part of the writing. On a CPU a select keeps the
+  old arrays beside the new ones, and a conditional does not. On a TPU the
+  conditional moves fewer bytes, except with the average in the update: a select
+  lets each leaf of it be written as soon as the gradient of that leaf is there.
   """
   if not isinstance(is_finite, core.Tracer):
     return update() if is_finite else before
@@ -405,6 +408,6 @@ def _where_finite(is_finite, update, before, has_average):
 
 
 def _next_loss_scale(scale, is_finite):
-  """Flax's rule for the next scale, run on a loss that is finite or not."""
+  """The next scale, by Flax's rule, which wants a gradient: 1 or infinity."""
   outcome = jnp.where(is_finite, 1.0, jnp.inf)
   return scale.value_and_grad(lambda x: x * outcome)(1.0).dynamic_scale

@@ -1,4 +1,4 @@
-"""Trees: their leaves by name, and the cosine of two."""
+"""The leaves of a tree by name, and the cosine of two trees."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ import optax.tree
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import widen
 
-# What JAX flattens: a container of arrays, or an array. No type can say so.
+# A container that JAX flattens, or an array. Python has no type for it.
 PyTree = Any
 
 
 def joined_path(path: Any, separator: str = "/") -> str:
-  """A path as its names alone, such as ``params/Dense_0/kernel``."""
+  """The names of a path, such as ``params/Dense_0/kernel``."""
   return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
 def leaves_by_path(tree: PyTree) -> list[tuple[str, Any]]:
-  """Pairs of path and leaf, the path as an error spells it, never empty."""
+  """Pairs of path and leaf. The path is for an error, and is never empty."""
   return [
     (jax.tree_util.keystr(path) or "the root", leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -28,10 +28,10 @@ def leaves_by_path(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def cosine(tree: PyTree, other: PyTree, *, at_zero: float = 0.0) -> jax.Array:
-  """The cosine between two trees, as real vectors, in float32 at least.
+  """The cosine between two trees as real vectors, in float32 at least.
 
-  Leaves of `tree` that are :class:`optax.MaskedNode` are left out of both.
-  Where one of the two is zero, it is `at_zero`.
+  Leaves that are :class:`optax.MaskedNode` in `tree` do not count. Where one of
+  the two trees is zero, the cosine is `at_zero`.
   """
   is_masked = lambda x: isinstance(x, optax.MaskedNode)
   other = jax.tree.map(
@@ -43,5 +43,5 @@ def cosine(tree: PyTree, other: PyTree, *, at_zero: float = 0.0) -> jax.Array:
     )
   )
   norms = global_norm(tree) * global_norm(other)
-  # Selected, so that a zero divides nothing.
+  # Selected, so that nothing is divided by zero.
   return jnp.where(norms > 0, inner / jnp.where(norms > 0, norms, 1.0), at_zero)

@@ -1,10 +1,9 @@
 """The engine: both passes of a step, over parts of a batch and named axes.
 
-There are two schedules. Where all parts of the batch ascend along one gradient,
-that gradient has to be complete before any part can take its second pass: all
-take the first, then all the second (:func:`_together`). Where each part ascends
-along its own, it takes both passes before the next part begins, which needs the
-memory of one part and no sum of first gradients (:func:`_part_by_part`).
+There are two schedules. In :func:`_together` all parts of the batch ascend
+along their mean gradient: all take the first pass, then all take the second. In
+:func:`_part_by_part` each part ascends along its own gradient: it takes both
+passes before the next part begins, without a sum of first gradients.
 """
 
 import dataclasses
@@ -33,31 +32,30 @@ from fsam_optax._trees import leaves_by_path
 
 
 class SharpnessInfo(NamedTuple):
-  """What the two passes saw, scalars of shape ``[]``.
+  """Numbers about the two passes, scalars of shape ``[]``.
 
-  Compiled, a field that nobody reads is not computed.
+  A compiled step does not compute a field that is not used.
 
   Attributes:
-    perturbed_value: loss at the perturbed parameters, dtype of the loss. Minus
-      the loss it is the sharpness. The loss itself where a gate skipped the
-      ascent.
+    perturbed_value: loss at the perturbed parameters, dtype of the loss. The
+      sharpness is this minus the loss. Where a gate skips the ascent it is the
+      loss.
     gradient_norm: Euclidean norm of the gradient at the clean parameters, on
-      the rows of the ascent. Where the replicas or micro-batches ascend alone
-      and the moving average takes in another gradient, or there is none, their
-      mean is never formed, and this is the mean of their own norms.
-    direction_norm: the norm that the radius was divided by; of the gradient
-      minus the average for F-SAM, of its product with the absolute weights
-      where the perturbation is adaptive. Not finite where the gradient was not.
-      The mean over replicas and micro-batches where each has its own; of
-      several radii, as groups of parameters have, the root of the sum of
-      squares.
+      the rows of the ascent. With ``sync_perturbation=False`` it is the mean of
+      the norms of the replicas and micro-batches, unless their mean gradient
+      updates the average.
+    direction_norm: the norm that divides the radius: for F-SAM of the gradient
+      minus the average, times the absolute weights where the perturbation is
+      adaptive. Not finite where the gradient is not. The mean over replicas and
+      micro-batches where each has its own. Where groups of parameters have
+      radii of their own, the root of the sum of the squares.
     perturbation_norm: Euclidean norm of the perturbation; the mean over
-      replicas and micro-batches where each has its own, 0 where a gate skipped
-      the ascent. Where a parameter is narrower than float32, of what is left of
-      the perturbation in the rounded sum.
+      replicas and micro-batches where each has its own, 0 where a gate skips
+      the ascent. For parameters narrower than float32, of the perturbed
+      parameters minus the parameters, which are rounded.
     gradient_ema_cosine: cosine between the gradient of ``gradient_norm`` and
-      the moving average that is subtracted from it; 0 where there is none or
-      one of them is zero.
+      the moving average that is subtracted from it; 0 without an average, or
+      where one of them is zero.
   """
 
   perturbed_value: jax.Array
@@ -68,18 +66,18 @@ class SharpnessInfo(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What the passes of a step return.
+  """The results of the two passes of a step.
 
   ``advance(is_finite=None)`` returns the perturbation's state after the step.
   With ``ema_gradient="descent"`` a caller that updates the parameters in a
-  branch calls it there, and where the branch is taken for finite gradients
-  alone, says so: then no norm is taken for that.
+  branch calls it in that branch. In a branch for finite gradients alone it
+  gives ``is_finite=True``, which saves the norm of the gradient.
   """
 
   loss: jax.Array  # Of the first pass.
   carry: PyTree  # Of the first pass over the last part of the batch.
   aux: PyTree  # Of the first pass: a mean over the parts, on this replica.
-  weight: Optional[jax.Array]  # Of this replica's rows, if rows have weights.
+  weight: Optional[jax.Array]  # Of this replica's rows, with `weight` alone.
   grads: optax.Updates  # At the perturbed parameters, in their dtypes.
   advance: Callable[..., optax.OptState]
   info: SharpnessInfo
@@ -99,16 +97,15 @@ def two_passes(
   optimizer_state: Optional[optax.OptState] = None,
   optimizer_steps: Optional[ArrayLike] = None,
 ) -> Outcome:
-  """Both passes of one step; the first alone without a perturbation.
+  """Both passes of one step; without a perturbation, the first alone.
 
   ``loss_fn(params, part, index, carry)`` returns ``(loss, (carry, aux))`` for
   the part of the batch at ``index``; the carry passes from part to part. The
-  gates go by `step`, which is None where it is not known. The loss is
-  multiplied by `loss_scale` before it is differentiated, and the gradients are
-  divided by it again, in float32 at least. For a perturbation that takes its
-  average from there, `optimizer_state` is that of the base optimizer before its
-  update, and `optimizer_steps` is the number of updates that led to it, by
-  default that of the perturbation.
+  gates read `step`, which is None where no state counts it. `loss_scale`
+  multiplies the loss and divides the gradients, in float32 at least.
+  `optimizer_state` is that of the base optimizer before its update, for a
+  perturbation with ``average="optimizer"``; `optimizer_steps` is the number of
+  updates in it, and None stands for the perturbation's count.
   """
   _check_params(params)
   if perturbation is None:
@@ -166,10 +163,10 @@ def _one_pass(
 
 
 def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
-  """Whether the mean of the first gradients is wanted for the average.
+  """Whether to keep the mean of the first gradients, for the average.
 
-  It is there where all ascend along it. Else it costs an all-reduce, or a tree
-  to sum the parts in, and is formed only for an average that takes it in.
+  Where all ascend along it, it exists. Elsewhere it costs an all-reduce, or a
+  tree for the sum over the parts, and is taken only if it updates an average.
   """
   if not options.is_local:
     return True
@@ -177,7 +174,7 @@ def _keeps_first_gradient(options: Options, state: optax.OptState) -> bool:
 
 
 def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
-  """All parts take the first pass, then, perturbed alike, all the second."""
+  """All parts take the first pass; then all, perturbed alike, the second."""
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
   params = mark(ascent.params)
@@ -197,8 +194,8 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
 
   def descend(perturbed):
     perturbed = mark(perturbed)
-    # The carry is dropped: BatchNorm's statistics are to be those of the
-    # parameters that are trained, at which each part was seen once already.
+    # The carry is dropped: BatchNorm's statistics are those of the first pass,
+    # at the parameters that are trained.
     second, _ = gradients.over_parts(
       lambda *part: gradients.second(perturbed, *part)
     )
@@ -212,7 +209,7 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
   perturbed_loss, grads = ascent.descend(
     epsilon, descend, stay, None if options.is_local else gradient
   )
-  grads = optax.tree.cast_like(grads, ascent.params)  # Wide, if weighed.
+  grads = optax.tree.cast_like(grads, ascent.params)  # Weights widen them.
   return Outcome(
     loss=_loss(first, options),
     carry=mean(carry, options.axes),
@@ -225,7 +222,7 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
 
 
 def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
-  """Each part takes both passes, along a perturbation of its own."""
+  """Each part takes both passes, with a perturbation of its own."""
   options, mark = gradients.options, gradients.mark_varying
   keeps = _keeps_first_gradient(options, ascent.state)
   params = mark(ascent.params)
@@ -234,7 +231,7 @@ def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
     first, new_carry = gradients.first(params, ascent.gate, part, index, carry)
     gradient = first.divided().grads
     epsilon, _, norms = ascent.perturb(gradient)
-    # From the same carry as the first pass, whose new one alone goes on.
+    # From the carry of the first pass, which alone moves it.
     second = ascent.descend(
       epsilon,
       lambda perturbed: mark(
@@ -252,7 +249,7 @@ def _part_by_part(gradients: Gradients, ascent: Ascent) -> Outcome:
   norms, measured, carry = mean((norms, measured, carry), options.axes)
   perturbed_loss, grads = _loss_and_grads(second, options)
   loss, gradient = _loss_and_grads(first, options)
-  grads = optax.tree.cast_like(grads, ascent.params)  # Wide, if weighed.
+  grads = optax.tree.cast_like(grads, ascent.params)  # Weights widen them.
   return Outcome(
     loss=loss,
     carry=carry,
@@ -277,24 +274,23 @@ def _loss(weighed: Weighed, options: Options) -> jax.Array:
 
 
 def _advance(ascent, options, grads, first_gradient, state, norms):
-  """What updates the perturbation's state: by which gradient is its choice."""
+  """The function that returns the perturbation's state after the step."""
 
   def advance(is_finite=None):
     if options.ema_gradient == "descent":
       return ascent.advance(grads, norms, is_finite)
     if not options.is_local:
       return state
-    # With nothing to remember, any gradient serves to count the update.
+    # Without an average the state only counts the update, with any gradient.
     last = grads if first_gradient is None else first_gradient
-    # Its norm is not taken: the gradient is finite where all those were that it
-    # is the mean of.
+    # A mean is finite where all its terms are: no norm of it is taken.
     return ascent.advance(last, norms, jnp.isfinite(norms.direction))
 
   return advance
 
 
 def _info(ascent, perturbed_loss, first_gradient, norms, measured):
-  """The scalars; of the mean gradient, where somebody asked for that."""
+  """The scalars, of the mean of the first gradients where it is kept."""
   if first_gradient is not None:
     measured = ascent.measure(first_gradient)
   perturbation_norm = norms.perturbation
@@ -318,6 +314,6 @@ def _check_params(params):
       raise TypeError(
         "`params` must hold floating-point arrays, got "
         f"{type(x).__name__ if dtype is None else dtype} at {path}. Close over "
-        "it, or keep it in the model state; in Equinox take `params, static = "
+        "it, or put it into the model state; in Equinox call `params, static = "
         "eqx.partition(model, eqx.is_inexact_array)`."
       )

@@ -29,8 +29,8 @@ def value_and_grad(
     L_B(w) \quad\text{and}\quad \nabla L_B(w + \epsilon), \qquad
     \epsilon = \text{perturbation}(\nabla L_B(w))
 
-  A drop-in for :func:`jax.value_and_grad` that fits any optimizer, the
-  wrappers of optax included: what it returns is a gradient like any other.
+  A drop-in for :func:`jax.value_and_grad`. It fits any optimizer and any
+  wrapper of optax, because it returns an ordinary gradient.
 
   Examples:
     >>> import fsam_optax, jax.numpy as jnp
@@ -44,44 +44,41 @@ def value_and_grad(
 
   Args:
     loss_fn: ``loss_fn(params, *args, **kwargs)`` returns the loss, a real
-      scalar, or with ``has_aux`` the pair ``(loss, aux)``. Only the options
-      that split rows ask what the arguments are: then the first of ``args`` is
-      the batch, a tree of arrays of shape ``[B, ...]``.
+      scalar, or with ``has_aux`` the pair ``(loss, aux)``. With an option that
+      splits rows, the first of ``args`` must be the batch, a tree of arrays of
+      shape ``[B, ...]``.
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
-    **options: which replicas, rows and steps ascend, and along what:
-      ``axis_name``, ``sync_perturbation``, ``ema_gradient``,
+    **options: ``axis_name``, ``sync_perturbation``, ``ema_gradient``,
       ``num_microbatches``, ``weight``, ``ascent_fraction``, ``every``,
-      ``start``, ``stop`` and ``checked``, as
-      :class:`~fsam_optax._options.PassOptions` explains them.
+      ``start``, ``stop`` and ``checked``, see
+      :class:`~fsam_optax._options.PassOptions`.
 
   Returns:
     A function ``fn(params, perturbation_state, *args, optimizer_state=None,
     **kwargs)`` that returns ``(value, grads, perturbation_state, info)``.
-    ``value`` is the loss, or ``(loss, aux)``, of the first pass, at ``params``:
-    the parameters that are trained, without the bias of the perturbation.
-    ``grads`` has the tree, shapes and dtypes of ``params``, and is for complex
-    ones the conjugate of the ascent, as :func:`jax.grad` has it. ``info`` is a
-    :class:`SharpnessInfo`. ``optimizer_state`` is that of the optimizer before
-    its update, for a perturbation with ``average="optimizer"``; the loss does
-    not get it. Both passes, and all micro-batches, get the same arguments
-    beside the batch, so the same dropout key, and the loss is traced once for
-    all of them, with ``ascent_fraction`` once for each number of rows: what it
-    draws or pops, it draws or pops once. The step of the gates is the number of
-    updates that the perturbation has counted.
+    ``value`` is the loss, or ``(loss, aux)``, of the first pass, at ``params``.
+    ``grads`` has the tree, shapes and dtypes of ``params``, and follows the
+    convention of :func:`jax.grad` for complex parameters. ``info`` is a
+    :class:`SharpnessInfo`. ``optimizer_state`` is the state of the optimizer
+    before its update, for a perturbation with ``average="optimizer"``; the loss
+    does not get it. Both passes and all micro-batches get the same arguments
+    beside the batch, so the same dropout key. The loss is traced once for all
+    of them (with ``ascent_fraction`` once for each number of rows), so what its
+    Python code draws or pops, it draws or pops once. The gates count the
+    perturbation's updates as steps.
 
   Raises:
-    TypeError: if an argument is of a wrong type, or no option; at call, if the
-      loss is not a real scalar, ``loss_fn`` does not return a pair although
-      ``has_aux`` promises one, an aux that must be averaged is no floating
-      scalar, a parameter is not floating, or rows are to be split and there is
-      no batch.
+    TypeError: if an argument is of a wrong type, or an option is unknown; at
+      call, if the loss is not a real scalar, ``loss_fn`` does not return a pair
+      with ``has_aux``, an aux that must be averaged is not a floating scalar, a
+      parameter is not floating, or an option splits rows and there is no batch.
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
       not bound, the batch is empty or does not split evenly into micro-batches
-      or the ascent's fraction, the state is not one of these parameters, a gate
-      is set and the perturbation counts no updates, or uncompiled if
-      ``checked`` finds something.
+      or the ascent's fraction, the state does not fit the parameters, a gate is
+      set and the perturbation counts no updates, or, uncompiled, ``checked``
+      finds a mistake.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization

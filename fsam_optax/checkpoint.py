@@ -1,7 +1,7 @@
-"""Checkpoints: does one fit a state?
+"""Checks whether a checkpoint fits a state.
 
-Orbax saves and restores a :class:`fsam_optax.TrainState` as it is, typed keys
-and shardings included. This file adds only what it does not say.
+Orbax saves and restores a :class:`fsam_optax.TrainState` as it is, with typed
+keys and shardings. This module adds a clear error where the two differ.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ _MOST_NAMED = 10
 
 
 def check(metadata: Any, state: PyTree) -> None:
-  """Raises an error that names what differs between a checkpoint and a state.
+  """Raises an error that names the differences of a checkpoint and a state.
 
-  On a state of another structure Orbax is not always loud: it drops what the
-  state has no place for, casts to the state's dtypes, and does not say which
-  array has the wrong shape. This function reads the metadata alone, no array.
+  Orbax does not always raise: it drops arrays that the state does not have,
+  casts to the dtypes of the state, and does not name an array of a wrong shape.
+  This function reads the metadata alone, no array.
 
   Examples:
     >>> import fsam_optax, jax, jax.numpy as jnp, optax, tempfile
@@ -46,20 +46,20 @@ def check(metadata: Any, state: PyTree) -> None:
     ...   state = manager.restore(1, args=ocp.args.StandardRestore(state))
 
   Args:
-    metadata: what Orbax knows about the checkpoint:
+    metadata: Orbax's metadata of the checkpoint:
       ``CheckpointManager(..., item_handlers=StandardCheckpointHandler())
       .item_metadata(step)``, or ``StandardCheckpointer().metadata(path)``.
     state: the state to restore into, of arrays or ``jax.ShapeDtypeStruct``.
-      A Python scalar fits an array of shape ``[]`` and of its kind, an integer
-      of shape ``[]``, such as a step, one of another width, and a key the data
-      of a key, typed or legacy, of its shape.
+      A Python scalar fits an array of shape ``[]`` of its kind, an integer of
+      shape ``[]`` (a step) fits one of another width, and a typed or legacy key
+      fits the data of a key.
 
   Raises:
     ValueError: if an array is missing in one of the two or has another shape
       or dtype, by path; or if the metadata are None, as a manager without
       ``item_handlers`` returns them.
   """
-  # A step's metadata hold the item's, and these the tree.
+  # The metadata of a step hold those of the item, which hold the tree.
   tree = getattr(metadata, "item_metadata", metadata)
   tree = getattr(tree, "tree", tree)
   if tree is None:
@@ -69,7 +69,7 @@ def check(metadata: Any, state: PyTree) -> None:
     )
   saved, wanted = _leaves_by_dotted_path(tree), _leaves_by_dotted_path(state)
   for path in _averages_of_optimizer(state):
-    # Another run's own average, which Orbax drops and this one does not need.
+    # The run that was saved had its own average; Orbax drops it here.
     saved = {
       name: leaf
       for name, leaf in saved.items()
@@ -92,16 +92,17 @@ def check(metadata: Any, state: PyTree) -> None:
   ]
   if not differences:
     return
-  missing = wanted.keys() - saved.keys()
-  if _is_of_flax(saved, missing):
+  remedy = (
+    "Build the state with the model, optimizer, perturbation and kind of rng "
+    "of the saved run"
+  )
+  has_perturbation = lambda paths: any(
+    path.split(".")[0] == "perturbation_state" for path in paths
+  )
+  if has_perturbation(wanted) and not has_perturbation(saved):
     remedy = (
       "If it was saved from flax's own TrainState, restore it into that and "
       "convert with `TrainState.from_flax`"
-    )
-  else:
-    remedy = (
-      "Build the state with the model, optimizer, perturbation and kind of rng "
-      "of the saved run"
     )
   raise ValueError(
     f"The checkpoint must hold the arrays of `state`, got "
@@ -110,7 +111,7 @@ def check(metadata: Any, state: PyTree) -> None:
 
 
 def _leaves_by_dotted_path(tree):
-  """The leaves by path: the names that Orbax, too, gives them."""
+  """The leaves by the names that Orbax gives them."""
   return {
     joined_path(path, "."): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -118,7 +119,7 @@ def _leaves_by_dotted_path(tree):
 
 
 def _averages_of_optimizer(state):
-  """The paths of averages that are kept as the optimizer's momentum."""
+  """The paths of averages that are the optimizer's momentum."""
   is_found = lambda x: isinstance(x, SubtractGradientEmaState)
   return [
     joined_path((*path, jax.tree_util.GetAttrKey("ema")), ".")
@@ -131,7 +132,7 @@ def _shape_and_dtype(leaf):
   if not hasattr(leaf, "dtype"):  # A Python scalar.
     leaf = np.asarray(leaf)
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    # Saved as its data. A ShapeDtypeStruct has none, hence no evaluation.
+    # Saved as its data, which a ShapeDtypeStruct does not have.
     leaf = jax.eval_shape(
       jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     )
@@ -143,7 +144,7 @@ def _fits(saved, wanted):
   wanted_shape, wanted_dtype = _shape_and_dtype(wanted)
   if shape != wanted_shape:
     return False
-  # A step that began as a Python int was saved in 64 bits; no count overflows.
+  # A step that began as a Python int was saved in 64 bits.
   is_count = not shape and dtype.kind == wanted_dtype.kind == "i"
   if is_count or isinstance(wanted, (bool, int, float, complex)):
     return dtype.kind == wanted_dtype.kind
@@ -153,11 +154,3 @@ def _fits(saved, wanted):
 def _describe(leaf):
   shape, dtype = _shape_and_dtype(leaf)
   return f"{dtype.name}{list(shape)}"
-
-
-def _is_of_flax(saved, missing):
-  """Whether only what flax's own train state lacks is missing."""
-  roots = {path.split(".")[0] for path in missing}
-  return "perturbation_state" in roots and not any(
-    path.split(".")[0] == "perturbation_state" for path in saved
-  )

@@ -1,6 +1,7 @@
-"""Masks for the common wishes: which leaves to perturb.
+"""Masks that select the leaves to perturb.
 
-Each goes into ``mask=`` of :func:`fsam_optax.fsam` and the perturbations.
+They are for the argument ``mask`` of :func:`fsam_optax.fsam` and of the
+perturbations.
 """
 
 import collections
@@ -13,12 +14,12 @@ from jax import numpy as jnp
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 
-# What a leaf is called, as parts of its name between underscores: Flax writes
-# `bias` and `scale`, Haiku `offset`, Equinox `bias_n`, others `ln1_gamma`.
+# Parts between underscores of a leaf's name: Flax has `bias` and `scale`, Haiku
+# `offset`, Equinox `bias_n`, others `ln1_gamma`.
 _NO_WEIGHT = frozenset(
   {"bias", "biases", "scale", "scales", "offset", "beta", "gamma"}
 )
-# No norm has one of these. A `weight` may be a norm's, in Equinox.
+# No norm has one of these. In Equinox a norm may have a `weight`.
 _WEIGHT = frozenset({"kernel", "w", "embedding", "embeddings"})
 _NORM = re.compile(r"norm|^(bn|ln)|_(bn|ln)(_|\d|$)", re.IGNORECASE)
 
@@ -26,19 +27,17 @@ _NORM = re.compile(r"norm|^(bn|ln)|_(bn|ln)(_|\d|$)", re.IGNORECASE)
 def exclude_biases_and_norms(params: PyTree) -> PyTree:
   """Selects all but biases and the scales and shifts of norms.
 
-  Each leaf is judged by its path, as Flax Linen, NNX, Haiku and Equinox name
-  their parameters, by the first of these rules that applies:
+  The path of a leaf decides, in the names of Flax Linen, NNX, Haiku and
+  Equinox. The first of these rules that applies counts:
 
   1. ``bias``, ``scale``, ``offset``, ``beta`` or ``gamma``, also as a part of a
      name such as ``bias_n`` or ``ln1_scale``: excluded, whatever its shape. A
-     stack of layers, as ``nn.scan`` makes it, gives a bias a second axis, and
-     the heads of Flax's attention do, too.
-  2. ``b`` beside a ``w`` of more dimensions, as in Haiku, or of the same ending
-     (``b1`` beside ``w1``): excluded. The ``b`` of a low-rank pair ``a`` and
-     ``b`` is no bias.
-  3. What is in a norm layer, as :func:`norms_only` finds them: excluded.
-  4. Anything else, a ``kernel`` or a name that says nothing: selected if it has
-     more than one dimension.
+     bias has a second axis in a stack of layers by ``nn.scan``, and in Flax's
+     attention.
+  2. ``b`` beside a ``w`` of more dimensions, as in Haiku, or ``b1`` beside
+     ``w1``: excluded. The ``b`` of a low-rank pair ``a`` and ``b`` is no bias.
+  3. A leaf of a norm layer, by the rule of :func:`norms_only`: excluded.
+  4. Every other leaf: selected if it has more than one dimension.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -69,9 +68,8 @@ def exclude_biases_and_norms(params: PyTree) -> PyTree:
 def by_path(pattern: str) -> Callable[[Any], Any]:
   r"""Selects the leaves whose path matches a regular expression.
 
-  The path of a leaf is the names on the way to it, joined by slashes, such as
-  ``Dense_0/kernel``; a match anywhere in it counts, upper case or lower. For
-  low-rank adapters: ``masks.by_path("lora")``.
+  The path of a leaf is its names joined by slashes, such as ``Dense_0/kernel``.
+  A match anywhere in it counts, in upper or lower case.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -107,14 +105,14 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
 def norms_only(params: PyTree) -> PyTree:
   """Selects the parameters of normalization layers alone (SAM-ON).
 
-  Those are the leaves whose layer, the nearest name above them, holds ``norm``,
-  begins with ``bn`` or ``ln``, or has ``_bn`` or ``_ln`` in it, as in
-  ``BatchNorm_0/scale``, ``bn1/bias`` or ``query_ln/scale``. A leaf may bear
-  such a name itself. Numbers, as in ``norms/0/weight``, are no names.
+  The layer of a leaf is the nearest name above it that is not a number. It is a
+  norm if its name contains ``norm``, ``_bn`` or ``_ln``, or begins with ``bn``
+  or ``ln``, as in ``BatchNorm_0/scale``, ``bn1/bias`` or ``query_ln/scale``. A
+  leaf may have such a name itself.
 
-  A layer that holds a ``kernel``, a ``w`` or an ``embedding`` is no norm,
-  whatever its name, nor is one whose arrays differ in their number of
-  dimensions: ``prenorm_mlp/kernel``.
+  A layer with a ``kernel``, a ``w`` or an ``embedding`` is no norm, whatever
+  its name, as in ``prenorm_mlp/kernel``. Nor is a layer whose arrays differ in
+  their number of dimensions.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -137,7 +135,7 @@ def norms_only(params: PyTree) -> PyTree:
 
 
 class _Leaf(NamedTuple):
-  """A leaf by name."""
+  """The names and dimensions that the rules read."""
 
   name: str
   layer: str  # The nearest name above it, empty where there is none.
@@ -162,13 +160,13 @@ def _map_named(fn, params):
 
 
 def _names(path):
-  """The names of a path, without that of the array in a Variable or box."""
+  """The names of a path, without the last one of an array in a Variable."""
   is_box = (
     len(path) > 1
     and isinstance(path[-1], jax.tree_util.GetAttrKey)
     and path[-1].name in ("value", "raw_value")
   )
-  # Haiku joins the modules in one key: `mlp/~/linear_0`.
+  # A key of Haiku joins its modules: `mlp/~/linear_0`.
   return joined_path(path[:-1] if is_box else path).split("/")
 
 

@@ -1,7 +1,7 @@
 """The two passes in a Flax NNX loop.
 
-An optimizer that takes the second gradient itself, and for chains with
-:func:`fsam_optax.fsam` in them the ``grad_fn`` that those ask for.
+:class:`Optimizer` takes the second gradient itself. :func:`value_and_grad`
+returns the ``grad_fn`` for a chain with :func:`fsam_optax.fsam`.
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ from fsam_optax._versions import as_pure
 
 
 class Optimizer(nnx.Optimizer):
-  """An :class:`flax.nnx.Optimizer` with what the two passes need besides.
+  """An :class:`flax.nnx.Optimizer` that takes both passes.
 
   The loop changes in two places: where the optimizer is made, and where
   :meth:`value_and_grad` takes the gradient.
 
-  The first pass, at the parameters, gives the loss and leaves the model as
-  :func:`flax.nnx.value_and_grad` would: BatchNorm's statistics and the counts
-  of the rngs have moved, Variables that the forward creates or pops are there
-  or gone, and so with arrays, static attributes and parameters that it sets.
-  The second pass starts from the same statistics and counts, so it draws the
-  same dropout mask, and leaves nothing but its gradient.
+  The first pass, at the parameters, gives the loss and changes the model as
+  :func:`flax.nnx.value_and_grad` would: BatchNorm's statistics, the counts of
+  the rngs, Variables that the forward creates or pops, arrays, static
+  attributes and parameters that it sets. The second pass starts from the same
+  statistics and counts, so it draws the same dropout mask. It gives its
+  gradient, and changes nothing.
 
   Examples:
     >>> import fsam_optax, jax.numpy as jnp, optax
@@ -66,10 +66,10 @@ class Optimizer(nnx.Optimizer):
       that ``nnx.jit``, ``nnx.split`` and checkpoints carry it.
     took_pass: whether :meth:`value_and_grad` ran since the last ``update``
       (static).
-    differentiated: filter of the Variables to differentiate by (static).
-      Where ``wrt`` was given what Flax overwrites with its gradient, as fp8
-      has it, that is here alone: :meth:`update` overwrites it, and ``tx`` does
-      not see it.
+    differentiated: filter of the Variables to differentiate by, ``wrt`` as it
+      was given (static). The attribute ``wrt`` leaves out the Variables that
+      Flax overwrites with their gradient (fp8): :meth:`update` overwrites
+      those, and ``tx`` does not see them.
     step: see :class:`flax.nnx.Optimizer`, as are ``tx``, ``opt_state`` and
       ``wrt``.
   """
@@ -86,16 +86,17 @@ class Optimizer(nnx.Optimizer):
 
     Args:
       model: an NNX module, or another graph node.
-      tx: the base optimizer. Not a chain with :func:`fsam_optax.fsam` in it:
-        here :meth:`value_and_grad` takes the second gradient.
+      tx: the base optimizer, without :func:`fsam_optax.fsam` in its chain,
+        because :meth:`value_and_grad` takes the second gradient.
       wrt: filter of the Variables to train, usually ``nnx.Param``.
       perturbation: such as :func:`fsam_optax.friendly_perturbation`; None for
-        the base optimizer alone. A ``mask`` in it is a tree like
+        the base optimizer alone. Its ``mask`` is a tree like
         ``nnx.as_pure(nnx.state(model, wrt))``, or a callable that gets an
         ``nnx.State``.
 
     Raises:
-      TypeError: if ``perturbation`` is no transformation of gradients alone.
+      TypeError: if ``perturbation`` is not a gradient transformation, or needs
+        ``grad_fn``.
       ValueError: if ``wrt`` selects no Variable of ``model``, or the
         perturbation has ``average="optimizer"`` and the momentum of ``tx`` is
         missing, ambiguous, of scaled gradients or of another decay.
@@ -105,7 +106,7 @@ class Optimizer(nnx.Optimizer):
       check_perturbation(perturbation)
       params = as_pure(_marked(nnx.state(model, wrt)))
       check_optimizer_average(perturbation, tx, params)
-    # What is overwritten with its gradient is differentiated, and no weight.
+    # Variables that Flax overwrites are differentiated, but are no weights.
     self.differentiated = wrt
     if jax.tree.leaves(nnx.state(model, nnx.All(wrt, _is_overwritten))):
       wrt = nnx.All(wrt, nnx.Not(_is_overwritten))
@@ -115,7 +116,7 @@ class Optimizer(nnx.Optimizer):
     self.perturbation_state = nnx.data(
       None
       if perturbation is None
-      # With the Variables, whose sharding the state then has too.
+      # With the Variables, so that the state gets their sharding.
       else _to_opt_state(
         perturbation.init(_marked(nnx.state(model, self.differentiated)))
       )
@@ -140,30 +141,29 @@ class Optimizer(nnx.Optimizer):
       return_info: whether to return the :class:`fsam_optax.SharpnessInfo`, too.
       **options: see :class:`~fsam_optax._options.PassOptions`. The batch that
         ``num_microbatches`` and ``ascent_fraction`` split is the first argument
-        after the model, a tree of arrays. The model's other Variables and its
-        arrays pass from one micro-batch to the next, as a loop over them would
-        move them; nothing else of it may change there. Over ``axis_name`` what
-        the forward moved is averaged, keys left alone; an integer must agree on
-        all replicas. The step of the gates is the number of updates that the
-        perturbation has counted, and the optimizer's ``step`` where it counts
-        none.
+        after the model, a tree of arrays. The model's arrays and Variables that
+        are not trained pass from one micro-batch to the next; nothing else of
+        the model may change there. With ``axis_name`` the values that the
+        forward changes are averaged, except keys; an integer must agree on all
+        replicas. The gates count the perturbation's updates as steps, or read
+        the optimizer's ``step`` if it counts none.
 
     Returns:
       A function ``fn(model, *args, **kwargs)`` that returns ``(value,
       grads)``, or with ``return_info`` the triple ``(value, grads, info)``.
       ``value`` is the loss, or ``(loss, aux)``, of the first pass, and
-      ``grads`` the ``nnx.State`` that ``update`` takes. A call moves
+      ``grads`` the ``nnx.State`` that ``update`` takes. A call changes
       ``model``, the modules, rngs and metrics among the other arguments, and
-      the perturbation's own state: one call a step.
+      the perturbation's state: one call a step.
 
     Raises:
       TypeError: if an option is unknown or of a wrong type; at call, if the
-        loss is not a real scalar, ``loss_fn`` does not return a pair although
-        ``has_aux`` promises one, or rows are to be split and there is no batch.
+        loss is not a real scalar, ``loss_fn`` does not return a pair with
+        ``has_aux``, or an option splits rows and there is no batch.
       ValueError: if an option is out of its range, or ``loss_fn`` is a method
         of a module; at call, if ``model`` is not the one that the optimizer was
-        made for, the batch does not split evenly, or the loss changes more of
-        the model than micro-batches can hand on.
+        made for, the batch does not split evenly, or, with micro-batches, the
+        loss changes more of the model than its values.
     """
     _check_no_argnums(options)
     chosen = Options.from_keywords(options)
@@ -171,7 +171,7 @@ class Optimizer(nnx.Optimizer):
 
     def fn(model, *args, **kwargs):
       chosen.check_given(args, "the model")
-      # Taken apart, arrays among the arguments are no part of a batch.
+      # Without an option that splits rows, no argument is a batch.
       batch, rest = None, args
       if chosen.splits_rows:
         batch, rest = args[0], args[1:]
@@ -201,7 +201,7 @@ class Optimizer(nnx.Optimizer):
         call.graph,
         step=updates,
         optimizer_state=as_pure(self.opt_state),
-        # Either may have begun at 0 later than the optimizer did.
+        # Each may have begun later than the optimizer, from 0.
         optimizer_steps=jnp.maximum(updates, self.step[...]),
       )
       if self.perturbation is not None:
@@ -218,21 +218,21 @@ class Optimizer(nnx.Optimizer):
 
     Args:
       model: the one that the optimizer was made for.
-      grads: what :meth:`value_and_grad` returned, clipped or averaged as the
-        loop likes.
-      **kwargs: what the update of ``tx`` gets by name.
+      grads: the gradients of :meth:`value_and_grad`, or the loop's clipped or
+        averaged ones.
+      **kwargs: keyword arguments of the update of ``tx``.
 
     Raises:
       ValueError: if the optimizer has a perturbation and
-        :meth:`value_and_grad` did not run since the last update: gradients of
-        ``nnx.value_and_grad`` would train without it.
+        :meth:`value_and_grad` did not run since the last update, as in a loop
+        that calls ``nnx.value_and_grad``.
     """
     if self.perturbation is not None and not self.took_pass:
       raise ValueError(
         "`grads` must come from `optimizer.value_and_grad(loss_fn)(model, "
         "...)`, which takes both passes, got an update without one since the "
-        "last. Call it in the place of `nnx.value_and_grad`; "
-        "`perturbation=None` trains without."
+        "last. Call it in place of `nnx.value_and_grad`; `perturbation=None` "
+        "trains without F-SAM."
       )
     trained = grads
     if self.wrt is not self.differentiated:
@@ -251,8 +251,8 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, nnx.State, Callable[[PyTree], PyTree]]]:
   """Value and gradient, and the ``grad_fn`` that a chain with F-SAM needs.
 
-  For loops that hold :func:`fsam_optax.fsam` in the chain of their
-  :class:`flax.nnx.Optimizer`; :class:`Optimizer` fits the others.
+  It is for a loop with :func:`fsam_optax.fsam` in the chain of its
+  :class:`flax.nnx.Optimizer`. Other loops use :class:`Optimizer`.
 
   Examples:
     >>> import fsam_optax, jax.numpy as jnp, optax
@@ -276,22 +276,23 @@ def value_and_grad(
 
   Returns:
     A function ``fn(model, *args, **kwargs)`` that returns ``(value, grads,
-    grad_fn)``, the first two as :func:`flax.nnx.value_and_grad` does, and moves
-    its arguments as that does. ``grad_fn`` takes the
-    parameters as a pure ``nnx.State`` and returns their gradient for the same
-    arguments, statistics and dropout mask, and moves nothing.
+    grad_fn)``, the first two as :func:`flax.nnx.value_and_grad` does, and
+    changes its arguments as that does. ``grad_fn`` takes the parameters as a
+    pure ``nnx.State`` and returns their gradient for the same arguments,
+    statistics and dropout mask. It changes nothing.
 
   Raises:
-    TypeError: at call, if ``loss_fn`` does not return a pair although
-      ``has_aux`` promises one, or the loss is not a real scalar.
+    TypeError: at call, if ``loss_fn`` does not return a pair with ``has_aux``,
+      or the loss is not a real scalar.
     ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
       selects no Variable of the model.
   """
   _check_no_argnums(unknown)
   if unknown:
     raise TypeError(
-      f"`{min(unknown)}` must be left out: rows, replicas and gates are "
-      "options of `Optimizer.value_and_grad`, and `axis_name` is one of `fsam`."
+      f"`{min(unknown)}` must be left out: the options for rows, replicas and "
+      "gates are those of `Optimizer.value_and_grad`, and `fsam` has an "
+      "`axis_name`."
     )
   _check_unbound(loss_fn)
 
@@ -300,8 +301,8 @@ def value_and_grad(
     if jax.tree.leaves(nnx.state(model, nnx.All(wrt, _is_overwritten))):
       raise ValueError(
         "`wrt` must leave out what Flax overwrites with its gradient (fp8), "
-        f"got {wrt!r}: a chain would perturb it, because it sees arrays and "
-        "not what they are. Use `fsam_optax.nnx.Optimizer` with the same `wrt`."
+        f"got {wrt!r}: a chain gets arrays, and would perturb these, too. Use "
+        "`fsam_optax.nnx.Optimizer` with the same `wrt`."
       )
     call = _Call(loss_fn, has_aux, wrt, model, args, kwargs)
     (loss, (graph, aux)), grads = jax.value_and_grad(
@@ -311,8 +312,8 @@ def value_and_grad(
     moved = as_pure(nnx.state(model, wrt))
 
     def grad_fn(params):
-      # An optimizer perturbs the parameters as the forward left them. Where it
-      # moved one, an average of codes, the loss is that of the one before.
+      # An optimizer perturbs the parameters after the forward, which may have
+      # changed one. The loss is that of the parameters before it.
       params = jax.tree.map(
         lambda perturbed, before, after: (
           perturbed if after is before else before + (perturbed - after)
@@ -337,19 +338,19 @@ def value_and_grad(
 class _Graph:
   """A model and the nodes among the arguments, at one moment of a call."""
 
-  leaves: dict[str, jax.Array]  # By path, the arrays that are none of a call's.
+  leaves: dict[str, jax.Array]  # By path, the arrays that were not given.
   graphdef: nnx.GraphDef  # The nodes without their arrays.
   structure: Any  # Of the `nnx.State` with its Variables.
-  # For each array in it, its index among a call's, or its path in `leaves`.
+  # For each of its arrays the index among those given, or the path in `leaves`.
   sources: tuple[Union[int, str], ...]
 
   @classmethod
   def of(
     cls, graphdef: nnx.GraphDef, state: PyTree, given: list[Any]
   ) -> "_Graph":
-    """The graph that ``nnx.split`` took apart, told from the arrays given."""
+    """The graph of ``nnx.split``, without the arrays in `given`."""
     arrays, structure = jax.tree_util.tree_flatten_with_path(state)
-    # By identity: what a loss puts into a Variable is never what it was given.
+    # By identity: a loss that changes a Variable puts another array into it.
     indices = {id(x): i for i, x in enumerate(given)}
     leaves, sources = {}, []
     for path, x in arrays:
@@ -361,7 +362,7 @@ class _Graph:
     return cls(leaves, graphdef, structure, tuple(sources))
 
   def state(self, given: list[Any]) -> PyTree:
-    """The ``nnx.State``, of arrays given and of its own."""
+    """The ``nnx.State``, from the given arrays and its own."""
     arrays = [
       self.leaves[i] if isinstance(i, str) else given[i] for i in self.sources
     ]
@@ -369,22 +370,22 @@ class _Graph:
 
 
 class _Call:
-  """One call of a loss, taken apart into pure functions and arrays.
+  """One call of a loss, split into pure functions and arrays.
 
-  As a transformation of NNX does, it has to know the caller's objects again in
-  the graph that the loss leaves. So a call lives inside
-  ``nnx.update_context(_TAG)`` until it is finished.
+  Like a transformation of NNX, it must recognize the caller's objects in the
+  graph after the loss. So a call runs inside ``nnx.update_context(_TAG)`` until
+  it is finished.
   """
 
   def __init__(self, loss_fn, has_aux, wrt, model, args, kwargs, parts=1):
     self._loss_fn = loss_fn
     self._has_aux = has_aux
     self._has_parts = parts > 1
-    # Of the arguments the nodes alone: no loss can move an array.
+    # The nodes among the arguments alone: a loss cannot change an array.
     self._arguments, self._structure = jax.tree.flatten(
       (args, kwargs), is_leaf=_is_node
     )
-    # Together, for what the model shares with the arguments: an Rngs, say.
+    # Together, because model and arguments may share a node, such as an Rngs.
     nodes = {
       "model": model,
       "arguments": list(filter(_is_node, self._arguments)),
@@ -397,12 +398,12 @@ class _Call:
         ...,
       )
     self._params = params["model"] if params else params
-    # By the paths of the model. Arrays and not Variables: `finish` moves those.
+    # By the paths of the model. Arrays, because `finish` changes the Variables.
     self.params = as_pure(_marked(self._params))
-    # Marked, not known by the arrays: another Variable may hold the same one.
+    # Marks, because another Variable may hold the same array.
     marks = [object() for _ in jax.tree.leaves(params)]
     marked = jax.tree.unflatten(jax.tree.structure(params), marks)
-    # All else of the model and the arguments, as it was before the call.
+    # The rest of the model and the arguments, before the call.
     self.graph = _Graph.of(
       self._graphdef.with_same_outer_index(),
       nnx.merge_state(marked, others),
@@ -410,7 +411,7 @@ class _Call:
     )
 
   def loss_fn(self, params, graph, *batch):
-    """The loss, the graph as it leaves it, and its own aux."""
+    """The loss, the graph after it, and its aux."""
     given = jax.tree.leaves(params)
     with nnx.merge_context(_TAG, inner=True) as context:
       nodes = context.merge(self._graphdef, graph.state(given))
@@ -425,12 +426,12 @@ class _Call:
     return loss, (left, aux)
 
   def loss(self, params):
-    """The loss alone, of a call that may be finished."""
+    """The loss alone; also after `finish`."""
     state = self.graph.state(jax.tree.leaves(params))
     return self._run(nnx.merge(self._graphdef, state), ())[0]
 
   def finish(self, loss, aux, graph):
-    """Moves the nodes of the caller; returns the value of the loss."""
+    """Changes the nodes of the caller, and returns the value of the loss."""
     given = jax.tree.leaves(self.params)
     if not self._has_parts:
       given += jax.tree.leaves(self.graph.leaves)
@@ -440,7 +441,7 @@ class _Call:
     return (loss, aux) if self._has_aux else loss
 
   def as_variables(self, grads):
-    """The gradient as Variables, which the filter of an optimizer selects."""
+    """The gradient as Variables, for the filter of an optimizer."""
     return jax.tree.unflatten(
       jax.tree.structure(self._params), jax.tree.leaves(grads)
     )
@@ -461,18 +462,18 @@ _TAG = "fsam_optax"
 
 
 def _is_overwritten(path, x):
-  """Whether this is a Variable whose "gradient" is its next value."""
+  """Whether Flax overwrites this Variable with its "gradient"."""
   del path
   if any(kind.__name__ == OVERWRITTEN for kind in type(x).__mro__):
     return True
-  try:  # What was registered for the collection.
+  try:  # The type that is registered for the collection.
     return isinstance(x, nnx.variable_type_from_name(OVERWRITTEN))
   except ValueError:
     return False
 
 
 def _marked(state):
-  """The state, what is overwritten below the key by which the passes see it."""
+  """The state, with the key `OVERWRITTEN` above what Flax overwrites."""
   return jax.tree.map(
     lambda x: {OVERWRITTEN: x} if _is_overwritten((), x) else x,
     state,
@@ -481,11 +482,11 @@ def _marked(state):
 
 
 def _to_opt_state(tree):
-  """The state with Variables of the optimizer for those of the model."""
+  """The state with the optimizer's Variables in place of the model's."""
   is_variable = lambda x: isinstance(x, nnx.Variable)
 
   def of_leaf(x):
-    # Flax 0.11 refuses what a mask has left empty.
+    # Flax 0.11 raises for a Variable that a mask has left empty.
     if is_variable(x) and not jax.tree.leaves(x):
       return nnx.optimizer.OptVariable(as_pure(x), **x.get_metadata())
     return nnx.optimizer.to_opt_state(x)
@@ -498,17 +499,16 @@ def _is_node(x):
 
 
 def _check_no_argnums(options):
-  """Raises for the argument of `nnx.value_and_grad` that has no place here."""
+  """Raises for `argnums`, an argument of `nnx.value_and_grad`."""
   if "argnums" in options:
     raise TypeError(
-      "`argnums` must be left out: the model is the first argument, and `wrt` "
-      "says what is differentiated, as `nnx.DiffState(0, filter)` does for "
-      "`nnx.value_and_grad`. Give that filter as `wrt`."
+      "`argnums` must be left out, because the model is the first argument. "
+      "Give the filter of `nnx.DiffState(0, filter)` as `wrt`."
     )
 
 
 def _check_selects(wrt, model):
-  """Raises where there is nothing to train."""
+  """Raises unless the filter selects a Variable of the model."""
   if not jax.tree.leaves(nnx.state(model, wrt)):
     raise ValueError(
       f"`wrt` must select Variables of `model`, got the filter {wrt!r}, which "
@@ -518,7 +518,7 @@ def _check_selects(wrt, model):
 
 
 def _check_unbound(loss_fn):
-  """Raises for a bound method, whose module no gradient would reach."""
+  """Raises for a bound method, whose module would get no gradient."""
   if isinstance(getattr(loss_fn, "__self__", None), nnx.Module):
     raise ValueError(
       "`loss_fn` must take the model as its first argument, got the method "
@@ -538,7 +538,7 @@ def _check_belongs(state, perturbation, params):
 
 
 def _check_same_graph(before, after):
-  """Raises where a part moves what cannot pass on to the next."""
+  """Raises where a micro-batch changes more of the model than values."""
   kind = lambda x: (jnp.shape(x), jnp.result_type(x))
   before, after = (jax.tree.map(kind, graph) for graph in (before, after))
   if before == after:
@@ -557,8 +557,8 @@ def _check_same_graph(before, after):
   ]
   where = [*changed, *static, "its structure"][0]
   raise ValueError(
-    "`loss_fn` must move no more than the values of untrained Variables and "
+    "`loss_fn` must change no more than the values of untrained Variables and "
     "arrays of the model with `num_microbatches`, got a change of "
-    f"{where}. Create or pop Variables outside of the loss, or take the batch "
-    "as a whole."
+    f"{where}. Create or pop Variables outside of the loss, or do not split "
+    "the batch."
   )

@@ -1,13 +1,13 @@
-"""The step on many devices: placing, feeding, and mapping it over a mesh.
+"""Many devices: placing a state, feeding batches, mapping a step over a mesh.
 
-Nothing here changes what a step computes: :func:`fsam_optax.make_train_step` is
-compiled by :func:`jax.jit` over sharded arrays as it is, and a step with an
-``axis_name`` runs inside :func:`jax.pmap`, :func:`jax.shard_map` or
+Nothing here changes the numbers of a step. A step of
+:func:`fsam_optax.make_train_step` runs over sharded arrays as it is. With an
+``axis_name`` it runs inside :func:`jax.pmap`, :func:`jax.shard_map` or
 :func:`jax.vmap`.
 
 .. note::
-  On the CPU, wait for each step by :func:`jax.block_until_ready`: with many
-  steps in flight, the collectives of several processes of several devices can
+  On the CPU, wait for each step by :func:`jax.block_until_ready`. With many
+  steps in flight and several processes of several devices, the collectives can
   wait for each other forever.
 """
 
@@ -47,14 +47,13 @@ def fsdp_rule(
 
   Args:
     mesh: the mesh.
-    axis_name: its axis, or axes. An axis of 256 devices divides few dimensions;
-      two of 16 split two dimensions of an array, and so nearly every array.
+    axis_name: its axis, or axes. An axis of 256 devices divides the dimensions
+      of few arrays; two axes of 16 divide those of nearly every array.
     min_size: arrays with fewer elements are replicated.
 
   Returns:
-    A rule that splits, for each axis in turn, the dimension that is largest of
-    those that the axis divides. Where it divides none, the array is replicated
-    along that axis.
+    A rule that splits, for each axis in turn, the largest dimension that the
+    axis divides. Where it divides none, the array is replicated along it.
 
   Raises:
     ValueError: if the mesh has no such axis.
@@ -104,11 +103,10 @@ def place_state(
     state: a :class:`fsam_optax.TrainState` or another tree of arrays, with the
       same values in every process. Its arrays may become the placed ones.
     mesh: from :func:`jax.make_mesh`.
-    rule: ``rule(path, leaf)`` returns the
-      :class:`jax.sharding.PartitionSpec` of an array, such as
-      :func:`fsdp_rule` does; ``path`` is of the form
-      ``"params/Dense_0/kernel"``, and ends so in the optimizer's state and the
-      moving average, too. None replicates everything.
+    rule: ``rule(path, leaf)`` returns the :class:`jax.sharding.PartitionSpec`
+      of an array, as a rule of :func:`fsdp_rule` does. ``path`` is a string
+      such as ``"params/Dense_0/kernel"``; the paths of the optimizer's momentum
+      and of the moving average end alike. None replicates everything.
 
   Returns:
     The state, each array a global one over all devices of the mesh.
@@ -125,11 +123,11 @@ def place_state(
   shardings = jax.tree_util.tree_map_with_path(sharding_of, state)
   if jax.process_count() == 1:
     return jax.device_put(state, shardings)
-  # Replicas that start from other values would train other models.
+  # Replicas with other first values would train other models.
   _check_agreement(
     "state",
     {path: _value(x) for path, x in leaves_by_path(state)},
-    "Create it with the same seed everywhere, or restore the same checkpoint.",
+    "Create it with one seed in all of them, or restore one checkpoint.",
   )
   return jax.tree.map(_place, state, shardings)
 
@@ -148,13 +146,13 @@ class BatchFeeder:
     >>> feed = sharding.BatchFeeder(mesh)
     >>> batch = feed({"x": np.ones((4 * jax.device_count(), 3))})
 
-  One feeder feeds batches of one shape: the processes compare theirs at the
-  first, with one exchange, and a later one of another shape is refused, because
+  A feeder takes batches of one shape. At the first batch the processes compare
+  their shapes, and a later batch of another shape is an error, because
   processes that compile different programs wait for each other forever.
   """
 
   def __init__(self, mesh: Mesh, axis_name: AxisName = "batch"):
-    """Prepares to feed.
+    """Initializes the feeder.
 
     Args:
       mesh: the mesh.
@@ -172,8 +170,8 @@ class BatchFeeder:
     """Places a batch.
 
     Args:
-      batch: a tree of arrays with this process's rows, shape ``[B, ...]``; the
-        global batch holds those of all processes, in their order.
+      batch: a tree of arrays with this process's rows, shape ``[B, ...]``. The
+        global batch has the rows of all processes, in their order.
 
     Returns:
       The tree with global arrays.
@@ -190,8 +188,8 @@ class BatchFeeder:
     elif shapes != self._shapes:
       raise ValueError(
         f"`batch` must have the shapes of the first one, {self._shapes}, got "
-        f"{shapes}. Drop or pad the last rows of an epoch; use a feeder of its "
-        "own for evaluation."
+        f"{shapes}. Drop or pad the last rows of an epoch; use another feeder "
+        "for evaluation."
       )
     return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(
@@ -228,16 +226,17 @@ def shard_map_step(
     step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
     mesh: the mesh that the state is placed on, replicated along ``axis_name``.
     axis_name: axis, or axes, of the mesh along which the batch is split.
-    check_vma: whether JAX checks that what comes out replicated is.
+    check_vma: whether JAX checks that the outputs are the same on all replicas.
 
   Returns:
-    A function ``step(state, batch)``, compiled, with the state donated. The
-    batch is global, as :class:`BatchFeeder` returns it. Its ``lower(state,
-    batch)`` is that of :func:`jax.jit`, to compile ahead of time.
+    A compiled function ``step(state, batch)`` that donates the state. The batch
+    is global, as :class:`BatchFeeder` returns it. ``step.lower(state, batch)``
+    compiles ahead of time, as that of :func:`jax.jit` does.
 
   Raises:
-    ValueError: if the mesh has no such axis, or the step averages over none; at
-      call, if the rows do not split evenly or the state is not on the mesh.
+    ValueError: if the mesh has no such axis, or the step does not average over
+      it; at call, if the rows do not split evenly or the state is not on the
+      mesh.
   """
   axes = _axes_on(mesh, axis_name)
   _check_averages(step, axes)
@@ -274,25 +273,26 @@ def shard_map_step(
 def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
   """A step whose batch ascends in groups, by :func:`jax.vmap`.
 
-  What N devices do, on any number of them: with ``sync_perturbation=False``
-  each group of B / ``num_groups`` successive rows ascends along its own
-  gradient (m-sharpness). Under :func:`jax.jit` over a mesh, where no axis has a
-  name, groups of the rows of one device each ascend without communication.
+  It does on any number of devices what N devices do. With
+  ``sync_perturbation=False`` each group of B / ``num_groups`` successive rows
+  ascends along its own gradient (m-sharpness). Under :func:`jax.jit` over a
+  mesh, groups that each have the rows of one device ascend without
+  communication.
 
   Args:
     step: from ``make_train_step(loss_fn, axis_name=axis_name, jit=False)``.
     num_groups: number of groups, a divisor of the number of rows.
-    axis_name: the name given there.
+    axis_name: the axis name of the step.
 
   Returns:
     A pure function ``step(state, batch)``, to be compiled by
-    ``jax.jit(..., donate_argnums=0)``. It holds a gradient for each group at a
-    time.
+    ``jax.jit(..., donate_argnums=0)``. The gradients of all groups are in
+    memory at once.
 
   Raises:
     TypeError: if ``num_groups`` is not an int.
-    ValueError: if it is not positive, or the step averages over no such axis;
-      at call, if it does not divide the rows.
+    ValueError: if it is not positive, or the step does not average over the
+      axis; at call, if it does not divide the rows.
   """
   check_int("num_groups", num_groups, least=1)
   _check_averages(step, (axis_name,))
@@ -307,12 +307,12 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
 
 
 def _place(x, sharding):
-  """An array that each process has, onto devices of which each has some."""
+  """Places an array that each process has on the devices of all processes."""
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return jax.device_put(x, sharding)
   x = jnp.asarray(x)
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-    # Replicated, whatever the rule: nobody splits a key.
+    # A key is replicated, whatever the rule says.
     data = _place(
       jax.random.key_data(x), NamedSharding(sharding.mesh, PartitionSpec())
     )
@@ -327,7 +327,7 @@ def _place(x, sharding):
 
 
 def _value(x):
-  """What a process holds, such as ``float32[3], digest 1f2e3d4c``."""
+  """An array of this process as text: ``float32[3], digest 1f2e3d4c``."""
   if isinstance(x, jax.Array):
     if not x.is_fully_addressable:
       return "an array of several processes"
@@ -340,8 +340,7 @@ def _value(x):
 def _check_agreement(name, described, remedy):
   """Raises unless all processes describe an argument alike, by path.
 
-  Processes that compile different programs wait for each other forever, so that
-  all of them have to hear of it.
+  All processes raise, because a process that went on alone would wait forever.
   """
   if jax.process_count() == 1:
     return
@@ -387,8 +386,8 @@ def _axes_on(mesh, axis_name):
 
 
 def _check_averages(step, axes):
-  """Raises for a train step that leaves replicas of the state apart."""
-  named = getattr(step, "axes", axes)  # What it does not say, nobody knows.
+  """Raises for a train step that does not average over its replicas."""
+  named = getattr(step, "axes", axes)  # Another function has no `axes`.
   if left := [axis for axis in axes if axis not in named]:
     raise ValueError(
       f"`step` must average over the axes {axes} that its batch is split "

@@ -4,6 +4,7 @@ from by_hand import assert_close
 from by_hand import assert_same_bits
 from by_hand import is_key
 from faces import state_of
+from flax import errors
 from flax import linen as nn
 from flax import struct
 from flax.training import train_state
@@ -96,6 +97,53 @@ def copy(tree):
 
 
 # BatchNorm and dropout.
+
+
+# How a loss hands the statistics on, and what breaks without them.
+NO_STATISTICS = {
+  "all collections": (lambda state: {**state}, TypeError),
+  "one collection": (
+    lambda state: {"batch_stats": state["batch_stats"]},
+    TypeError,
+  ),
+  "the collection alone": (
+    lambda state: {"batch_stats": state},
+    errors.FlaxError,
+  ),
+  "nothing": (lambda state: {}, ValueError),
+}
+
+
+@pytest.mark.parametrize("case", NO_STATISTICS)
+def test_a_forgotten_model_state_is_named_with_the_remedy(
+  new_state, batches, case
+):
+  collections, kind = NO_STATISTICS[case]
+
+  def loss_fn(params, model_state, batch, rng):
+    outputs, model_state = NETWORK.apply(
+      {"params": params, **collections(model_state)},
+      batch["x"],
+      mutable=["batch_stats"],
+      rngs={"dropout": rng},
+    )
+    return jnp.mean(outputs**2), (model_state, {})
+
+  step = fsam_optax.make_train_step(loss_fn)
+  with pytest.raises(kind) as caught:
+    step(new_state().replace(model_state=None), at(batches, 0))
+  text = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+  assert "`model_state` of the train state is None" in text
+  assert "TrainState.create(..., model_state=" in text
+
+
+def test_other_errors_of_a_loss_say_nothing_of_the_model_state(
+  new_state, batches
+):
+  step = fsam_optax.make_train_step(lambda *_: jnp.zeros(2) + jnp.zeros(3))
+  with pytest.raises(TypeError) as caught:
+    step(new_state().replace(model_state=None), at(batches, 0))
+  assert "model_state" not in "".join(getattr(caught.value, "__notes__", []))
 
 
 @pytest.fixture(scope="module")

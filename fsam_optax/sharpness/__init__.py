@@ -1,12 +1,13 @@
 """Measures of a trained model: sharpness, curvature and gradient noise.
 
 They work on any loss ``loss_fn(params, batch)`` that returns the mean over the
-rows of a batch, and any tree of parameters. They are no part of a train step:
-each walks through a data set, compiled a batch at a time, and returns numbers
-of the host. Hand them the loss of a model in evaluation mode, with dropout off
-and BatchNorm's statistics fixed, and parameters in float32 at least: in
-bfloat16 a small step along a direction is mostly rounding. In what follows
-``N`` is the number of rows.
+rows of a batch, and any tree of parameters. They are not a part of a train
+step: each goes through a data set, one compiled batch at a time, and returns
+numbers on the host. Give them the loss of a model in evaluation mode, without
+dropout and with fixed statistics of BatchNorm. Give parameters in float32 at
+least, because in bfloat16 a small step is mostly rounding. Below, ``N`` is the
+number of rows. The numbers that a train step reports about itself are in
+:class:`fsam_optax.SharpnessInfo`.
 
 Three notions of sharpness at a radius are measured, because they disagree: the
 rise of the loss along the gradient, which is what SAM descends

@@ -116,15 +116,15 @@ def data_passes(
   progress: bool,
   num_passes: int = 1,
 ) -> Iterator[DataPasses]:
-  """Passes over a data set, beneath a progress bar.
+  """Passes over a data set, with a progress bar.
 
   Args:
     loss_fn: see :class:`DataPasses`.
     data: a tree of arrays with the same number of rows.
     batch_size: rows at a time; None for all of them.
-    title: what stands before the bar.
-    progress: whether to show it.
-    num_passes: passes that the bar waits for.
+    title: of the progress bar.
+    progress: whether to show the bar.
+    num_passes: number of passes, for the length of the bar.
 
   Yields:
     The passes.
@@ -160,16 +160,16 @@ def num_rows(data: Any) -> int:
   if len(rows) != 1 or rows & {None, 0}:
     raise ValueError(
       "`data` must hold arrays of one number of rows, and one row at least, "
-      f"got {lengths}. Close over what is not per row."
+      f"got {lengths}. Close over arrays without rows."
     )
   return next(iter(lengths.values())) or 0
 
 
 def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
-  """A number of rows that was asked for, or all of them for None.
+  """A checked number of rows, or all of them for None.
 
   Args:
-    name: what the argument is called, for the error.
+    name: of the argument, for the error.
     size: a positive number of rows, or None.
     rows: of the data set.
 
@@ -189,7 +189,7 @@ def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
   if size > rows:
     raise ValueError(
       f"`{name}` must be at most the number of rows of `data`, {rows}, "
-      f"got {size}. Hand over more rows, or leave it out."
+      f"got {size}. Give more rows, or leave it out."
     )
   return size
 
@@ -197,7 +197,7 @@ def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
 def mean_over_batches(
   fn: Callable[[Any], Any], data: Any, batch_size: int, tick: Tick
 ) -> Any:
-  """The mean over the rows of what `fn(batch)` returns as a mean over its own.
+  """The mean over all rows of a function that returns a batch's mean.
 
   Args:
     fn: a compiled function of a batch. The last batch may have fewer rows.
@@ -214,7 +214,7 @@ def mean_over_batches(
     stop = min(start + batch_size, rows)
     batch = jax.tree.map(lambda x, at=slice(start, stop): x[at], data)
     total = _add_scaled(total, fn(batch), (stop - start) / rows)
-    # Or the batches of the whole data set would queue up on the device.
+    # Without waiting, all batches would queue up on the device.
     jax.block_until_ready(total)
     tick()
   return total
@@ -223,7 +223,7 @@ def mean_over_batches(
 def traced_mean_over_batches(
   fn: Callable[[Any], Any], data: Any, batch_size: int
 ) -> Any:
-  """The mean over the rows of what `fn` returns, inside a compiled function.
+  """The mean over all rows of a batch function, inside a compiled function.
 
   Args:
     fn: from a batch to a mean over its rows.

@@ -56,16 +56,16 @@ def gradient_noise(
   sigma: float = 1.0,
   progress: bool = False,
 ) -> GradientNoise:
-  """The gradients of batches, their noise and the average, against the whole.
+  """Norms and cosines of batch gradients, their noise and the average.
 
   Args:
     loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows of the
       batch, a scalar. Compiled once for each function object and batch shape.
     params: the parameters, any tree of arrays.
-    data: the training data, a tree of arrays of ``N`` rows. Shuffle it where
-      its order means something.
-    rows: rows of a batch, successive ones; those at the end that fill no batch
-      count in the full gradient alone.
+    data: the training data, a tree of arrays of ``N`` rows. Shuffle them if
+      they are sorted.
+    rows: number of successive rows of a batch. Rows at the end that fill no
+      batch count in the full gradient alone.
     ema: the moving average of a run, in the tree of ``params``:
       ``optax.tree.get(state.perturbation_state, "ema")``. None for none.
     sigma: fraction of the average that is subtracted, finite and non-negative.

@@ -248,8 +248,8 @@ def _lanczos(loss_fn, num_matvecs, batch_size, params, data, key):
   small = tridiagonalize(product, start).J_small
   values, vectors = jnp.linalg.eigh(small)
   weights = jnp.square(vectors[0])
-  # Of a loss without curvature Lanczos has no second vector, and divides by
-  # zero: then all of the weight is at zero.
+  # For a loss without curvature Lanczos has no second vector, and divides by
+  # zero. The whole weight is at zero then.
   is_flat = jnp.all(product(start) == 0)
   at_first = jnp.zeros_like(weights).at[0].set(1)
   return jnp.where(is_flat, 0, values), jnp.where(is_flat, at_first, weights)
@@ -282,7 +282,7 @@ def _require_matfree() -> None:
     import matfree  # noqa: F401
   except ImportError as error:
     raise ImportError(
-      'the Hessian needs matfree. Run: pip install "matfree>=0.6"'
+      'The Hessian needs matfree. Run: pip install "matfree>=0.6"'
     ) from error
 
 

@@ -29,8 +29,8 @@ def loss_along_line(
     loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows of the
       batch, a scalar. Compiled once for each function object and batch shape.
     params: the parameters, any tree of arrays.
-    direction: in the tree of ``params``: an ascent, the way to another model,
-      or :func:`filter_normalized_direction`.
+    direction: in the tree of ``params``, such as a perturbation, the difference
+      from another model, or :func:`filter_normalized_direction`.
     data: a tree of arrays of ``N`` rows, on the host or on a device.
     distances: in units of the direction, shape ``[K]``.
     batch_size: rows at a time, in memory; None for all of them.
@@ -102,11 +102,12 @@ def loss_on_plane(
 
 
 def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
-  """A random direction whose every filter is as long as that of the weights.
+  """A random direction, each filter with the norm of the weights' filter.
 
-  Scale-invariant layers make plain directions incomparable between models. A
-  filter is what feeds one output, the last axis of a Flax kernel; arrays of
-  fewer than two axes (biases, norms) stay where they are.
+  With scale-invariant layers, plain directions of two models cannot be
+  compared. A filter holds the weights of one output, along the last axis of a
+  Flax kernel. The direction is zero in arrays of fewer than two axes (biases,
+  norms).
 
   Args:
     key: a key of :func:`jax.random.key`.

@@ -48,7 +48,7 @@ def ascent_sharpness(
   adaptive: bool = False,
   progress: bool = False,
 ) -> LossRise:
-  r"""The rise of the loss along its gradient: what SAM descends.
+  r"""The rise of the loss along its gradient, which SAM descends.
 
   .. math::
 
@@ -92,7 +92,7 @@ def ascent_sharpness(
   _check_radius(rho)
   if rows is not None:
     measure = (_ascent_of_group, loss_fn, bool(adaptive))
-    key = jax.random.key(0)  # Of no use: nothing is drawn.
+    key = jax.random.key(0)  # Not used.
     options = (rows, batch_size, progress)
     return _rise_of_groups("ascent", measure, params, data, rho, key, *options)
   with data_passes(loss_fn, data, batch_size, "ascent", progress, 2) as passes:
@@ -123,9 +123,9 @@ def worst_sharpness(
     \max_{\lVert \epsilon \rVert \le \rho} L(w + \epsilon) - L(w)
 
   From a random point of the sphere, each step goes ``rho`` along the
-  normalized gradient, and back to the sphere if it left the ball. The rise
-  found is a lower bound of the maximum; the first candidate is the ascent of
-  :func:`ascent_sharpness`, so that it is never below that.
+  normalized gradient, and back to the sphere if it left the ball. The result is
+  a lower bound of the maximum. The ascent of :func:`ascent_sharpness` is a
+  candidate, too, so the result is never below that.
 
   Args:
     loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows of the
@@ -196,8 +196,8 @@ def average_sharpness(
     \mathbb{E}\, L(w + \rho u) - L(w), \qquad
     u \text{ uniform on the unit sphere}
 
-  A random direction hardly sees a few sharp ones among many flat: radii that
-  tell two models apart are much larger than those of an ascent.
+  A random direction has little of a few sharp directions among many flat ones.
+  So the radii that distinguish two models are much larger than for an ascent.
 
   Args:
     loss_fn: ``loss_fn(params, batch)`` returns the mean over the rows of the
@@ -244,10 +244,10 @@ def average_sharpness(
 def _rise_of_groups(
   title, measure, params, data, rho, key, rows, batch_size, progress
 ):
-  """A measure of each group of rows, as many groups at once as fit.
+  """A measure of each group of rows, for as many groups at once as fit.
 
-  The measure comes as a function and its first arguments, which compare equal
-  at the next call, so that it is compiled once.
+  The measure is a function with its first arguments. They compare equal at the
+  next call, so that it is compiled once.
   """
   number = _data_passes.num_rows(data)
   rows = _data_passes.rows_at_a_time("rows", rows, number)
