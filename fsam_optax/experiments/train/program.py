@@ -202,13 +202,13 @@ class Program:
     def evaluate(state, images, labels):
       total = {"loss": 0.0, "hits": 0}
       for start in range(0, len(labels), rows):
-        x, y = images[start : start + rows], labels[start : start + rows]
-        short = rows - len(y)
+        number = np.arange(start, start + rows)[mine]
         # Filled up: another shape would be another program.
+        row = number % len(labels)
         batch = {
-          "image": np.pad(x, ((0, short), (0, 0), (0, 0), (0, 0)))[mine],
-          "label": np.pad(y, (0, short))[mine],
-          "is_row": (np.arange(rows) < len(y))[mine],
+          "image": images[row],
+          "label": labels[row],
+          "is_row": number < len(labels),
         }
         sums = count(state.params, state.model_state, feed(batch))
         # Waits: on the CPU, collectives of many steps in flight can deadlock.

@@ -42,7 +42,10 @@ TRAIN, TEST = np.arange(10) % 2, np.arange(4) % 2
     ({"x_train": np.array([{}] * 10)}, "Object arrays cannot be loaded"),
     ({"x_train": ROWS[:10] + 1j}, "integer or floating dtype"),
     ({"x_train": ROWS[:10].astype(str)}, "integer or floating dtype"),
-    ({"x_train": ROWS[:10, 0]}, "`x_train` must have the shape"),
+    (
+      {"x_train": np.arange(10, dtype=np.uint8)},
+      "`x_train` must have the shape",
+    ),
     ({"x_train": np.zeros((0, 8, 8), np.uint8)}, "and no input be empty"),
     ({"x_train": ROWS[:8], "x_test": ROWS[10:]}, r"a row, shape \[8\]"),
     ({"x_train": 0 * ROWS[:10], "x_test": ROWS[10:]}, "must not be constant"),

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from fsam_optax.experiments import data
 
-SECONDS = 300
+SECONDS = 1200
 TIMES = ("seconds", "images_per_second", "waiting_fraction")
 
 
