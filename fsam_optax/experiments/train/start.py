@@ -31,7 +31,7 @@ def run(settings: Settings) -> None:
   Raises:
     FlagError: if a flag asks for what cannot be.
   """
-  extras.require("filelock", "grain", "orbax.checkpoint", "matplotlib")
+  extras.require("filelock", "grain", "orbax.checkpoint")
   if settings.run.tensorboard:
     extras.require("tensorboardX")
   if settings.processes.cpu_devices:
@@ -116,8 +116,7 @@ def _train(
   print(outcome.table(summary), flush=True)
   with run_folder.writing(path / "summary.json"):
     files.write_json(summary, path / "summary.json")
-    outcome.draw(summary, results, path / "curves.png")
-  print(f"\nwrote {path / 'summary.json'} and curves.png")
+  print(f"\nwrote {path / 'summary.json'}")
 
 
 def _random_numbers() -> str:

@@ -90,7 +90,7 @@ def test_damaged_and_other_archives_are_refused(files, tmp_path):
     refuse("files that can be read, got .*cut", name, cut)
   with tarfile.open(cut, "w:gz") as file:
     file.addfile(tarfile.TarInfo("a/readme.html"), io.BytesIO(b""))
-  refuse(r"must hold .*\.bin of .*, got a in", name, cut)
+  refuse(r"must hold .*\.bin of .*, got 0 bytes: it is missing", name, cut)
   refuse("No such file", name, tmp_path / "none.tar.gz")
 
 
@@ -102,7 +102,7 @@ def test_a_file_of_another_size_or_other_labels_is_named(files):
   size = table.size
   for content in (table.tobytes()[:-1], table.tobytes() + b"0"):
     (folder / file).write_bytes(content)
-    message = f"{file} .* {size:,}, got {len(content):,} bytes"
+    message = f"{file} .* {size:,}, .* got {len(content):,} bytes"
     refuse(message, name, folder)
   table[17, expected.label_bytes - 1] = 255
   (folder / file).write_bytes(table.tobytes())
@@ -114,7 +114,7 @@ def test_a_file_of_another_size_or_other_labels_is_named(files):
 def test_the_other_and_the_pickled_version_are_refused(files):
   name, folder, _, _ = files
   other = "cifar100" if name == "cifar10" else "cifar10"
-  refuse(r"must hold .*bin of the binary .*, got .*\.bin", other, folder)
+  refuse(r"must hold .*bin of the binary .*, got 0 bytes", other, folder)
   for path in folder.iterdir():
     path.rename(path.with_suffix(""))
   refuse("not the pickles of the Python version", name, folder)

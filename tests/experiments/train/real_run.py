@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from fsam_optax.experiments import data
 
-SECONDS = 1200
+SECONDS = 300
 TIMES = ("seconds", "images_per_second", "waiting_fraction")
 
 
