@@ -263,7 +263,9 @@ class Program:
     """The library's step, of each device by itself where it ascends so."""
     ascent, descent = self.config.ascent, self.config.descent
     start = steps_of(ascent.start, self.steps_an_epoch)
-    stop = ascent.stop and steps_of(ascent.stop, self.steps_an_epoch)
+    stop = None
+    if ascent.stop is not None:
+      stop = steps_of(ascent.stop, self.steps_an_epoch)
     axes = self.mesh.axis_names
     step = fsam_optax.make_train_step(
       loss.loss_of(self._network, self._classes, descent.label_smoothing),
