@@ -165,7 +165,7 @@ def test_ends_at_random_moments_change_no_bit(unbroken, start, tmp_path):
     is_over = "wrote" in printed
     if ends and not is_over:
       end = ends.pop(0)
-      assert time.monotonic() - began < 10
+      assert time.monotonic() - began < 60
       assert process.returncode == statuses.get(end, -end), printed
       assert "Traceback" not in printed
       if end in statuses:
