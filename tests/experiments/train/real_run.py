@@ -20,13 +20,12 @@ TIMES = ("seconds", "images_per_second", "waiting_fraction")
 
 
 def environment(tmp_path_factory):
-  """Programs are compiled once, fast, and read by the later processes."""
+  """Programs are compiled once, and read from there by the later processes."""
   compiled = tmp_path_factory.getbasetemp().parent / "compiled"
   return {
     **os.environ,
     "JAX_COMPILATION_CACHE_DIR": str(compiled),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_PLATFORMS": "cpu",
   }
 

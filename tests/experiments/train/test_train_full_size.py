@@ -36,13 +36,9 @@ def write_colors(folder):
 def fixture_train(tmp_path_factory, tmp_path):
   """A run with these flags; its metrics, a dict a line."""
 
-  def train(environment=(), **flags):
+  def train(**flags):
     words = [f"--{k.replace('_', '-')}={x}" for k, x in flags.items()]
-    environment = {
-      **real_run.environment(tmp_path_factory),
-      **dict(environment),
-    }
-    with real_run.processes(environment) as start:
+    with real_run.processes(real_run.environment(tmp_path_factory)) as start:
       real_run.finish(start(real_run.command(tmp_path / "run", *words)))
     text = (tmp_path / "run" / "seed-1" / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
@@ -53,8 +49,6 @@ def fixture_train(tmp_path_factory, tmp_path):
 def test_an_epoch_learns_and_hardly_waits_for_data(train, tmp_path):
   write_colors(tmp_path / "cifar-100-binary")
   lines = train(
-    # As a user compiles it: its speed is what the reading has to keep up with.
-    {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
     data=tmp_path, epochs=1, model="cnn", depth=2, width=8,
   )  # fmt: skip
   epoch = lines[-1]
