@@ -165,7 +165,7 @@ def train_row(
   images, config = rows.unread(settings)
   devices = absent_device.devices(topology)[:chips]
   built = program.Program(config, images, Mesh(devices, ("batch",)))
-  compiled = built.lower_step(ascends=bool(built.ascends.any())).compile()
+  compiled = built.lower_step().compile()
   names = {
     "model": f"{settings.recipe}, {config.network.dtype}",
     "mode": config.ascent.optimizer,

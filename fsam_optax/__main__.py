@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import difflib
+import importlib
 import sys
 from typing import Any, Optional
 
@@ -9,6 +10,12 @@ from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import terminal
 
 _PROGRAM = "python -m fsam_optax"
+_MODULES = {
+  "compare": "studies.compare",
+  "tune": "studies.tune",
+  "study": "studies.study_command",
+  "train": "train.start",
+}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -33,35 +40,30 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def _choose(words: Sequence[str]) -> None:
-  """Runs the command that the first word names, or lists the commands."""
-  commands = {command.name: command for command in _commands()}
+  """Runs the command that the first word names, or says which there are."""
   if not words or words[0] in ("-h", "--help"):
-    print(_overview(commands))
-  elif words[0] in commands:
-    _run(commands[words[0]], words[1:])
+    print(_overview())
+  elif words[0] in _MODULES:
+    _run(_command(words[0]), words[1:])
   else:
     remedy = "--help says what they do"
-    for meant in difflib.get_close_matches(words[0], commands, n=1):
+    for meant in difflib.get_close_matches(words[0], _MODULES, n=1):
       remedy = f"did you mean {meant}?"
     sys.stderr.write(
-      f"{_PROGRAM}: error: COMMAND must be one of {', '.join(commands)}, got "
+      f"{_PROGRAM}: error: COMMAND must be one of {', '.join(_MODULES)}, got "
       f"{words[0]!r}; {remedy}\n"
     )
     sys.exit(2)
 
 
-def _commands() -> Sequence[Any]:
-  """The commands, imported here because they need the extra packages."""
-  from fsam_optax.experiments.studies import compare
-  from fsam_optax.experiments.studies import study_command as study
-  from fsam_optax.experiments.studies import tune
-  from fsam_optax.experiments.train import start as train
-
-  return (compare.COMMAND, tune.COMMAND, study.COMMAND, train.COMMAND)
+def _command(name: str) -> Any:
+  """A command, whose module needs what the core does not."""
+  module = f"fsam_optax.experiments.{_MODULES[name]}"
+  return importlib.import_module(module).COMMAND
 
 
-def _overview(commands: dict[str, Any]) -> str:
-  lines = [f"  {name:9}{command.help}" for name, command in commands.items()]
+def _overview() -> str:
+  lines = [f"  {name:9}{_command(name).help}" for name in _MODULES]
   return (
     f"usage: {_PROGRAM} [-h] COMMAND ...\n\n"
     "Experiments with F-SAM, against SAM and SGD.\n\n"

@@ -1,6 +1,6 @@
 """The optional dependencies, and what to do where one is missing."""
 
-import importlib
+import importlib.util
 
 
 class MissingExtraError(ImportError):
@@ -8,7 +8,9 @@ class MissingExtraError(ImportError):
 
 
 def require(*names: str) -> None:
-  """Raises unless every one of these packages can be imported.
+  """Raises unless every one of these packages is installed.
+
+  None is imported yet: some take a second, and are needed at the end.
 
   Args:
     *names: names to import, such as ``"sklearn"``.
@@ -18,9 +20,11 @@ def require(*names: str) -> None:
   """
   for name in names:
     try:
-      importlib.import_module(name)
-    except ImportError as error:
+      is_there = importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # Its parent is not, or it is None.
+      is_there = False
+    if not is_there:
       raise MissingExtraError(
-        f"the experiments need {name}, which cannot be imported ({error}). "
-        'Run in the clone: pip install -e ".[experiments]"'
-      ) from error
+        f"the experiments need {name}, which is not installed. Run in the "
+        'clone: pip install -e ".[experiments]"'
+      )

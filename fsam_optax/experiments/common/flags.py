@@ -7,14 +7,8 @@ command, which raises a :class:`FlagError`.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
-import io
-import os
-import re
-import shutil
 import sys
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -99,61 +93,15 @@ def parse(settings: type[T], argv: Sequence[str], *, program: str,
     FlagError: if a value is not what its annotation says.
     SystemExit: with status 0 after the help, 2 for what is no flag.
   """
-  output, errors = io.StringIO(), io.StringIO()
-  try:
-    with (
-      _narrow(),
-      contextlib.redirect_stdout(output),
-      contextlib.redirect_stderr(errors),
-    ):
-      found = tyro.cli(
-        settings,
-        prog=program,
-        description=description,
-        args=list(argv),
-        config=(tyro.conf.OmitArgPrefixes,),
-      )
-  except SystemExit as exit_:
-    sys.stdout.write(_without_boxes(output.getvalue()))
-    if exit_.code:
-      end(program, _first_message(errors.getvalue()))
-    raise
+  found = tyro.cli(
+    settings,
+    prog=program,
+    description=description,
+    args=list(argv),
+    config=(tyro.conf.OmitArgPrefixes,),
+  )
   _check(found)
   return found
-
-
-@contextlib.contextmanager
-def _narrow() -> Iterator[None]:
-  """Keeps tyro to 80 columns, so that a wide terminal gets no two columns."""
-  before = os.environ.get("COLUMNS")
-  os.environ["COLUMNS"] = str(min(80, shutil.get_terminal_size().columns))
-  try:
-    yield
-  finally:
-    if before is None:
-      del os.environ["COLUMNS"]
-    else:
-      os.environ["COLUMNS"] = before
-
-
-_RULE = re.compile(r"^[ |+]*-{10,}[ |+]*$", re.MULTILINE)
-
-
-def _without_boxes(text: str) -> str:
-  """The help without rules, and without the spaces that fill its lines."""
-  lines = [line.rstrip() for line in text.splitlines() if not _RULE.match(line)]
-  # A box has a margin of one, in front of its title, too.
-  text = "\n".join(line.removeprefix(" ") for line in lines).rstrip()
-  return re.sub(r"\n{3,}", "\n\n", text) + "\n" if text else ""
-
-
-def _first_message(text: str) -> str:
-  """What an error of tyro says, without its title and the repeated help."""
-  parts = _RULE.split(text)
-  message = " ".join((parts[1] if len(parts) > 1 else text).split())
-  message = message[:1].lower() + message[1:].removesuffix(".")
-  meant = re.search(r"Perhaps you meant:\s*(--[\w-]+)", text)
-  return f"{message}; did you mean {meant[1]}?" if meant else message
 
 
 def _check(settings: Any, name: str = "") -> None:

@@ -1,36 +1,9 @@
-"""Progress bars where stdout is a terminal, and nothing but lines elsewhere."""
+"""Progress bars where stdout is a terminal, and nothing elsewhere."""
 
 import sys
-import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 Advance = Callable[..., None]
-_SECONDS = 3.0  # Between two lines of what has no bar.
-
-
-def lines(title: str, total: int) -> Callable[[], None]:
-  """Says on stderr, every few seconds, how far something has come.
-
-  What is done sooner says nothing. It stands above or below the bars of others,
-  and in the log of a job.
-
-  Args:
-    title: what is done.
-    total: number of steps.
-
-  Returns:
-    A function to call after each step.
-  """
-  done, said = 0, time.monotonic()
-
-  def advance() -> None:
-    nonlocal done, said
-    done += 1
-    if time.monotonic() - said >= _SECONDS:
-      said = time.monotonic()
-      print(f"{title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-  return advance
 
 
 class Bars:
@@ -51,21 +24,13 @@ class Bars:
     if self._bars is not None:
       self._bars.stop()
 
-  def start(
-    self,
-    title: str,
-    total: int,
-    *,
-    done: int = 0,
-    rate: Optional[Callable[[float], str]] = None,
-  ) -> Advance:
+  def start(self, title: str, total: int, *, done: int = 0) -> Advance:
     """Opens a bar.
 
     Args:
       title: what it is of.
       total: number of steps.
       done: steps that were taken before.
-      rate: from steps a second to what is shown of them; None for nothing.
 
     Returns:
       ``advance(steps=1, text="")``: moves the bar, and shows a text beside it.
@@ -73,15 +38,8 @@ class Bars:
     bars = self._bars
     if bars is None:
       return lambda steps=1, text="": None
-    task = bars.add_task(title, total=total, completed=done, text="", rate="")
-
-    def advance(steps: int = 1, text: str = "") -> None:
-      # Of the last steps, as the time that is left is.
-      speed = bars.tasks[bars.task_ids.index(task)].speed
-      shown = "" if rate is None or speed is None else rate(speed)
-      bars.update(task, advance=steps, text=text, rate=shown)
-
-    return advance
+    task = bars.add_task(title, total=total, completed=done, text="")
+    return lambda steps=1, text="": bars.update(task, advance=steps, text=text)
 
   def print(self, line: str) -> None:
     """Prints a line, above the bars where there are any."""
@@ -99,7 +57,6 @@ def _rich_bars() -> Any:
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
     progress.TextColumn("{task.fields[text]}"),
-    progress.TextColumn("{task.fields[rate]}"),
     progress.TimeElapsedColumn(),
     progress.TimeRemainingColumn(),
   )

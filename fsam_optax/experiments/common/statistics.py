@@ -60,14 +60,8 @@ def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
   first, second = np.asarray(first, float), np.asarray(second, float)
   both = np.isfinite(first) & np.isfinite(second)
   if not both.any():
-    return {
-      "mean": None,
-      "standard_error": None,
-      "median": None,
-      "above": 0,
-      "seeds": 0,
-      "p_value": None,
-    }
+    nothing = dict.fromkeys(("mean", "standard_error", "median", "p_value"))
+    return {**nothing, "above": 0, "seeds": 0}
   difference = first[both] - second[both]
   error = standard_error(difference)
   # Equal differences have an error of 0, or of a rounding.

@@ -14,12 +14,6 @@ def printable(text: Any) -> str:
   Examples:
     >>> printable("name" + chr(27) + "[2J")
     'name\\\\x1b[2J'
-
-  Args:
-    text: of whoever wrote the file.
-
-  Returns:
-    The text, each character that is no printable one as Python escapes it.
   """
   return "".join(
     x if x.isprintable() else x.encode("unicode_escape").decode()
@@ -57,22 +51,17 @@ class _Outliving:
     return getattr(self._stream, name)
 
   def write(self, text: str) -> int:
-    try:
-      return self._stream.write(text)
-    except BrokenPipeError:
-      self._silence()
-      return len(text)
+    self._try(self._stream.write, text)
+    return len(text)
 
   def flush(self) -> None:
-    try:
-      self._stream.flush()
-    except BrokenPipeError:
-      self._silence()
+    self._try(self._stream.flush)
 
-  def _silence(self) -> None:
-    # What is buffered goes where it does no harm, at the end of Python, too.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, self._stream.fileno())
-    os.close(nowhere)
-    if sys.stderr is not self:
-      print("stdout was closed; going on", file=sys.stderr, flush=True)
+  def _try(self, call: Any, *arguments: str) -> None:
+    try:
+      call(*arguments)
+    except BrokenPipeError:
+      # What is buffered goes where it does no harm, at the end of Python, too.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self._stream.fileno())
+      os.close(nowhere)

@@ -17,16 +17,10 @@ import numpy as np
 import tyro
 
 
-def is_float32(number: float, *ends: float) -> bool:
-  """Whether float32 holds a number: not as infinity, and not as 0.
-
-  Nor as one of these ends of its range, unless it is that.
-  """
-  limits = np.finfo(np.float32)
-  least, most = float(limits.tiny), float(limits.max)
-  if not (number == 0 or least <= abs(number) <= most):
-    return False
-  return number in ends or float(np.float32(number)) not in ends
+def _in_float32(number: float) -> float:
+  """The number that float32 makes of one; infinity where it is too large."""
+  with np.errstate(over="ignore"):
+    return float(np.float32(number))
 
 
 class Refused(NamedTuple):
@@ -77,29 +71,10 @@ def default(text: str) -> Any:
 
 
 def number(
-  lower: float,
-  upper: float = math.inf,
-  *,
-  remedy: str,
-  above: bool = False,
-  below: bool = False,
-  metavar: str = "X",
+  lower: float, upper: float = math.inf, *, metavar: str = "X", **options: Any
 ) -> Any:
-  """An annotation for a number in a range.
-
-  Args:
-    lower: the least.
-    upper: the greatest; infinity itself is never taken.
-    remedy: what to write, such as ``"1 is F-SAM, 0 is SAM"``.
-    above: whether ``lower`` itself is too low.
-    below: whether ``upper`` itself is too high.
-    metavar: what stands for it in the help.
-
-  Returns:
-    The annotation.
-  """
-  limits = {"lower": lower, "upper": upper, "above": above, "below": below}
-  parse = functools.partial(parse_number, **limits, remedy=remedy)
+  """An annotation for a number in a range; see :func:`parse_number`."""
+  parse = functools.partial(parse_number, lower=lower, upper=upper, **options)
   return value(metavar, parse, lambda x: f"{x:g}")
 
 
@@ -112,7 +87,19 @@ def parse_number(
   above: bool = False,
   below: bool = False,
 ) -> float:
-  """Reads a number, or raises a ValueError; see :func:`number`."""
+  """Reads a number that is in a range, also after float32 has rounded it.
+
+  Args:
+    text: the word.
+    lower: the least.
+    upper: the greatest; infinity itself is never taken.
+    remedy: what to write, such as ``"1 is F-SAM, 0 is SAM"``.
+    above: whether ``lower`` itself is too low.
+    below: whether ``upper`` itself is too high.
+
+  Raises:
+    ValueError: if it is none.
+  """
   if upper == math.inf:
     what = "a finite number" + (
       f" above {lower:g}" if above else f", {lower:g} or more"
@@ -124,14 +111,16 @@ def parse_number(
     found = float(text)
   except ValueError:
     found = math.nan
-  is_inside = lower < found < upper
-  is_end = (found == lower and not above) or (found == upper and not below)
-  if not (is_inside or is_end) or math.isinf(found):
+
+  def is_inside(x: float) -> bool:
+    is_end = (x == lower and not above) or (x == upper and not below)
+    return (lower < x < upper or is_end) and not math.isinf(x)
+
+  if not is_inside(found):
     raise ValueError(f"must be {what}, got {text!r}; {remedy}")
-  if not is_float32(found, lower, upper):
+  if not is_inside(_in_float32(found)):
     raise ValueError(
-      "must be finite in float32 and not too near to an end of its range for "
-      f"it, got {text!r}; {remedy}"
+      f"must be finite in float32 and {what} there, got {text!r}; {remedy}"
     )
   return found
 
@@ -182,7 +171,8 @@ def numbers(example: str, *, above: float = -math.inf) -> Any:
       found = tuple(float(part) for part in text.split(","))
     except ValueError:
       found = (math.nan,)
-    if not all(is_float32(x) and x > above for x in found):
+    narrow = map(_in_float32, found)
+    if not all(math.isfinite(x) and x > above for x in narrow):
       what = "finite numbers"
       if above > -math.inf:
         what = f"numbers above {above:g}"

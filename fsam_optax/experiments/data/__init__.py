@@ -4,7 +4,6 @@ from fsam_optax.experiments.data.catalog import REGISTRY as REGISTRY
 from fsam_optax.experiments.data.catalog import describe as describe
 from fsam_optax.experiments.data.catalog import load as load
 from fsam_optax.experiments.data.catalog import name_of as name_of
-from fsam_optax.experiments.data.catalog import register as register
 from fsam_optax.experiments.data.images import DataError as DataError
 from fsam_optax.experiments.data.images import DataSet as DataSet
 from fsam_optax.experiments.data.images import Images as Images

@@ -4,11 +4,9 @@ import pathlib
 from typing import Optional
 
 from fsam_optax.experiments.common import registry
-from fsam_optax.experiments.data import folder
 from fsam_optax.experiments.data.images import DataError
 from fsam_optax.experiments.data.images import DataSet
 from fsam_optax.experiments.data.images import Images
-from fsam_optax.experiments.data.images import shown
 
 _FILES = (
   "cifar",
@@ -20,12 +18,6 @@ _FILES = (
 REGISTRY: dict[str, DataSet] = registry.of(
   "fsam_optax.experiments.data", _FILES, DataSet
 )
-
-
-def register(dataset: DataSet) -> DataSet:
-  """Enters a data set into :data:`REGISTRY`, under its name."""
-  REGISTRY[dataset.name] = dataset
-  return dataset
 
 
 def load(
@@ -68,14 +60,11 @@ def _resolve(
   for dataset in REGISTRY.values():
     if dataset.recognizes(source):
       return dataset.name, source
-  place = pathlib.Path(source)
-  if otherwise is not None and source not in REGISTRY and place.exists():
+  is_path = source not in REGISTRY and pathlib.Path(source).exists()
+  if otherwise is not None and is_path:
     return otherwise, source
   spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
-  inside = ""
-  if place.is_dir():
-    inside = f", a folder with {shown(folder.visible(place))}"
   raise DataError(
     f"must be one of {', '.join(spellings)}, the path of an .npz or that of a "
-    f"folder with train/CLASS/ and test/CLASS/, got {source!r}{inside}"
+    f"folder with train/CLASS/ and test/CLASS/, got {source!r}"
   )

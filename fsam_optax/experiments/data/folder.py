@@ -9,18 +9,16 @@ import warnings
 import numpy as np
 
 from fsam_optax.experiments.common import extras
-from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.data.images import DataError
 from fsam_optax.experiments.data.images import DataSet
 from fsam_optax.experiments.data.images import Images
 from fsam_optax.experiments.data.images import reason
-from fsam_optax.experiments.data.images import shown
 
 # Pillow would choose among all that it has by the first bytes, not the name: an
 # EPS runs Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SUFFIXES = {
+_SUFFIXES = {
   *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
   *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
@@ -28,7 +26,6 @@ _EIGHT_BITS = {
   *("1", "L", "LA", "La", "P", "PA"),
   *("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"),
 }
-_SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N"}
 _BITS_PER_SAMPLE = 258  # A tag of TIFF.
 _TESTS = ("test", "val", "validation")
 
@@ -37,9 +34,9 @@ def load(path: str, size: Optional[int] = None) -> Images:
   """Reads images from files in one subfolder a class.
 
   Nothing that is there is left out unsaid: what is neither hidden nor an image
-  of a class is an error, be it a folder inside of a class, a link to nothing,
-  or an image beside the classes. Other files beside the classes, such as a list
-  of labels, are passed over, as hidden ones are.
+  of a class is an error, be it a folder inside of a class, or an image beside
+  the classes. Other files beside the classes, such as a list of labels, are
+  passed over, as hidden ones are.
 
   Args:
     path: a folder with ``train`` and ``test`` (or ``val``, ``validation``) in
@@ -53,69 +50,54 @@ def load(path: str, size: Optional[int] = None) -> Images:
   extras.require("PIL.Image")
   root = pathlib.Path(path)
   tests = [root / name for name in _TESTS if (root / name).is_dir()]
-  if not tests:
+  if not tests or not (root / "train").is_dir():
     raise DataError(
-      f"must hold a folder test, val or validation beside train, got "
-      f"{shown(visible(root))} in {path!r}"
+      "must hold a folder train and beside it one of the name test, val or "
+      f"validation, got {path!r}"
     )
   classes = _classes(root / "train")
+  if unknown := sorted({*_classes(tests[0])} - {*classes}):
+    raise DataError(
+      f"must hold the classes of train in {str(tests[0])!r}, got "
+      f"{', '.join(unknown)}, which train does not have"
+    )
   train, y_train = _files(root / "train", classes)
   test, y_test = _files(tests[0], classes)
-  number = len(train) + len(test)
-  advance = progress.lines(f"reading the images in {printable(path)}", number)
+  files = [*train, *test]
   with warnings.catch_warnings():
     # What Pillow remarks on metadata. Around the threads, not inside of each:
     # the filters are those of all.
     warnings.simplefilter("ignore")
-    first, _ = read(train[0], size)
-    images = np.empty((number, *first.shape), np.uint8)
+    first = read(files[0], size)
+    images = np.empty((len(files), *first.shape), np.uint8)
 
     def fill(i):
-      images[i], is_reduced = read([*train, *test][i], size, first.shape)
-      return is_reduced
+      images[i] = read(files[i], size, first.shape)
 
-    reduced = 0
     # Pillow decodes without Python's lock.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      try:
-        for is_reduced in pool.map(fill, range(number)):
-          reduced += is_reduced
-          advance()
-      except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-  note = (
-    f"{reduced:,} of {number:,} images have 16 bits a channel, of which the "
-    "upper 8 are taken"
-  )
+      list(pool.map(fill, range(len(files))))
   x_train, x_test = np.split(images, [len(train)])
   return Images(
-    *(printable(path), x_train, y_train, x_test, y_test, len(classes)),
-    notes=(note,) if reduced else (),
+    *(printable(path), x_train, y_train, x_test, y_test, len(classes))
   )
 
 
-def visible(folder: pathlib.Path) -> list[pathlib.Path]:
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
   """What is in a folder, but for what is hidden, sorted by name."""
-  try:
-    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-  except OSError as error:
-    raise DataError(
-      f"must be a folder that can be read, got {str(folder)!r} "
-      f"({reason(error)}). Hand over one with train/CLASS/ and test/CLASS/"
-    ) from error
+  return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def _classes(folder: pathlib.Path) -> list[str]:
   """The names of the subfolders, beside which there is no image."""
-  beside = [p for p in visible(folder) if not p.is_dir()]
-  names = [p.name for p in visible(folder) if p.is_dir()]
-  images = [p for p in beside if p.suffix.lower() in SUFFIXES or not p.exists()]
+  names = [p.name for p in _visible(folder) if p.is_dir()]
+  beside = [p for p in _visible(folder) if p.name not in names]
+  images = [p.name for p in beside if p.suffix.lower() in _SUFFIXES]
   if images or len(names) < 2:
     raise DataError(
       "must hold its images in a subfolder for each class, two at least, got "
       f"{len(names)} subfolders in {str(folder)!r} and beside them "
-      f"{shown(images)}. Move them into their classes or take them away"
+      f"the images {images[:5]}. Move them into their classes or take them away"
     )
   return names
 
@@ -124,22 +106,15 @@ def _files(
   folder: pathlib.Path, classes: list[str]
 ) -> tuple[list[pathlib.Path], np.ndarray]:
   """The files of all classes, with the number of the class of each."""
-  if unknown := sorted({*_classes(folder)} - {*classes}):
-    raise DataError(
-      f"must hold the classes of train in {str(folder)!r}, got "
-      f"{', '.join(unknown)}, which train does not have"
-    )
   files, numbers = [], []
   for number, name in enumerate(classes):
     if not (folder / name).is_dir():
       continue  # Of a class there may be no test rows.
-    found = visible(folder / name)
-    others = [p for p in found if not p.is_file()]
-    if others or not found:
+    found = _visible(folder / name)
+    if not found:
       raise DataError(
-        "must hold images, and them alone, in the folder of a class, got "
-        f"{shown(others)} in {str(folder / name)!r}. Move their images up, or "
-        "take them away"
+        f"must hold images in the folder of a class, got none in "
+        f"{str(folder / name)!r}. Take it away"
       )
     files += found
     numbers += [number] * len(found)
@@ -150,8 +125,8 @@ def read(
   file: pathlib.Path,
   size: Optional[int] = None,
   shape: Optional[tuple[int, ...]] = None,
-) -> tuple[np.ndarray, bool]:
-  """Reads an image in RGB, of 8 bits, and whether it had 16.
+) -> np.ndarray:
+  """Reads an image in RGB, of 8 bits.
 
   Its EXIF orientation is applied. Of 16 bits a channel the upper 8 are taken,
   as Pillow does where they are in color. Transparency is dropped. Of several
@@ -165,10 +140,7 @@ def read(
 
   try:
     with Image.open(file, formats=_FORMATS) as image:
-      # Before it is decoded; it may be turned yet.
-      if shape and not size and {*image.size} != {*shape[:2]}:
-        _refuse_size(file, image.size[::-1], shape)
-      has_sixteen_bits = _has_sixteen_bits(file, image)
+      _check_bits(file, image)
       image = ImageOps.exif_transpose(image)
       if image.mode not in _EIGHT_BITS:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -187,35 +159,26 @@ def read(
       "away"
     ) from error
   if shape and pixels.shape != shape:
-    _refuse_size(file, pixels.shape, shape)
-  return pixels, has_sixteen_bits
+    raise DataError(
+      f"must hold images of one size, got {str(file)!r} of {pixels.shape[0]} x "
+      f"{pixels.shape[1]} pixels, and others of {shape[0]} x {shape[1]}. Scale "
+      f"them: --image-size {min(shape[:2])}"
+    )
+  return pixels
 
 
-def _refuse_size(file, found, shape):
-  raise DataError(
-    f"must hold images of one size, got {str(file)!r} of {found[0]} x "
-    f"{found[1]} pixels, and others of {shape[0]} x {shape[1]}. Scale them: "
-    f"--image-size {min(shape[:2])}"
-  )
-
-
-def _has_sixteen_bits(file: pathlib.Path, image: Any) -> bool:
-  """Whether a file, which is not decoded yet, has so many in a channel."""
+def _check_bits(file: pathlib.Path, image: Any) -> None:
+  """Raises unless a file, which is not decoded yet, has 8 or 16 a channel."""
   bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
   # Such a PPM, and of an older Pillow such a PNG, is widened to 32 bits.
   is_widened = image.mode == "I" and image.format in ("PNG", "PPM")
-  if image.mode in _SIXTEEN_BITS or is_widened:
-    if {*bits} == {16}:
-      return True
-  elif image.mode in _EIGHT_BITS:
-    # In color Pillow gives 8, and only the name of the layout tells: "RGB;16B".
-    return ";16" in str(image.tile) and "BGR" not in str(image.tile)
-  about = {"F": " (floating point)", "I": " (32 bits)"}.get(image.mode, "")
-  raise DataError(
-    "must hold images of 8 or 16 bits a channel, gray or in color, got "
-    f"{str(file)!r} of the mode {image.mode}{about}. Convert it to 8 bits with "
-    "its white at 255, or put the images into an .npz"
-  )
+  is_wide = image.mode.startswith("I;16") or is_widened
+  if image.mode not in _EIGHT_BITS and not (is_wide and {*bits} == {16}):
+    raise DataError(
+      "must hold images of 8 or 16 bits a channel, gray or in color, got "
+      f"{str(file)!r} of the mode {image.mode}. Convert it to 8 bits with its "
+      "white at 255, or put the images into an .npz"
+    )
 
 
 ENTRY = DataSet(

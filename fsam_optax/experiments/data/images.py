@@ -1,9 +1,8 @@
 """What every data set is: images with their labels, and how they are read."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
 import hashlib
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -16,7 +15,7 @@ class DataError(ValueError):
   """Data that are not what they must be, in one line.
 
   Its sentence begins with "must", or names an array first: a command puts its
-  flag in front. What a terminal might obey is written out.
+  flag in front.
   """
 
   def __init__(self, message: object) -> None:
@@ -28,12 +27,6 @@ def reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return " ".join(str(error).split()) or type(error).__name__
-
-
-def shown(paths: Sequence[Any]) -> str:
-  """The first of some paths, by name, with the number of the others."""
-  listed = ", ".join(repr(path.name) for path in paths[:5]) or "nothing"
-  return f"{listed} and {len(paths) - 5:,} more" if paths[5:] else listed
 
 
 class Images(NamedTuple):
@@ -74,12 +67,6 @@ class Images(NamedTuple):
   source_rows: Optional[np.ndarray] = None
   white: Optional[int] = None
   notes: tuple[str, ...] = ()
-
-  @property
-  def image_shape(self) -> Optional[tuple[int, int, int]]:
-    """Height, width and channels; None where the rows are vectors."""
-    shape = self.x_train.shape[1:]
-    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
 
   def fingerprint(self) -> str:
     """The SHA-256 of all pixels and labels, in hexadecimal."""

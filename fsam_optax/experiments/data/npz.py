@@ -1,13 +1,10 @@
 """A user's own data: four arrays in an .npz."""
 
-import os
 from typing import Any, Optional, cast
-import zipfile
 
 import numpy as np
 
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.data import labels
 from fsam_optax.experiments.data.images import DataError
 from fsam_optax.experiments.data.images import DataSet
 from fsam_optax.experiments.data.images import Images
@@ -23,9 +20,9 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
     path: what :func:`numpy.savez` wrote. Inputs are real numbers of shape
       ``[n, features]``, ``[n, height, width]`` or ``[n, height, width,
       channels]``. Images of shape ``[n, 1 or 3, height, width]`` are turned so
-      that their channels come last, unless the width, too, is 1 or 3. For the
-      labels see :func:`fsam_optax.experiments.data.labels.read`. Nothing is
-      unpickled.
+      that their channels come last, unless the width, too, is 1 or 3. Labels
+      are integers from 0 to the number of classes minus one, shape ``[n]``.
+      Nothing is unpickled.
     image_size: side in pixels to scale images to; None to leave them.
 
   Returns:
@@ -36,31 +33,38 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
     DataError: if the file cannot be read or an array is not as above.
   """
   x_train, y_train, x_test, y_test = _arrays(path)
-  for name, x in (("x_train", x_train), ("x_test", x_test)):
-    if x.dtype.kind not in "iuf":
-      raise DataError(
-        f"`{name}` must be of an integer or floating dtype, got {x.dtype}. "
-        "Convert it, as with astype(np.float32)"
-      )
-    if x.ndim not in (2, 3, 4) or x.size == 0:
-      raise DataError(
-        f"`{name}` must have the shape [n, features], [n, height, width] or "
-        f"[n, height, width, channels] and not be empty, got {list(x.shape)}"
-      )
-  if x_train.shape[1:] != x_test.shape[1:]:
+  kinds = {x_train.dtype, x_test.dtype}
+  if any(kind.kind not in "iuf" for kind in kinds) or (
+    len(kinds) > 1 and any(kind.kind != "f" for kind in kinds)
+  ):
+    raise DataError(
+      "`x_train` and `x_test` must be of one integer or floating dtype, for "
+      f"their scales to agree, got {x_train.dtype} and {x_test.dtype}. Convert "
+      "them, as with astype(np.float32)"
+    )
+  shape = x_train.shape[1:]
+  if len(shape) not in (1, 2, 3) or x_train.size == 0 or x_test.size == 0:
+    raise DataError(
+      "`x_train` must have the shape [n, features], [n, height, width] or "
+      "[n, height, width, channels], and no input be empty, got "
+      f"{list(x_train.shape)} and {list(x_test.shape)}"
+    )
+  if x_test.shape[1:] != shape:
     raise DataError(
       "`x_test` must have rows of the shape of those of `x_train`, "
-      f"{list(x_train.shape[1:])}, got {list(x_test.shape[1:])}"
+      f"{list(shape)}, got {list(x_test.shape[1:])}"
     )
-  kinds = {x_train.dtype, x_test.dtype}
-  if len(kinds) > 1 and any(kind.kind != "f" for kind in kinds):
+  y_train = _labels("y_train", y_train, len(x_train))
+  y_test = _labels("y_test", y_test, len(x_test))
+  classes = len(present := np.unique(y_train))
+  if classes < 2 or present[-1] != classes - 1 or y_test.max() >= classes:
     raise DataError(
-      "`x_test` must have the dtype of `x_train`, for their scales to agree, "
-      f"got {x_test.dtype} and {x_train.dtype}"
+      "`y_train` must hold every label from 0 to the number of classes minus "
+      "one, two classes at least, and `y_test` no other, got "
+      f"{classes} distinct labels up to {present[-1]}, and up to "
+      f"{y_test.max()}. Renumber both together: np.unique(y, "
+      "return_inverse=True)[1]"
     )
-  y_train, y_test, classes, notes = labels.read(
-    y_train, y_test, len(x_train), len(x_test)
-  )
   x_train = _converted("x_train", x_train)
   x_test = _converted("x_test", x_test)
   if np.ptp(x_train) == 0:
@@ -68,10 +72,11 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
       "`x_train` must not be constant: it is divided by its standard "
       f"deviation. Got {x_train.flat[0]:g} throughout"
     )
+  notes: tuple[str, ...] = ()
   if _is_channels_first(x_train.shape):
     turn = lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1))
     x_train, x_test = turn(x_train), turn(x_test)
-    notes += (
+    notes = (
       f"the images of {printable(path)} have their channels first, and are "
       f"read as {' x '.join(map(str, x_train.shape[1:]))}, channels last",
     )
@@ -81,35 +86,38 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
 
 
 def _arrays(path: str) -> list[np.ndarray]:
-  """The four arrays, whole and each but once there."""
+  """The four arrays, whose checksums are right."""
   try:
-    if not os.path.isfile(path):  # A pipe would be waited for.
-      raise ValueError("there is no such file")
-    with open(path, "rb") as file:
-      archive = np.load(file, allow_pickle=False)
-      if isinstance(archive, np.ndarray):
-        raise ValueError("it is one array, an .npy")
-      for name in _ARRAYS:
-        if (count := archive.files.count(name)) != 1:
-          raise ValueError(f"it holds {name} {count} times")
-      return [_whole(cast(Any, archive.zip), name) for name in _ARRAYS]
+    with (
+      open(path, "rb") as file,
+      cast(Any, np.load(file, allow_pickle=False)) as archive,
+    ):
+      if damaged := archive.zip.testzip():
+        raise ValueError(f"the checksum of {damaged} is wrong")
+      return [archive[name] for name in _ARRAYS]
   # zipfile, its decompressors and NumPy have a dozen ways to say that a file is
   # damaged or pickled; none of them is this program's mistake.
   except Exception as error:
     raise DataError(
-      f"must be an archive of the arrays {', '.join(_ARRAYS)}, each once, got "
-      f"{path!r}, which cannot be read as one ({reason(error)}). Write it with "
+      f"must be an archive of the arrays {', '.join(_ARRAYS)}, got {path!r}, "
+      f"which cannot be read as one ({reason(error)}). Write it with "
       "np.savez(path, x_train=..., y_train=..., ...)"
     ) from error
 
 
-def _whole(file: zipfile.ZipFile, name: str) -> np.ndarray:
-  (member,) = {name, f"{name}.npy"} & {*file.namelist()}
-  with file.open(member) as stream:
-    array = np.lib.format.read_array(stream, allow_pickle=False)
-    if stream.read(1):  # At its end the checksum is compared.
-      raise ValueError(f"{name} is longer than its header says")
-  return array
+def _labels(name: str, y: np.ndarray, rows: int) -> np.ndarray:
+  if y.dtype.kind not in "iu" or y.shape != (rows,):
+    raise DataError(
+      f"`{name}` must hold one integer label a row, shape [{rows}], got "
+      f"{y.dtype} of shape {list(y.shape)}. Of words take np.unique(y, "
+      "return_inverse=True)[1], of one-hot rows y.argmax(axis=1)"
+    )
+  if y.min() < 0 or y.max() >= 2**31:
+    raise DataError(
+      f"`{name}` must hold labels from 0 to below 2**31, got {y.min()} to "
+      f"{y.max()}"
+    )
+  return y.astype(np.int32)
 
 
 def _converted(name: str, x: np.ndarray) -> np.ndarray:

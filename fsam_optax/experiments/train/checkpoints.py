@@ -23,8 +23,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import fsam_optax
 from fsam_optax.experiments.train import job
-from fsam_optax.experiments.train.folder import REMEDY
-from fsam_optax.experiments.train.folder import RunError
+from fsam_optax.experiments.train.run_folder import REMEDY
+from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_state import RunState
 
 
@@ -159,8 +159,6 @@ class Checkpoints:
     for batches in steps:
       try:
         run_state, self.epochs = self._read(batches, abstract)
-      except RunError:
-        raise
       except Exception as error:  # Of many kinds, by what was damaged.
         broken[batches] = _first_line(error)
         continue
@@ -206,10 +204,8 @@ class Checkpoints:
     if record.pop("crc32") != _crc32(record):
       raise ValueError("the checksum of its record is wrong")
     if int(run_state.batches) != batches or record["seed"] != self._seed:
-      raise RunError(
-        f"{str(self._folder / str(batches))!r} must be of seed {self._seed} "
-        f"and batch {batches}, got seed {record['seed']} and batch "
-        f"{int(run_state.batches)}. Take it away"
+      raise ValueError(
+        f"it is of seed {record['seed']} and batch {int(run_state.batches)}"
       )
     return run_state, record["epochs"]
 
@@ -230,12 +226,9 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      paths = self._folder.glob("[0-9]*")
-      whole = [int(path.name) for path in paths if path.name.isdecimal()]
-      last = f"the last whole one is {max(whole)}" if whole else "there is none"
       raise RunError(
         f"a checkpoint cannot be written to {str(self._folder)!r} "
-        f"({_first_line(error)}); {last}. {REMEDY}"
+        f"({_first_line(error)}). {REMEDY}"
       ) from error
 
 

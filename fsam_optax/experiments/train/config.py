@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train.paper import RECIPES
+from fsam_optax.experiments.train.settings import RECIPES
 from fsam_optax.experiments.train.settings import Ascent
 from fsam_optax.experiments.train.settings import Descent
 from fsam_optax.experiments.train.settings import Images
 from fsam_optax.experiments.train.settings import Network
-from fsam_optax.experiments.train.settings import Processes
 from fsam_optax.experiments.train.settings import Settings
 from fsam_optax.experiments.train.settings import by_flag
 
@@ -53,46 +52,53 @@ def config_of(settings: Settings, images: data.Images) -> Config:
   kind = "uniform" if images.name == recipe.dataset else "symmetric"
   mean, standard_deviation = images.moments()
   is_recipes = images.name == recipe.dataset and model == recipe.model
+  usual, chosen = networks.REGISTRY[model], settings.images
   config = Config(
     settings.recipe if is_recipes else f"{images.name}, {model}",
     settings.ascent,
     settings.descent,
-    _filled(
+    dataclasses.replace(
       network,
       model=model,
-      depth=networks.REGISTRY[model].depth,
-      width=networks.REGISTRY[model].width,
+      depth=network.depth or usual.depth,
+      width=network.width or usual.width,
     ),
-    _filled(
-      settings.images,
-      mean=mean,
-      standard_deviation=standard_deviation,
-      label_noise_kind=kind,
+    dataclasses.replace(
+      chosen,
+      mean=chosen.mean or mean,
+      standard_deviation=chosen.standard_deviation or standard_deviation,
+      label_noise_kind=chosen.label_noise_kind or kind,
     ),
   )
   _check_images(config, images)
   return config
 
 
-def _filled(group: Any, **others: Any) -> Any:
-  """The group with what its flags leave open, which is what is not true."""
-  given = {name: getattr(group, name) or x for name, x in others.items()}
-  return dataclasses.replace(group, **given)
-
-
 def check_flags(settings: Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
-  ascent, descent = settings.ascent, settings.descent
-  model = settings.network.model or RECIPES[settings.recipe].model
-  network, depth = networks.REGISTRY[model], settings.network.depth
-  if depth and (must := network.check_depth(depth)):
-    raise FlagError("--depth", f"must be {must}, got {depth}")
-  if descent.nesterov and not descent.momentum:
-    raise FlagError("--nesterov", "must have a --momentum, got 0")
-  if ascent.eta and not ascent.adaptive:
-    raise FlagError(
-      "--eta", "must have --adaptive, whose metric it is added to"
-    )
+  ascent, network = settings.ascent, settings.network
+  model, depth = network.model or RECIPES[settings.recipe].model, network.depth
+  must = depth and networks.REGISTRY[model].check_depth(depth)
+  for is_wrong, flag, message in (
+    (must, "--depth", f"must be {must}, got {depth}"),
+    (
+      ascent.eta and not ascent.adaptive,
+      "--eta",
+      "must have --adaptive, whose metric it is added to",
+    ),
+    (
+      ascent.accumulator_dtype == "float64" != network.dtype,
+      "--accumulator-dtype",
+      f"must have --dtype float64 to be float64, got --dtype {network.dtype}",
+    ),
+    (
+      not ascent.sync_perturbation and settings.descent.sharding == "fsdp",
+      "--no-sync-perturbation",
+      "must have --sharding replicated, where a device has all parameters",
+    ),
+  ):
+    if is_wrong:
+      raise FlagError(flag, message)
   if ascent.optimizer == "sgd":
     without = by_flag(Ascent(optimizer="sgd"))
     for flag, value in by_flag(ascent).items():
@@ -100,57 +106,18 @@ def check_flags(settings: Settings) -> None:
         raise FlagError(
           flag, "must be left out with --optimizer sgd, which does not ascend"
         )
-  dtype = settings.network.dtype
-  if ascent.average == "optimizer" and ascent.lmbda != descent.momentum:
-    raise FlagError(
-      "--lmbda",
-      "must be the --momentum with --average optimizer, "
-      f"{descent.momentum:g}, got {ascent.lmbda:g}",
-    )
-  if ascent.accumulator_dtype == "float64" and dtype != "float64":
-    raise FlagError(
-      "--accumulator-dtype",
-      f"must have --dtype float64 to be float64, got --dtype {dtype}",
-    )
-  if not ascent.sync_perturbation and descent.sharding == "fsdp":
-    raise FlagError(
-      "--no-sync-perturbation",
-      "must have --sharding replicated, where a device has all parameters",
-    )
-  _check_job(settings.processes)
-
-
-def _check_job(job: Processes) -> None:
-  if job.coordinator_address is None:
-    return  # JAX finds the job, or says what it lacks.
-  _, _, port = job.coordinator_address.rpartition(":")
-  if not port.isdecimal() or not 0 < int(port) < 2**16:
-    raise FlagError(
-      "--coordinator-address",
-      "must be a host and a port such as 10.0.0.1:8476, got "
-      f"{job.coordinator_address!r}",
-    )
-  if job.num_processes is None or job.process_id is None:
-    raise FlagError(
-      "--coordinator-address", "must come with --num-processes and --process-id"
-    )
-  if job.process_id >= job.num_processes:
-    raise FlagError(
-      "--process-id",
-      f"must be below --num-processes, {job.num_processes}, got "
-      f"{job.process_id}. Count from 0",
-    )
 
 
 def _check_images(config: Config, images: data.Images) -> None:
   """Raises unless the images fit the flags."""
-  if images.image_shape is None:
+  shape = images.x_train.shape[1:]
+  if len(shape) != 3:
     raise FlagError(
       "--data",
       "must hold images, [n, height, width] or [n, height, width, channels], "
-      f"got rows of shape {list(images.x_train.shape[1:])}",
+      f"got rows of shape {list(shape)}",
     )
-  *sides, channels = images.image_shape
+  *sides, channels = shape
   model = config.network.model
   for flag in ("--mean", "--standard-deviation"):
     if (number := len(config.by_flag()[flag])) not in (1, channels):

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import secrets
 import sys
 import time
 from typing import Any, NoReturn
@@ -14,9 +13,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from fsam_optax.experiments.train.folder import RunError
-from fsam_optax.experiments.train.folder import differences
-from fsam_optax.experiments.train.folder import writing
+from fsam_optax.experiments.train.run_folder import RunError
+from fsam_optax.experiments.train.run_folder import differences
 from fsam_optax.experiments.train.settings import Processes
 
 _SECONDS_FOR_OTHERS = 5.0
@@ -53,8 +51,9 @@ def join(processes: Processes) -> None:
   except (RuntimeError, ValueError) as error:
     reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
     raise RunError(
-      f"the processes of the job must all come within {processes.timeout} s, "
-      f"got: {reason}. Look at what they printed, and start all of them again"
+      "all processes must join the job, each by --coordinator-address, "
+      f"--num-processes and its --process-id, got: {reason}. Look at what the "
+      "others printed, and start all of them again"
     ) from error
   devices = collections.Counter(x.process_index for x in jax.devices())
   if len(set(devices.values())) > 1:
@@ -91,27 +90,20 @@ def check_alike(values: dict[str, Any]) -> None:
       )
 
 
-def check_shared(folder: pathlib.Path, timeout: float = 30.0) -> None:
-  """Raises unless every process sees what the first writes, after a while.
+def check_shared(path: pathlib.Path, timeout: float = 30.0) -> None:
+  """Raises unless every process sees a file of the first, after a while.
 
   Raises:
-    RunError: names the processes that see another folder.
+    RunError: names the processes that do not.
   """
-  path = folder / f".seen-by-all-{gather(secrets.token_hex(4))[0]}"
-  if is_first():
-    with writing(path):
-      path.touch()
   end = time.monotonic() + timeout
   while not (is_seen := path.exists()) and time.monotonic() < end:
     time.sleep(0.1)
-  blind = [str(i) for i, x in enumerate(gather(is_seen)) if not x]
-  if is_first():
-    path.unlink()
-  if blind:
+  if blind := [str(i) for i, x in enumerate(gather(is_seen)) if not x]:
     raise RunError(
       "--output must be one folder that every process sees, got "
-      f"{str(folder)!r}, in which process {', '.join(blind)} does not see what "
-      "process 0 writes. Name one on a file system that the machines share"
+      f"{str(path.parent)!r}, in which process {', '.join(blind)} does not see "
+      "what process 0 writes. Name one on a file system that the machines share"
     )
 
 

@@ -1,5 +1,6 @@
 """The metrics of a seed: to a file of lines, TensorBoard and the terminal."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -8,7 +9,7 @@ from typing import Any
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.train import job
-from fsam_optax.experiments.train.folder import writing
+from fsam_optax.experiments.train.run_folder import writing
 
 
 class Journal:
@@ -28,7 +29,6 @@ class Journal:
     title: str,
     total: int,
     done: int,
-    rows: int,
   ) -> None:
     """Opens what is written to, after ``done`` of ``total`` batches.
 
@@ -53,8 +53,7 @@ class Journal:
       self._board = tensorboardX.SummaryWriter(
         str(folder / "tensorboard"), purge_step=done + 1
       )
-    speed = lambda steps: f"{steps * rows:,.0f} images/s"
-    self._advance = self._bars.start(title, total, done=done, rate=speed)
+    self._advance = self._bars.start(title, total, done=done)
 
   def __enter__(self) -> "Journal":
     self._bars.__enter__()
@@ -87,12 +86,10 @@ def _steps(path: pathlib.Path, batches: int) -> list[dict[str, Any]]:
   found = []
   text = path.read_text(errors="replace") if path.is_file() else ""
   for part in text.splitlines():
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
       line = json.loads(part)
       if line["kind"] == "step" and line["batches"] <= batches:
         found.append(line)
-    except (ValueError, TypeError, KeyError, RecursionError):
-      continue
   return found
 
 
@@ -102,12 +99,10 @@ def _as_line(line: dict[str, Any]) -> str:
 
 def short_line(line: dict[str, Any]) -> str:
   """What is shown of a step or an epoch beside a bar."""
-  number = lambda name, form: (
-    "n/a" if line[name] is None else format(line[name], form)
-  )
+  numbers = {k: math.nan if x is None else x for k, x in line.items()}
   return (
-    f"epoch {line['epoch']:.1f}  loss {number('loss', '.3f')}  accuracy "
-    f"{number('accuracy', '.1f')} %  sharpness {number('sharpness', '.3f')}"
+    "epoch {epoch:.1f}  loss {loss:.3f}  accuracy {accuracy:.1f} %  "
+    "sharpness {sharpness:.3f}".format(**numbers)
   )
 
 

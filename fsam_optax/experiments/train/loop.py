@@ -1,6 +1,5 @@
 """The loop of a run: from its last checkpoint to its end, or to a signal."""
 
-from collections.abc import Mapping
 import contextlib
 import functools
 import pathlib
@@ -14,35 +13,30 @@ from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train.checkpoints import Checkpoints
-from fsam_optax.experiments.train.folder import RunError
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.rows import Rows
+from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_state import RunState
 from fsam_optax.experiments.train.settings import Run
 from fsam_optax.experiments.train.signals import Interrupted
 from fsam_optax.experiments.train.signals import Interruption
 
-_MOST_SKIPPED = 20  # Steps in a row, after which a run is given up.
-_REMEDY = "Choose a smaller --learning-rate or --rho and another --output"
-
 
 class Runner:
-  """Trains seeds by the same compiled programs."""
+  """Trains seeds by the same compiled program."""
 
-  def __init__(
-    self, program: Program, steps: Mapping[bool, Any], run: Run
-  ) -> None:
+  def __init__(self, program: Program, step: Any, run: Run) -> None:
     """Compiles nothing yet.
 
     Args:
       program: the functions.
-      steps: those of :meth:`Program.lower_step`, by whether they ascend.
+      step: that of :meth:`Program.lower_step`.
       run: what is written, and how often.
     """
     self._program, self._run = program, run
     self._interruption = Interruption()
     self._evaluate = program.evaluator(run.evaluation_batch_size)
-    self._step = functools.cache(lambda ascends: steps[ascends].compile())
+    self._compiled = functools.cache(step.compile)
 
   def __call__(
     self, rows: Rows, seed: int, folder: pathlib.Path
@@ -54,8 +48,8 @@ class Runner:
 
     Raises:
       Interrupted: if a signal came; everything is saved.
-      RunError: if too many steps in a row were skipped, an epoch left what is
-        not finite, or the folder cannot be read or written.
+      RunError: if an epoch left what is not finite, or the folder cannot be
+        read or written.
     """
     program = self._program
     with contextlib.closing(
@@ -72,11 +66,9 @@ class Runner:
         title=f"seed {seed}",
         total=program.steps,
         done=done,
-        rows=program.config.descent.batch_size,
       )
       if done < program.steps:
-        for ascends in {bool(x) for x in program.ascends[done:]}:
-          self._step(ascends)
+        self._compiled()  # Before a signal is something to save for.
         if job.is_first():
           print(
             f"seed {seed}: from batch {done:,} of {program.steps:,}, on "
@@ -113,8 +105,7 @@ class Runner:
       asked = time.perf_counter()
       batch = next(stream)
       waited += time.perf_counter() - asked
-      step = self._step(bool(program.ascends[number - 1]))
-      run_state, metrics = step(run_state, batch)
+      run_state, metrics = self._compiled()(run_state, batch)
       # The devices compute on while the host goes on, but for a CPU: there
       # steps in flight divide few threads among them, and their collectives can
       # wait for each other forever.
@@ -122,8 +113,6 @@ class Runner:
         jax.block_until_ready(run_state)
       epoch, position = divmod(number, program.steps_an_epoch)
       is_end, is_logged = position == 0, number % run.log_every == 0
-      if is_end or is_logged:
-        _check_skipped(run_state)
       at = epoch if is_end else number / program.steps_an_epoch
       at = {"batches": number, "epoch": at}
       if is_logged:
@@ -156,13 +145,15 @@ class Runner:
     """The means of an epoch, the next learning rate, and the evaluation."""
     state, means = run_state.state, run_state.means()
     evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
-    # Weights that are not finite show in the second.
+    # Where all steps were skipped the first is NaN; weights that are not finite
+    # show in the second.
     losses = means["loss"], evaluated["loss"]
     if not np.isfinite(losses).all():
       raise RunError(
         "an epoch must end with mean losses that are finite, got "
         f"{losses[0]:g} in training and {losses[1]:g} of the {rows.evaluated} "
-        f"rows. {_REMEDY}, and leave out --no-skip-nonfinite"
+        "rows. Choose a smaller --learning-rate or --rho and another --output, "
+        "and leave out --no-skip-nonfinite"
       )
     rate = self._program.learning_rate(int(state.step))
     return {
@@ -171,11 +162,3 @@ class Runner:
       "skipped": int(run_state.skipped),
       **{f"{rows.evaluated}_{k}": v for k, v in evaluated.items()},
     }
-
-
-def _check_skipped(run_state: RunState) -> None:
-  if (skipped := int(run_state.skipped_in_a_row)) >= _MOST_SKIPPED:
-    raise RunError(
-      f"the last {skipped} steps were skipped: their loss or gradient was "
-      f"not finite. {_REMEDY}; the checkpoints hold the weights of before"
-    )

@@ -1,12 +1,10 @@
-"""What a run of ``train`` came to: a summary, a table and the curves."""
+"""What a run of ``train`` came to: a summary and a table."""
 
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from fsam_optax.experiments.common import figures
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import statistics
@@ -42,13 +40,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
-def _title(outcome: dict[str, Any]) -> str:
-  """What was trained on what."""
-  optimizer = optimizers.label(outcome["config"]["--optimizer"])
-  noise = outcome["config"]["--label-noise"]
-  return f"{outcome['name']}, {optimizer}, label noise {noise:g}"
-
-
 def table(outcome: dict[str, Any]) -> str:
   """The outcome for a terminal."""
   columns = (outcome[x] for x in ("seeds", "final_accuracy", "best_epoch"))
@@ -63,47 +54,13 @@ def table(outcome: dict[str, Any]) -> str:
   text = tables.table(
     ["seed", f"{evaluated} accuracy %, last epoch", "best epoch"], rows
   )
-  text = f"{_title(outcome)}\n\n{text}"
+  config = outcome["config"]
+  optimizer = optimizers.label(config["--optimizer"])
+  noise = f"label noise {config['--label-noise']:g}"
+  text = f"{outcome['name']}, {optimizer}, {noise}\n\n{text}"
   if evaluated == "test":
     text += (
       "\n\nThe best epoch is that of the test accuracy: a result is the last "
       "one's. --validation holds rows out to choose by."
     )
   return text
-
-
-def draw(outcome: dict[str, Any], results: Results, path: pathlib.Path) -> None:
-  """Draws the epochs of all seeds, each panel over the epochs."""
-  evaluated = outcome["evaluated"]
-  panels: list[tuple[str, dict[str, str]]] = [
-    (
-      "accuracy (%)",
-      {"training": "accuracy", evaluated: f"{evaluated}_accuracy"},
-    ),
-    ("loss", {"training": "loss", evaluated: f"{evaluated}_loss"}),
-    ("sharpness", {"training": "sharpness"}),
-  ]
-  drawing = figures.new(10.8, 3.4)
-  for i, (label, series) in enumerate(panels):
-    axes = drawing.add_subplot(1, len(panels), i + 1)
-    for name, field in series.items():
-      values = np.array(
-        [
-          figures.gaps([line[field] for line in lines])
-          for lines in results.values()
-        ]
-      )
-      epochs = np.arange(1, values.shape[1] + 1)
-      error = figures.gaps([statistics.standard_error(x) for x in values.T])
-      figures.band(axes, epochs, values.mean(0), error, label=name)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
-  seeds = len(results)
-  drawing.suptitle(
-    f"{_title(outcome)}: {seeds} seed"
-    + ("s, mean ± standard error" if seeds > 1 else ""),
-    fontsize="small",
-  )
-  figures.save(drawing, path)

@@ -12,7 +12,7 @@ from fsam_optax.experiments.train.settings import Settings
 def text(settings: Settings, program: Program, images: data.Images) -> str:
   """A table of what would be run, with XLA's count of its memory and cost."""
   config = program.config
-  descent, ascent, run = config.descent, config.ascent, settings.run
+  descent, ascent = config.descent, config.ascent
   network = config.network
   state = program.abstract()
   parameters = sum(
@@ -21,7 +21,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   gradients = "1 gradient"
   if ascent.optimizer != "sgd":
     gradients = f"{1 + ascent.ascent_fraction:g} gradients"
-  compiled = program.lower_step(ascends=bool(program.ascends.any())).compile()
+  compiled = program.lower_step().compile()
   mebi = lambda number: f"{number / 2**20:,.1f} MiB"
   temporary = compiled.memory_analysis().temp_size_in_bytes
   size = lambda x: math.prod(x.shape) * x.dtype.itemsize
@@ -32,8 +32,6 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   loop = f"; a loop's body is counted once, of {parts}" if parts > 1 else ""
   held_out = config.images.validation
   lines = {
-    "recipe": f"{config.name}, {ascent.optimizer}, label noise "
-    f"{config.images.label_noise:g}",
     "images": f"{images.name}{'' if settings.data else ', not read'}: "
     f"{len(images.y_train) - held_out:,} to train on, "
     f"{held_out or len(images.y_test):,} to evaluate on, of "
@@ -50,7 +48,6 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
     "memory": f"{mebi(temporary)} beside the state of {whole}, a device",
     "cost": f"{flops / 1e9:,.2f} GFLOP a step and device, "
     f"{total / 1e15:,.3g} PFLOP in all{loop}",
-    "seeds": f"{run.first_seed} to {run.first_seed + run.seeds - 1}",
   }
   width = max(map(len, lines))
   table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())

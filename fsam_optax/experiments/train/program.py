@@ -38,10 +38,6 @@ class Program:
     steps_an_epoch: number of batches.
     steps: number of batches of the whole run.
     learning_rate: at each step, a cosine from the first to 0 after all.
-    ascends: whether the batch of each number goes through both passes, shape
-      ``[steps]``. It counts the batches, as the augmentation does, and not the
-      steps of the state, which stand still at one that is skipped: so the host
-      knows which program comes next without a wait for the last one.
   """
 
   def __init__(
@@ -52,7 +48,7 @@ class Program:
     The mesh has one axis, ``batch``; None is that of all devices.
 
     Raises:
-      FlagError: if the flags do not fit the devices, or no batch ascends.
+      FlagError: if the flags do not fit the devices, or no step ascends.
     """
     self.config = config
     self.mesh = mesh or jax.make_mesh(
@@ -102,7 +98,7 @@ class Program:
     )
     with naming_flags():
       self._perturbation = perturbation(config)
-      self.ascends = self._gates()
+      self._train_step = self._make_train_step()
     self._check_devices()
 
   def create(self, seed: int) -> RunState:
@@ -142,11 +138,10 @@ class Program:
       shapes = jax.eval_shape(lambda: self.create(0))
     return jax.tree_util.tree_map_with_path(place, shapes)
 
-  def lower_step(self, *, ascends: bool = True) -> Any:
-    """The step over both passes, or over the first alone, to be compiled.
+  def lower_step(self) -> Any:
+    """The step, to be compiled: from state and batch to state and metrics.
 
-    It takes the state of the run over, with a batch, and returns it and the
-    metrics of the step.
+    It takes the state of the run over.
 
     Raises:
       FlagError: if a batch does not split as the flags ask for.
@@ -162,20 +157,12 @@ class Program:
     # Every array comes out as it went in: the compiler, left to choose, may
     # move one, and the next call would be refused.
     shardings = jax.tree.map(lambda x: x.sharding, run_state)
-    step = jax.jit(
-      functools.partial(self.step, ascends=ascends),
-      donate_argnums=0,
-      out_shardings=(shardings, None),
-    )
+    step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
     with naming_flags():
       return step.lower(run_state, batch)
 
   def step(
-    self,
-    run_state: RunState,
-    batch: dict[str, jax.Array],
-    *,
-    ascends: bool = True,
+    self, run_state: RunState, batch: dict[str, jax.Array]
   ) -> tuple[RunState, dict[str, jax.Array]]:
     """Augments a batch, takes the step and counts; a pure function."""
     # By the batches, not by the step that the state counts: that stands still
@@ -190,7 +177,7 @@ class Program:
       batch["image"],
       *self._moments,
     )
-    state, metrics = self._train_step(ascends)(
+    state, metrics = self._train_step(
       run_state.state, {"image": images, "label": batch["label"]}
     )
     rows = len(batch["label"])
@@ -215,13 +202,13 @@ class Program:
     def evaluate(state, images, labels):
       total = {"loss": 0.0, "hits": 0}
       for start in range(0, len(labels), rows):
-        x, y = images[start : start + rows], labels[start : start + rows]
-        short = rows - len(y)
+        number = np.arange(start, start + rows)[mine]
         # Filled up: another shape would be another program.
+        row = number % len(labels)
         batch = {
-          "image": np.pad(x, ((0, short), (0, 0), (0, 0), (0, 0)))[mine],
-          "label": np.pad(y, (0, short))[mine],
-          "is_row": (np.arange(rows) < len(y))[mine],
+          "image": images[row],
+          "label": labels[row],
+          "is_row": number < len(labels),
         }
         sums = count(state.params, state.model_state, feed(batch))
         # Waits: on the CPU, collectives of many steps in flight can deadlock.
@@ -258,28 +245,6 @@ class Program:
     """Whether each device ascends by itself."""
     return not self.config.ascent.sync_perturbation and self.mesh.size > 1
 
-  def _gates(self) -> np.ndarray:
-    """Which batches ascend, by the rule of the library's own gate."""
-    ascent, number = self.config.ascent, np.arange(self.steps)
-    start = steps_of(ascent.start, self.steps_an_epoch)
-    since = number - start
-    is_open = (since >= 0) & (since % ascent.every == 0)
-    if ascent.stop is not None:
-      stop = steps_of(ascent.stop, self.steps_an_epoch)
-      fsam_optax.make_train_step(
-        lambda *_: None, every=ascent.every, start=start, stop=stop
-      )  # Raises where it would.
-      is_open &= number < stop
-    if self._perturbation is None:
-      return np.zeros_like(is_open)
-    if not is_open.any():
-      raise FlagError(
-        "--start" if ascent.stop is None else "--stop",
-        f"must leave some of the {self.steps} steps that ascend. --optimizer "
-        "sgd trains without an ascent",
-      )
-    return is_open
-
   def _check_devices(self) -> None:
     descent, devices = self.config.descent, self.mesh.size
     if descent.batch_size % devices:
@@ -294,9 +259,13 @@ class Program:
         "must have several devices or --num-microbatches, got one of each",
       )
 
-  def _train_step(self, ascends: bool) -> Any:
-    """The step over both passes, or over the first, which feeds the average."""
+  def _make_train_step(self) -> Any:
+    """The library's step, of each device by itself where it ascends so."""
     ascent, descent = self.config.ascent, self.config.descent
+    start = steps_of(ascent.start, self.steps_an_epoch)
+    stop = None
+    if ascent.stop is not None:
+      stop = steps_of(ascent.stop, self.steps_an_epoch)
     axes = self.mesh.axis_names
     step = fsam_optax.make_train_step(
       loss.loss_of(self._network, self._classes, descent.label_smoothing),
@@ -305,21 +274,24 @@ class Program:
       ema_gradient=ascent.ema_gradient,
       num_microbatches=descent.num_microbatches,
       ascent_fraction=ascent.ascent_fraction,
-      stop=None if ascends else 0,
+      every=ascent.every,
+      start=start,
+      stop=stop,
       skip_nonfinite=descent.skip_nonfinite,
       metrics=("gradient_norm",),
       jit=False,
     )
-    if not self._is_local:
-      return step
+    if start >= (self.steps if stop is None else min(stop, self.steps)):
+      raise FlagError(
+        "--start" if stop is None else "--stop",
+        f"must leave some of the {self.steps} steps that ascend. --optimizer "
+        "sgd trains without an ascent",
+      )
     # A device has a gradient of its own only where the devices have a name. The
     # images are augmented before, by draws for all of them.
-    return jax.shard_map(
-      cast(Any, step),
-      mesh=self.mesh,
-      in_specs=(PartitionSpec(), PartitionSpec(axes)),
-      out_specs=PartitionSpec(),
-    )
+    if self._is_local:
+      step = fsam_optax.sharding.shard_map_step(step, self.mesh, axes)
+    return step
 
 
 def perturbation(config: Config) -> Optional[optax.GradientTransformation]:

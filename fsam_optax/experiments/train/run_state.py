@@ -26,22 +26,19 @@ class RunState(struct.PyTreeNode):
     state: the train state; a skipped step leaves it as it was.
     batches: number of batches that were taken, shape ``[]``, int32.
     skipped: steps of this epoch that were skipped, shape ``[]``, int32.
-    skipped_in_a_row: steps up to now, shape ``[]``, int32.
     sums: of each of :data:`MEANS` in this epoch, and their rows, shape ``[2]``.
   """
 
   state: fsam_optax.TrainState
   batches: jax.Array
   skipped: jax.Array
-  skipped_in_a_row: jax.Array
   sums: dict[str, jax.Array]
 
   @classmethod
   def begin(cls, state: fsam_optax.TrainState, dtype: Any) -> "RunState":
     """That of a state which has taken no step."""
-    zero = lambda: jnp.zeros([], jnp.int32)
     sums = {name: jnp.zeros(2, dtype) for name in MEANS}
-    return cls(state, zero(), zero(), zero(), sums)
+    return cls(state, jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), sums)
 
   def after(
     self,
@@ -66,7 +63,6 @@ class RunState(struct.PyTreeNode):
       state,
       self.batches + 1,
       jnp.where(is_first, 0, self.skipped) + skipped,
-      jnp.where(skipped == 0, 0, self.skipped_in_a_row + skipped),
       {name: add(total, metrics[name]) for name, total in self.sums.items()},
     )
 

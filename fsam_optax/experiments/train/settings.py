@@ -7,15 +7,31 @@ that is empty or 0 by default is what the recipe, the network or the images say.
 import dataclasses
 import pathlib
 import re
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, NamedTuple, Optional
 
 import fsam_optax
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.data.label_noise import KINDS
-from fsam_optax.experiments.train.paper import RECIPES
 
+
+class Recipe(NamedTuple):
+  """A data set and a network of the paper, by their names in the registries."""
+
+  dataset: str
+  model: str
+
+
+# The authors publish a script for the first alone, in which they name the other
+# two networks (https://github.com/nblt/F-SAM, run.sh and train.py). Its numbers
+# are those of all four: the defaults of the flags.
+RECIPES = {
+  "cifar100-resnet18": Recipe("cifar100", "resnet"),
+  "cifar10-resnet18": Recipe("cifar10", "resnet"),
+  "cifar100-vgg16bn": Recipe("cifar100", "vgg"),
+  "cifar100-wrn28x10": Recipe("cifar100", "wide_resnet"),
+}
 MASKS = {
   "none": None,
   "exclude_biases_and_norms": fsam_optax.masks.exclude_biases_and_norms,
@@ -61,6 +77,15 @@ def _steps(text: str) -> str:
   return text
 
 
+def _address(text: str) -> str:
+  _, _, port = text.rpartition(":")
+  if not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise ValueError(
+      f"must be a host and a port such as 10.0.0.1:8476, got {text!r}"
+    )
+  return text
+
+
 _STEPS = values.value("STEPS", _steps)
 
 
@@ -95,8 +120,8 @@ class Ascent:
       batch, and not each along its own; BatchNorm then sees the rows of one
       device alone.
     every: ascend at one step in so many.
-    start: first step that ascends, or the first epoch as in 10epochs. Batches
-      are counted, from 0, those that were skipped among them.
+    start: first step that ascends, from 0, or the first epoch as in 10epochs. A
+      step that was skipped does not count.
     stop: first step, or epoch as in 150epochs, that ascends no more.
   """
 
@@ -255,7 +280,7 @@ class Processes:
   cpu_devices: Annotated[Optional[int], _WHOLE, _NONE] = None
   distributed: bool = False
   coordinator_address: Annotated[
-    Optional[str], values.value("HOST:PORT", str), _NONE
+    Optional[str], values.value("HOST:PORT", _address), _NONE
   ] = None
   num_processes: Annotated[Optional[int], _WHOLE, _NONE] = None
   process_id: Annotated[Optional[int], _NATURAL, _NONE] = None
@@ -270,8 +295,8 @@ class Settings:
     recipe: a data set and a network of the paper.
     data: the binary version of the recipe's CIFAR, its .tar.gz or its folder;
       or a folder of images with train/CLASS/ and test/CLASS/; or an .npz with
-      x_train, y_train, x_test and y_test, whose labels may be numbers, words or
-      one-hot rows; or mnist or digits, the small sets in packages.
+      x_train, y_train, x_test and y_test; or mnist or digits, the small sets in
+      packages.
     output: folder of the run, from whose last checkpoint it goes on.
     dry_run: print the plan, the parameters, the memory and the cost, and end.
   """

@@ -51,9 +51,7 @@ class Interruption:
     with it, which learn why when they save.
     """
     if has_failed and self._signal is None:
-      self._signal = signal.SIGTERM
-      if jax.process_count() > 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+      self._tell(signal.SIGTERM)
     if jax.process_count() == 1:
       return None if self._signal is None else STATUS[self._signal]
     # Every process must end after the same batch, or the others would wait for
@@ -66,7 +64,10 @@ class Interruption:
 
   def _note(self, number, frame) -> None:
     del frame
-    self._signal = self._signal or number
     signal.signal(number, signal.SIG_DFL)  # A second one ends at once.
+    self._tell(number)
+
+  def _tell(self, number) -> None:
+    self._signal = self._signal or number
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)

@@ -13,10 +13,10 @@ from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train import folder
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import rows
+from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.program import Program
@@ -31,7 +31,7 @@ def run(settings: Settings) -> None:
   Raises:
     FlagError: if a flag asks for what cannot be.
   """
-  extras.require("filelock", "grain", "orbax.checkpoint", "matplotlib")
+  extras.require("filelock", "grain", "orbax.checkpoint")
   if settings.run.tensorboard:
     extras.require("tensorboardX")
   if settings.processes.cpu_devices:
@@ -59,24 +59,16 @@ def _run_or_end(
   settings: Settings, config: Config, images: data.Images
 ) -> None:
   """Joins the job, trains, and ends with the status that fits."""
-  path, processes = settings.folder_of(config.name), settings.processes
+  path = settings.folder_of(config.name)
   try:
     with contextlib.ExitStack() as stack:
-
-      def hold():
+      job.join(settings.processes)
+      if job.is_first():
         if message := files.make_directory(path):
           raise FlagError("--output", message)
-        stack.enter_context(folder.lock(path))
-
-      # Before the others come, who need not wait where it is held already. On a
-      # pod nobody knows yet which process is the first.
-      if not processes.distributed and not processes.process_id:
-        hold()
-      job.join(processes)
-      if processes.distributed and jax.process_index() == 0:
-        hold()
+        stack.enter_context(run_folder.lock(path))
       _train(settings, config, images, path)
-  except folder.RunError as error:
+  except run_folder.RunError as error:
     job.end(f"{COMMAND.program}: error: {error}", 1)
   except signals.Interrupted as interrupted:
     job.end(*interrupted.args)
@@ -106,18 +98,14 @@ def _train(
   job.check_alike({**begun_with, **by_flag(run), **files.versions()})
   program = Program(config, images)
   # Before anything is written: the library checks its options in here.
-  steps = {
-    ascends: program.lower_step(ascends=ascends)
-    for ascends in sorted({bool(x) for x in program.ascends})
-  }
-  text = "".join(step.as_text() for step in steps.values())
-  job.check_alike({"the program": _digest(text)})
-  job.check_shared(path)
+  step = program.lower_step()
+  job.check_alike({"the program": _digest(step.as_text())})
   if job.is_first():
     defaults = by_flag(*(group() for group in GROUPS))
-    if since := folder.check_config(path, begun_with, defaults):
+    if since := run_folder.check_config(path, begun_with, defaults):
       job.warn(f"the versions are not those of the beginning: {since}")
-  runner, results = loop.Runner(program, steps, run), {}
+  job.check_shared(path / "config.json")
+  runner, results = loop.Runner(program, step, run), {}
   for seed in range(run.first_seed, run.first_seed + run.seeds):
     seeds_rows = rows.rows_of(images, config, seed)
     results[seed] = runner(seeds_rows, seed, path / f"seed-{seed}")
@@ -126,10 +114,9 @@ def _train(
   summary = outcome.summary(config, results)
   # Before anything is written, which may fail: the run is not lost by that.
   print(outcome.table(summary), flush=True)
-  with folder.writing(path / "summary.json"):
+  with run_folder.writing(path / "summary.json"):
     files.write_json(summary, path / "summary.json")
-    outcome.draw(summary, results, path / "curves.png")
-  print(f"\nwrote {path / 'summary.json'} and curves.png")
+  print(f"\nwrote {path / 'summary.json'}")
 
 
 def _random_numbers() -> str:

@@ -26,7 +26,7 @@ def test_a_terminal_sees_title_steps_text_and_lines(monkeypatch):
   monkeypatch.setenv("TERM", "xterm")
   monkeypatch.setenv("COLUMNS", "120")
   with progress.Bars() as bars:
-    advance = bars.start("SAM", 4, done=1, rate=lambda speed: "fast")
+    advance = bars.start("SAM", 4, done=1)
     advance(2, text="loss 1.0")
     advance()
     bars.print("one [line]")

@@ -22,7 +22,7 @@ def test_what_steers_a_terminal_is_spelled_out(text, shown):
   assert terminal.printable(text) == shown
 
 
-def test_a_closed_stdout_is_outlived(capfd, monkeypatch):
+def test_a_closed_stdout_is_outlived(monkeypatch):
   reading, writing = os.pipe()
   with os.fdopen(writing, "w", buffering=1) as stream:
     monkeypatch.setattr(sys, "stdout", stream)
@@ -33,7 +33,6 @@ def test_a_closed_stdout_is_outlived(capfd, monkeypatch):
       for _ in range(3):
         print("to nobody", flush=True)
     assert sys.stdout is stream
-  assert capfd.readouterr().err == "stdout was closed; going on\n"
 
 
 def test_both_streams_may_be_closed(monkeypatch):

@@ -1,6 +1,5 @@
 """The reader of image folders, and of one image file."""
 
-import os
 import struct
 
 import numpy as np
@@ -8,7 +7,6 @@ from PIL import Image
 import pytest
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.data import folder as folder_lib
 
 RNG = np.random.default_rng(0)
@@ -57,17 +55,6 @@ def test_folder_holds_its_pixels_in_the_order_of_names(folder):
   np.testing.assert_array_equal(images.x_train[4], expected)
 
 
-def test_reading_that_takes_long_says_how_far_it_is(
-  folder, capsys, monkeypatch
-):
-  monkeypatch.setattr(progress, "_SECONDS", 0.0)
-  folder_lib.load(str(folder))
-  said = capsys.readouterr().err.splitlines()
-  assert said == [
-    f"reading the images in {folder}: {done} of 11" for done in range(1, 12)
-  ]
-
-
 def test_folder_is_scaled_to_a_size(folder):
   write(folder / "train" / "dog" / "wide.jpg", size=(40, 90))
   expect(r"dog/wide\.jpg' of 40 x 90 pixels.*--image-size 10", folder)
@@ -95,12 +82,13 @@ def make_folder(path):
   ("make", "at", "message"),
   [
     (make_folder, "test/c\x1b]w", r"got c\\x1b\]w, which train does not"),
-    (make_folder, "test/dog", "got nothing in .*test/dog"),
-    (make_folder, "train/cat/more", "got 'more' in .*cat'. Move their"),
-    (os.mkfifo, "train/cat/pipe.png", r"got 'pipe\.png' in .*cat"),
-    (lambda path: path.symlink_to("no"), "train/cat/x.png", r"got 'x\.png'"),
-    (lambda path: path.symlink_to("no"), "train/cow", "beside them 'cow'"),
-    (write, "train/stray.png", r"3 subfolders .* beside them 'stray\.png'"),
+    (make_folder, "test/dog", "got none in .*test/dog"),
+    (make_folder, "train/cat/more", "cat/more', which cannot be read as one"),
+    (
+      write,
+      "train/stray.png",
+      r"3 subfolders .* beside them the images \['stray\.png'\]",
+    ),
   ],
 )
 def test_what_does_not_belong_is_named(folder, make, at, message):
@@ -112,10 +100,8 @@ def test_folders_without_what_they_must_hold_are_named(folder):
   (folder / "test").rename(folder / "val")
   assert len(folder_lib.load(str(folder)).y_test) == 2
   (folder / "val").rename(folder / "else")
-  expect("a folder test, val or validation beside train, got 'else'", folder)
-  expect("beside train, got", folder / "train")
-  with pytest.raises(data.DataError, match="must be a folder that can be read"):
-    data.load(f"folder:{folder / 'nothing'}")
+  expect("must hold a folder train and beside it one of the name test", folder)
+  expect("must hold a folder train", folder / "nothing")
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -129,16 +115,13 @@ def test_of_sixteen_bits_the_upper_ones_are_taken(folder, suffix):
     Image.fromarray(values).save(path)
   images = folder_lib.load(str(folder))
   np.testing.assert_array_equal(images.x_train[4, ..., 1], values // 256)
-  assert images.notes == (
-    "1 of 11 images have 16 bits a channel, of which the upper 8 are taken",
-  )
 
 
 def test_sixteen_bits_of_color_are_scaled_alike(tmp_path):
   path = tmp_path / "wide.ppm"
   wide = RNG.integers(0, 2**16, (5, 7, 3), np.uint16)
   path.write_bytes(b"P6 7 5 65535\n" + wide.astype(">u2").tobytes())
-  pixels, _ = folder_lib.read(path)
+  pixels = folder_lib.read(path)
   np.testing.assert_allclose(pixels, wide / 257, atol=1)
 
 
@@ -162,8 +145,7 @@ def test_both_orders_of_bytes_are_read_and_twelve_bits_refused(tmp_path):
   path = tmp_path / "wide.tif"
   for order in "<>":
     path.write_bytes(tiff(order, 16, WIDE.astype(f"{order}u2").tobytes()))
-    pixels, is_reduced = folder_lib.read(path)
-    assert is_reduced
+    pixels = folder_lib.read(path)
     np.testing.assert_array_equal(pixels[..., 0], WIDE // 256)
   path.write_bytes(tiff("<", 12, bytes(5 * 11)))
   with pytest.raises(data.DataError, match=r"of the mode I;16\. Convert it"):
@@ -174,7 +156,7 @@ def test_both_orders_of_bytes_are_read_and_twelve_bits_refused(tmp_path):
 def test_more_than_sixteen_bits_are_refused_by_name(tmp_path, dtype):
   path = tmp_path / "deep.tif"
   Image.fromarray(WIDE.astype(dtype)).save(path)
-  with pytest.raises(data.DataError, match=r"deep\.tif' of the mode [FI] \("):
+  with pytest.raises(data.DataError, match=r"deep\.tif' of the mode [FI]\."):
     folder_lib.read(path)
 
 
@@ -184,9 +166,7 @@ def test_eight_bits_of_every_mode_are_as_pillow_converts_them(tmp_path, mode):
   Image.fromarray(COLOR).convert(mode).save(path)
   with Image.open(path) as image:
     expected = np.asarray(image.convert("RGB"))
-  pixels, is_reduced = folder_lib.read(path)
-  assert not is_reduced
-  np.testing.assert_array_equal(pixels, expected)
+  np.testing.assert_array_equal(folder_lib.read(path), expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
@@ -197,7 +177,7 @@ def test_the_orientation_of_a_camera_is_applied(tmp_path, suffix):
   for orientation, turn in turns.items():
     exif[0x0112] = orientation
     Image.fromarray(COLOR).save(path, exif=exif, **options)
-    pixels, _ = folder_lib.read(path, shape=np.rot90(COLOR, turn).shape)
+    pixels = folder_lib.read(path, shape=np.rot90(COLOR, turn).shape)
     np.testing.assert_array_equal(pixels, np.rot90(COLOR, turn))
 
 
@@ -213,10 +193,3 @@ def test_other_decoders_are_never_chosen(tmp_path, monkeypatch):
   path.write_bytes(head)
   with pytest.raises(data.DataError, match=r"of JPEG, PNG, .*cannot be read"):
     folder_lib.read(path)
-
-
-def test_an_image_of_another_size_is_not_decoded(tmp_path):
-  path = tmp_path / "large.pgm"
-  path.write_bytes(b"P5 9000 9000 255\n")  # Of 81 megapixels none is there.
-  with pytest.raises(data.DataError, match="of 9000 x 9000 pixels, and others"):
-    folder_lib.read(path, shape=(5, 7, 3))

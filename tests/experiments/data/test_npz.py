@@ -1,7 +1,6 @@
 """A user's own arrays in an .npz."""
 
 import io
-import os
 import zipfile
 
 import numpy as np
@@ -34,50 +33,41 @@ def refuse(path, message):
 
 ROWS = np.random.default_rng(0).normal(size=(14, 5))
 TRAIN, TEST = np.arange(10) % 2, np.arange(4) % 2
-SOFT = np.array([[0.2, 0.8], [1, 0]])
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"y_test": None}, "it holds y_test 0 times"),
+    ({"y_test": None}, "y_test is not a file in the archive"),
     ({"x_train": np.array([{}] * 10)}, "Object arrays cannot be loaded"),
     ({"x_train": ROWS[:10] + 1j}, "integer or floating dtype"),
     ({"x_train": ROWS[:10].astype(str)}, "integer or floating dtype"),
-    ({"x_train": ROWS[:10, 0]}, "`x_train` must have the shape"),
-    ({"x_train": ROWS[:0]}, "`x_train` must have the shape"),
+    (
+      {"x_train": np.arange(10, dtype=np.uint8)},
+      "`x_train` must have the shape",
+    ),
+    ({"x_train": np.zeros((0, 8, 8), np.uint8)}, "and no input be empty"),
     ({"x_train": ROWS[:8], "x_test": ROWS[10:]}, r"a row, shape \[8\]"),
     ({"x_train": 0 * ROWS[:10], "x_test": ROWS[10:]}, "must not be constant"),
-    ({"x_test": ROWS[10:]}, "must have rows of the shape"),
-    ({"x_test": np.zeros((4, 8, 8), np.float32)}, "the dtype of `x_train`"),
+    ({"x_test": np.zeros((4, 8), np.uint8)}, "must have rows of the shape"),
+    ({"x_test": np.zeros((4, 8, 8), np.float32)}, "of one integer or floating"),
     (
       {"x_train": ROWS[:10], "x_test": np.full((4, 5), np.nan)},
       "`x_test` must be finite in float32, got 20 values",
     ),
-    ({"y_train": TRAIN.astype(float)}, "must hold integer labels"),
-    ({"y_train": TRAIN.reshape(2, 5)}, "exactly one 1"),
-    ({"y_train": TRAIN[:, None]}, "one label a row"),
-    ({"y_test": TEST[0]}, "one label a row"),
-    ({"y_test": TEST.astype("M8[s]")}, "datetime64"),
+    ({"y_train": TRAIN.astype(float)}, "one integer label a row"),
+    ({"y_train": TRAIN[:, None]}, "one integer label a row"),
+    ({"y_test": TEST[0]}, "one integer label a row"),
+    ({"y_test": TEST[:0]}, "one integer label a row"),
+    ({"y_test": np.array(["a", "b"] * 2)}, r"Of words take np\.unique"),
+    ({"y_test": np.eye(2)[TEST]}, r"of one-hot rows y\.argmax\(axis=1\)"),
     ({"y_train": TRAIN - 1}, "labels from 0 to below .*, got -1"),
     ({"y_test": TEST + 2**40}, r"labels from 0 to below 2\*\*31"),
     ({"y_train": 5 * TRAIN}, "every label from 0"),
     ({"y_train": 0 * TRAIN}, "two classes at least"),
-    ({"y_test": TEST + 9}, "occur in `y_train`, 0 to 1, got 10"),
-    ({"y_train": np.eye(2)[TRAIN], "y_test": np.tile(SOFT, (2, 1))},
-     r"exactly one 1.*got \[0\.2, 0\.8\] at the start of row 0.*argmax"),
-    ({"y_train": np.eye(2)[TRAIN], "y_test": np.zeros((4, 2))}, "exactly one"),
-    ({"y_train": np.eye(2)[TRAIN], "y_test": np.eye(3)[TEST]},
-     "must have the 2 columns of `y_train`, got 3"),
-    ({"y_train": np.eye(3)[TRAIN], "y_test": np.eye(3)[TEST]},
-     "2 distinct labels up to 2"),
-    ({"y_train": np.array(["a", "b"] * 5)}, "hold words where the other"),
-    ({"y_train": np.array(["a", "b"] * 5), "y_test": np.array(["c"] * 4)},
-     "occur in .*, got 'c'"),
-    ({"y_train": np.array([b"\xff", b"a"] * 5), "y_test": np.array([b"a"] * 4)},
-     "words in UTF-8"),
+    ({"y_test": TEST + 9}, "2 distinct labels up to 1, and up to 10. Renumber"),
   ],
-)  # fmt: skip
+)
 def test_arrays_that_are_not_what_they_must_be_are_refused(
   tmp_path, changes, message
 ):
@@ -93,17 +83,15 @@ def test_files_that_hold_no_arrays_are_refused(tmp_path):
     refuse(path, r"must be an archive of the arrays.*a\\x1b\[2Jb\\n")
   with path.open("wb") as file:
     np.save(file, np.zeros(3))
-  refuse(path, "one array, an .npy")
-  os.mkfifo(tmp_path / "pipe.npz")
-  refuse(tmp_path / "pipe.npz", "there is no such file")
-  refuse(tmp_path / "none.npz", "there is no such file")
+  refuse(path, "cannot be read as one")
+  refuse(tmp_path / "none.npz", "No such file")
 
 
 def test_images_keep_their_pixels_and_their_dtype(tmp_path):
   path = tmp_path / "images.npz"
   arrays = save(path)
   images = npz.load(str(path))
-  assert images.image_shape == (8, 8, 1)
+  assert images.x_train.shape[1:] == (8, 8, 1)
   assert images.x_train.dtype == np.uint8
   np.testing.assert_array_equal(images.x_train[..., 0], arrays["x_train"])
   np.testing.assert_array_equal(images.x_test[..., 0], arrays["x_test"])
@@ -128,7 +116,7 @@ def test_every_number_is_held_exactly(tmp_path, x):
   path = tmp_path / "order.npz"
   save(path, x_train=x[:10], x_test=x[10:])
   images = npz.load(str(path))
-  assert images.image_shape is None
+  assert images.x_train.ndim == 2
   np.testing.assert_array_equal(images.x_train, x[:10])
   np.testing.assert_array_equal(images.x_test, x[10:])
 
@@ -140,7 +128,7 @@ def test_channels_that_come_first_are_put_last(tmp_path, channels):
   draw = lambda rows: rng.integers(0, 256, (rows, channels, 8, 6), np.uint8)
   arrays = save(path, x_train=draw(10), x_test=draw(4))
   images = npz.load(str(path))
-  assert images.image_shape == (8, 6, channels)
+  assert images.x_train.shape[1:] == (8, 6, channels)
   for row, place in ((0, (2, 5)), (9, (7, 1))):
     np.testing.assert_array_equal(
       images.x_train[row][place], arrays["x_train"][row, :, *place]
@@ -166,67 +154,10 @@ def test_channels_that_may_be_first_or_last_are_refused(tmp_path, shape):
 
 
 def test_an_image_size_is_never_passed_over(tmp_path):
-  path = tmp_path / "images.npz"
-  arrays = save(path)
-  half = npz.load(str(path), image_size=4)
-  assert half.image_shape == (4, 4, 1)
-  np.testing.assert_allclose(
-    half.x_train[3, 1, 2, 0], arrays["x_train"][3, 2:4, 4:6].mean(), rtol=1e-6
-  )
-  for size in (3, 16):
-    with pytest.raises(data.DataError, match=f"--image-size {size} divides"):
-      npz.load(str(path), image_size=size)
+  path = tmp_path / "features.npz"
   save(path, x_train=ROWS[:10], x_test=ROWS[10:])
   with pytest.raises(data.DataError, match=r"rows of shape \[5\]"):
     npz.load(str(path), image_size=2)
-
-
-@pytest.mark.parametrize("dtype", ["U", "S", ">U7"])
-def test_words_are_numbered_in_sorted_order(tmp_path, dtype):
-  path = tmp_path / "a.npz"
-  save(
-    path,
-    y_train=np.array(["owl", "cat", "dog", "cat", "a\x1b"] * 2, dtype),
-    y_test=np.array(["dog", "owl"] * 2, dtype),
-  )
-  images = npz.load(str(path))
-  np.testing.assert_array_equal(images.y_train, [3, 1, 2, 1, 0] * 2)
-  np.testing.assert_array_equal(images.y_test, [2, 3] * 2)
-  assert (images.y_train.dtype, images.classes) == (np.int32, 4)
-  assert images.notes == (
-    "the labels are words, numbered in sorted order: 0 'a\\x1b', 1 'cat', 2 "
-    "'dog', 3 'owl'",
-  )
-
-
-def test_many_words_are_named_by_the_first_and_the_last(tmp_path):
-  words = np.array([f"w{i:02}" for i in range(10)])
-  save(tmp_path / "a.npz", y_train=words, y_test=words[:4])
-  (note,) = npz.load(str(tmp_path / "a.npz")).notes
-  assert note.endswith("3 'w03', and so on to 9 'w09'")
-
-
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
-def test_one_hot_rows_are_the_place_of_their_one(tmp_path, dtype):
-  path = tmp_path / "a.npz"
-  places = np.array([2, 0, 1, 0, 1] * 2)
-  one_hot = np.eye(3, dtype=dtype)
-  save(path, y_train=one_hot[places], y_test=np.eye(3)[[1, 2, 0, 0]])
-  images = npz.load(str(path))
-  np.testing.assert_array_equal(images.y_train, places)
-  np.testing.assert_array_equal(images.y_test, [1, 2, 0, 0])
-  assert images.classes == 3
-
-
-def test_an_array_that_is_there_twice_is_refused(tmp_path):
-  path = tmp_path / "twice.npz"
-  save(path)
-  with (
-    zipfile.ZipFile(path, "a") as archive,
-    pytest.warns(UserWarning, match="Duplicate name"),
-  ):
-    archive.writestr("y_test.npy", archive.read("y_test.npy"))
-  refuse(path, "it holds y_test 2 times")
 
 
 @pytest.mark.parametrize("method", [0, 8, 12, 14])

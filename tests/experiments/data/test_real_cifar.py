@@ -9,8 +9,6 @@ CIFAR-10 here may be a copy whose pixels went through JPEG.
 import hashlib
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -78,21 +76,3 @@ def test_folder_holds_the_pixels_and_labels_of_the_binary_version(read):
       for i in (binary, folder)
     )
     assert one == other
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_train_takes_it(name, tmp_path):
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "fsam_optax", "train"),
-      *(f"--data={source_of(name)}", f"--output={tmp_path / 'run'}"),
-      *("--model=mlp", "--depth=1", "--width=8", "--epochs=1"),
-      *("--batch-size=1000", "--cutout=0"),
-    ],
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=300,
-  )
-  assert "from batch 0 of 50" in done.stdout
-  assert "epoch 1.0" in done.stdout

@@ -69,10 +69,10 @@ def processes(environment):
     process.stdout.close()
 
 
-def command(output, data, *flags):
+def command(output, *flags):
   """``python -m fsam_optax train`` with these flags."""
   train = (sys.executable, "-m", "fsam_optax", "train")
-  return [*train, f"--output={output}", f"--data={data}", *flags]
+  return [*train, f"--output={output}", *flags]
 
 
 def free_address():

@@ -1,13 +1,11 @@
 """Whole runs on files: of CIFAR's real size, and on a folder of images."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 from PIL import Image
 import pytest
+import real_run
 
 from fsam_optax.experiments.data import cifar
 
@@ -34,27 +32,25 @@ def write_colors(folder):
     (folder / file).write_bytes(table.tobytes())
 
 
-def train(output, *flags):
-  """The metrics of a run, a dict a line."""
-  done = subprocess.run(
-    [sys.executable, "-m", "fsam_optax", "train", f"--output={output}", *flags],
-    capture_output=True,
-    text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    timeout=500,
-  )
-  assert done.returncode == 0, done.stderr
-  text = (output / "seed-1" / "metrics.jsonl").read_text()
-  return [json.loads(line) for line in text.splitlines()]
+@pytest.fixture(name="train")
+def fixture_train(tmp_path_factory, tmp_path):
+  """A run with these flags; its metrics, a dict a line."""
+
+  def train(**flags):
+    words = [f"--{k.replace('_', '-')}={x}" for k, x in flags.items()]
+    with real_run.processes(real_run.environment(tmp_path_factory)) as start:
+      real_run.finish(start(real_run.command(tmp_path / "run", *words)))
+    text = (tmp_path / "run" / "seed-1" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+  return train
 
 
-def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
+def test_an_epoch_learns_and_hardly_waits_for_data(train, tmp_path):
   write_colors(tmp_path / "cifar-100-binary")
   lines = train(
-    tmp_path / "run",
-    *("--recipe=cifar100-resnet18", f"--data={tmp_path}", "--epochs=1"),
-    *("--model=cnn", "--depth=2", "--width=8"),
-  )
+    data=tmp_path, epochs=1, model="cnn", depth=2, width=8,
+  )  # fmt: skip
   epoch = lines[-1]
   assert epoch["batches"] == 390
   assert epoch["test_accuracy"] > 4  # Of a hundred classes.
@@ -62,7 +58,7 @@ def test_an_epoch_learns_and_hardly_waits_for_data(tmp_path):
   assert epoch["skipped"] == 0
 
 
-def test_a_network_with_dropout_learns_from_a_folder_of_images(tmp_path):
+def test_a_network_with_dropout_learns_from_a_folder_of_images(train, tmp_path):
   rng = np.random.default_rng(0)
   for part, rows in (("train", 32), ("test", 8)):
     for name, light in (("dark", 0), ("light", 128)):
@@ -72,10 +68,8 @@ def test_a_network_with_dropout_learns_from_a_folder_of_images(tmp_path):
         pixels = rng.integers(light, light + 128, (40, 50, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
   lines = train(
-    tmp_path / "run",
-    *("--recipe=cifar100-vgg16bn", f"--data={tmp_path / 'images'}"),
-    *("--image-size=32", "--depth=11", "--width=4", "--batch-size=16"),
-    *("--epochs=8", "--seeds=1", "--label-noise=0.1", "--rho=0.05"),
-  )
+    recipe="cifar100-vgg16bn", data=tmp_path / "images", image_size=32,
+    depth=11, width=4, batch_size=16, epochs=8, label_noise=0.1, rho=0.05,
+  )  # fmt: skip
   assert lines[-1]["epoch"] == 8
   assert lines[-1]["test_accuracy"] > 80

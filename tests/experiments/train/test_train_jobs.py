@@ -26,6 +26,7 @@ FLAGS = (
   "--epochs=2",
   "--batch-size=128",
   "--log-every=1",
+  "--dtype=float64",
 )
 STEPS = 20
 
@@ -41,7 +42,7 @@ def fixture_start(environment, tmp_path_factory):
   real_run.write_digits(data)
   with real_run.processes(environment) as start:
     yield lambda output, *flags: start(
-      real_run.command(output, data, *FLAGS, *flags)
+      real_run.command(output, f"--data={data}", *FLAGS, *flags)
     )
 
 
@@ -53,37 +54,8 @@ def finish(job, status=0):
 @pytest.fixture(scope="module", name="one_process")
 def fixture_one_process(tmp_path_factory, start):
   output = tmp_path_factory.mktemp("one") / "run"
-  flags = ("--dtype=float64", "--cpu-devices=1")
-  real_run.finish(start(output, *flags))
+  real_run.finish(start(output, "--cpu-devices=1"))
   return output
-
-
-@pytest.mark.parametrize(
-  ("processes", "sharding", "devices"),
-  [(4, "replicated", 2), (2, "fsdp", 2)],
-)
-def test_a_job_equals_one_process(
-  processes, sharding, devices, one_process, start, tmp_path
-):
-  output = tmp_path / "run"
-  flags = ("--dtype=float64", f"--sharding={sharding}")
-  flags += (f"--cpu-devices={devices}",)
-  first, *others = finish(start_job(start, processes, output, *flags))
-  assert f"from batch 0 of {STEPS}, on {processes * devices} devices" in first
-  assert not any("from batch" in text for text in others)
-  expected = real_run.arrays(one_process, STEPS)
-  found = real_run.arrays(output, STEPS)
-  del expected["['checksum']"], found["['checksum']"]
-  assert found.keys() == expected.keys()
-  for name, array in expected.items():
-    np.testing.assert_allclose(
-      found[name], array, rtol=1e-9, atol=1e-11, err_msg=name
-    )
-  for mine, other in zip(
-    real_run.lines(output), real_run.lines(one_process), strict=True
-  ):
-    assert mine.pop("kind") == other.pop("kind")
-    assert mine == pytest.approx(other, rel=1e-9, abs=1e-11)
 
 
 def kill(job):
@@ -104,25 +76,47 @@ def fill_the_disk(job):
     assert "in process 1: " in printed
 
 
+def assert_close(output, one_process):
+  expected = real_run.arrays(one_process, STEPS)
+  found = real_run.arrays(output, STEPS)
+  del expected["['checksum']"], found["['checksum']"]
+  assert found.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_allclose(
+      found[name], array, rtol=1e-9, atol=1e-11, err_msg=name
+    )
+  for mine, other in zip(
+    real_run.lines(output), real_run.lines(one_process), strict=True
+  ):
+    assert mine.pop("kind") == other.pop("kind")
+    assert mine == pytest.approx(other, rel=1e-9, abs=1e-11)
+
+
 @pytest.mark.parametrize(
-  ("flags", "end"),
-  [
-    (("--sharding=fsdp",), kill),
-    (("--no-sync-perturbation", "--ema-gradient=descent"), fill_the_disk),
-  ],
-  ids=["fsdp", "lean"],
+  ("sharding", "end"), [("fsdp", kill), ("replicated", fill_the_disk)]
 )
-def test_a_job_of_which_one_fell_goes_on_as_the_unbroken_one(
-  flags, end, start, tmp_path
+def test_a_job_equals_one_process_also_when_one_of_it_fell(
+  sharding, end, one_process, start, tmp_path
 ):
-  flags = ("--save-every=4", "--cpu-devices=2", *flags)
+  flags = ("--save-every=4", "--cpu-devices=2", f"--sharding={sharding}")
   unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-  finish(start_job(start, 2, unbroken, *flags))
+  first, other = finish(start_job(start, 2, unbroken, *flags))
+  assert f"from batch 0 of {STEPS}, on 4 devices" in first
+  assert "from batch" not in other
+  assert_close(unbroken, one_process)
   job = start_job(start, 2, broken, *flags)
   wait_for(checkpoint(broken, 8), job[0])
   end(job)
-  printed, _ = finish(start_job(start, 2, broken, *flags))
-  begin = int(re.search(r"from batch (\d+) of", printed)[1])
+  job = start_job(start, 2, broken, *flags)
+  # Nobody reads the streams any more, as by ``2>&1 | head``.
+  begin = job[0].stdout.readline()
+  while "from batch" not in begin:
+    begin = job[0].stdout.readline()
+  for process in job:
+    process.stdout.close()
+  for process in job:
+    assert process.wait(timeout=real_run.SECONDS) == 0
+  begin = int(re.search(r"from batch (\d+) of", begin)[1])
   assert 4 <= begin < STEPS
   real_run.assert_same(broken, unbroken, STEPS, least=20)
 
@@ -201,51 +195,24 @@ def test_a_folder_that_not_all_see_is_refused_before_training(start, tmp_path):
   assert not list(tmp_path.glob("*/seed-*"))
 
 
-@pytest.mark.parametrize(
-  ("flags", "status", "message"),
-  [
-    ((["--cpu-devices=2"], ["--cpu-devices=1"]), 1, "of devices, got 2, 1"),
-    ((["--batch-size=13"],) * 2, 2, "--batch-size: must split evenly over 2"),
-  ],
-)
-def test_what_is_wrong_after_joining_is_said_by_all(
-  flags, status, message, start, tmp_path
-):
+def test_processes_of_other_devices_are_told(start, tmp_path):
+  outputs = (tmp_path / "run",) * 2
+  flags = (["--cpu-devices=2"], ["--cpu-devices=1"])
+  for line in errors(differing_job(start, outputs, flags)):
+    assert "of devices, got 2, 1" in line
+  assert not list(outputs[0].glob("seed-*"))
+
+
+def test_a_job_that_is_interrupted_in_its_second_seed_saves(start, tmp_path):
   output = tmp_path / "run"
-  for line in errors(differing_job(start, (output, output), flags), status):
-    assert message in line
-  assert not list(output.glob("seed-*"))
-
-
-def test_a_job_that_is_interrupted_saves_and_says_so(start, tmp_path):
-  output = tmp_path / "run"
-  job = start_job(start, 2, output, "--save-every=2", "--epochs=1000")
-  wait_for(checkpoint(output, 2), job[0])
-  for process in job:  # As a terminal sends it, to all of them.
-    process.send_signal(signal.SIGINT)
-  for printed in finish(job, status=130):
-    assert "told to end; saved after batch" in printed
-    assert "Traceback" not in printed
-
-
-def test_sigterm_in_the_second_seed_saves(start, tmp_path):
-  output = tmp_path / "run"
-  job = start_job(
-    start, 2, output, "--save-every=2", "--seeds=500", "--epochs=1"
-  )
+  flags = ("--save-every=2", "--seeds=500", "--epochs=1")
+  job = start_job(start, 2, output, *flags)
   wait_for(output / "seed-2" / "checkpoints" / "4", job[0])
-  job[0].terminate()
-  ends = [re.search(r"saved after batch \d+", text)[0] for text in finish(job)]
+  job[0].send_signal(signal.SIGINT)
+  printed = [
+    real_run.finish(process, status)
+    for process, status in zip(job, (130, 0), strict=True)
+  ]
+  ends = [re.search(r"saved after batch \d+", text)[0] for text in printed]
   assert ends[0] == ends[1]
-
-
-def test_a_reader_who_goes_away_ends_no_job(start, tmp_path):
-  """Both streams of all processes are closed, as by ``2>&1 | head``."""
-  output = tmp_path / "run"
-  job = start_job(start, 2, output)
-  job[0].stdout.readline()
-  for process in job:
-    process.stdout.close()
-  for process in job:
-    assert process.wait(timeout=real_run.SECONDS) == 0
-  assert (output / "summary.json").exists()
+  assert not any("Traceback" in text for text in printed)

@@ -18,8 +18,8 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import config as config_lib
-from fsam_optax.experiments.train import paper
 from fsam_optax.experiments.train import program as program_lib
+from fsam_optax.experiments.train import settings as settings_lib
 from fsam_optax.experiments.train.run_state import MEANS
 from fsam_optax.experiments.train.run_state import RunState
 
@@ -34,14 +34,11 @@ def train(program, steps=6):
   """A few steps on rows of noise: the progress and the metrics."""
   images = images_of()
   progress = program.place(program.create(0))
-  compiled = {
-    ascends: program.lower_step(ascends=ascends).compile()
-    for ascends in {bool(x) for x in program.ascends[:steps]}
-  }
+  step = program.lower_step().compile()
   stream = stream_of(program.mesh, images.x_train, images.y_train, 0, steps)
   every = []
-  for number, batch in enumerate(stream):
-    progress, metrics = compiled[bool(program.ascends[number])](progress, batch)
+  for batch in stream:
+    progress, metrics = step(progress, batch)
     every.append(jax.tree.map(np.asarray, metrics))
   return progress, every
 
@@ -82,11 +79,11 @@ def test_means_weigh_rows_leave_out_what_was_skipped_and_begin_anew():
     metrics = {name: jnp.float32(loss) for name in MEANS}
     metrics["skipped"] = jnp.int32(skipped)
     progress = progress.after(None, metrics, rows, steps_an_epoch=3)
-    counts.append((int(progress.skipped), int(progress.skipped_in_a_row)))
+    counts.append(int(progress.skipped))
     if len(counts) == 3:
       assert progress.means() == {name: 2.0 for name in MEANS}
   assert progress.means()["loss"] == 7
-  assert counts == [(0, 0), (1, 1), (1, 0), (0, 0)]
+  assert counts == [0, 1, 1, 0]
 
 
 # No BatchNorm, whose statistics a device by itself takes of its own rows; wide
@@ -165,9 +162,7 @@ def test_a_step_is_the_recipe_written_out():
     return -jax.nn.log_softmax(logits)[np.arange(16), y].mean()
 
   expected, gradient = jax.jit(jax.value_and_grad(loss))(before)
-  progress, metrics = jax.jit(functools.partial(program.step, ascends=False))(
-    progress, {"image": x, "label": y}
-  )
+  progress, metrics = jax.jit(program.step)(progress, {"image": x, "label": y})
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
   assert progress.means()["loss"] == pytest.approx(float(metrics["loss"]))
   assert int(progress.batches) == 1
@@ -208,8 +203,7 @@ def test_bfloat16_computes_in_it_and_keeps_the_parameters_in_float32():
 )
 def test_every_option_makes_a_step(changes, has_ascent):
   program = program_of(mesh_of(1), **changes)
-  ascends = bool(program.ascends.any())
-  text = program.lower_step(ascends=ascends).as_text(debug_info=True)
+  text = program.lower_step().as_text(debug_info=True)
   assert ("descent" in text) == has_ascent
   state = program.abstract().state
   assert (state.perturbation is not None) == has_ascent
@@ -238,11 +232,8 @@ def test_gated_batches_go_through_one_pass_which_feeds_the_average():
   options = {"model": "cnn", "depth": 2, "width": 4}
   program = program_of(mesh_of(1), every=2, start="1epochs", **options)
   gates = [False, False, False, True, False, True]
-  assert program.ascends.tolist() == gates
   progress, metrics = train(program)
   assert [float(m["perturbation_norm"]) > 0 for m in metrics] == gates
-  text = program.lower_step(ascends=False).as_text(debug_info=True)
-  assert "descent" not in text
   assert int(progress.state.step) == int(progress.batches) == 6
   # Before the first ascent SGD trains, and the average is under way.
   before, _ = train(program, steps=3)
@@ -270,7 +261,7 @@ def test_learning_rate_is_the_cosine_of_the_authors():
   ],
 )
 def test_parameters_are_those_of_the_standard_network(recipe, count):
-  dataset, model = paper.RECIPES[recipe]
+  dataset, model = settings_lib.RECIPES[recipe]
   network = network_of(model, int(dataset.removeprefix("cifar")))
   variables = jax.eval_shape(
     lambda: network.init(

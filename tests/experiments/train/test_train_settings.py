@@ -51,7 +51,6 @@ def test_every_option_of_the_step_is_a_flag(capsys):
     main(["train", "--help"])
   assert ended.value.code == 0
   printed = capsys.readouterr().out
-  assert max(map(len, printed.splitlines())) <= 80
   for option in (
     *("sync_perturbation", "ema_gradient", "num_microbatches"),
     *("ascent_fraction", "every", "start", "stop", "skip_nonfinite"),
@@ -78,39 +77,22 @@ def error_of(capsys, *words):
     ("--depth=12", "--depth: must be 8 n + 2, such as 10 or 18, for resnet"),
     ("--model=vgg --depth=12", "--depth: must be one of 11, 13, 16, 19"),
     ("--learning-rate=0", "--learning-rate: must be a finite number above 0"),
-    ("--learning-rate=1e39", "--learning-rate: must be finite in float32"),
-    ("--learning-rate=1e-46", "--learning-rate: must be finite in float32"),
-    ("--rho=1e-300", "--rho: must be finite in float32 and not too near"),
-    ("--ascent-fraction=.999999999", "not too near to an end of its range for"),
-    ("--momentum=.999999999", "not too near to an end of its range for it, go"),
+    ("--momentum=.999999999", "--momentum: must be finite in float32 and a"),
     ("--data=digits --ascent-fraction=.9999995", "got 0.9999995 of 128 rows"),
     ("--ascent-fraction=0", "--ascent-fraction: must be a number in (0, 1]"),
     ("--rho=-1", "--rho: must be a finite number, 0 or more, got '-1'"),
     ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
     ("--mean=a,b", "--mean: must be finite numbers with commas between"),
     ("--standard-deviation=0", "--standard-deviation: must be numbers above 0"),
-    ("--standard-deviation=1e-300", "with commas between, that float32 holds"),
     ("--optimizer=adam", "--optimizer: must be one of sgd, sam, fsam, got"),
     ("--mask=heads", "--mask: must be one of none, exclude_biases_and_norms"),
     ("--start=5%", "--start: must be a number of steps such as 3000, or of"),
-    ("--nesterov --momentum=0", "--nesterov: must have a --momentum"),
     ("--eta=0.1", "--eta: must have --adaptive"),
     ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
-    ("--average=optimizer", "--lmbda: must be the --momentum with --average"),
+    ("--data=digits --average=optimizer", "--lmbda: must be the decay of the"),
     ("--accumulator-dtype=float64", "must have --dtype float64 to be float64"),
     ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
-    (
-      "--coordinator-address=host --num-processes=2 --process-id=0",
-      "--coordinator-address: must be a host and a port such as",
-    ),
-    (
-      "--coordinator-address=host:1 --num-processes=2",
-      "--coordinator-address: must come with --num-processes and --process-id",
-    ),
-    (
-      "--coordinator-address=host:1 --num-processes=2 --process-id=2",
-      "--process-id: must be below --num-processes, 2, got 2. Count from 0",
-    ),
+    ("--coordinator-address=host", "-address: must be a host and a port such"),
     ("--data=digits --mean=1,2,3", "--mean: must be one number, or one for ea"),
     ("--data=digits --model=vgg", "--model: vgg must have images of 32 x 32"),
     ("--data=digits --validation=1297", "--validation: must be at most 1296"),

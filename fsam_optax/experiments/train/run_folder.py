@@ -19,8 +19,7 @@ class RunError(RuntimeError):
   """Why a run cannot begin or go on, in one sentence."""
 
 
-@contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
+def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[Any]:
   """Holds a folder for this process, for as long as it lives.
 
   Raises:
@@ -29,19 +28,13 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
   import filelock
 
   try:
-    held = filelock.FileLock(folder / "lock", blocking=False).acquire()
-  except filelock.Timeout as error:
+    return filelock.FileLock(folder / "lock", blocking=False).acquire()
+  except OSError as error:  # Timeout is one.
+    reason = error.strerror or "another process is running in it"
     raise RunError(
-      f"--output must not be in use, got {str(folder)!r}, in which another "
-      "process is running. Wait for it, or choose another folder"
+      f"--output must not be in use, got {str(folder)!r}, whose lock cannot be "
+      f"taken ({reason}). Wait for it, or choose another folder"
     ) from error
-  except OSError as error:
-    raise RunError(
-      f"{str(folder / 'lock')!r} must be a file of this program, got "
-      f"{error.strerror}. Remove it, or choose another --output"
-    ) from error
-  with held:
-    yield
 
 
 @contextlib.contextmanager
@@ -69,26 +62,33 @@ def check_config(
     RunError: if something differs; names the flags and both values.
   """
   path = folder / "config.json"
+  # As they come back: lists for tuples.
   config, defaults = json.loads(json.dumps([config, defaults]))
   versions = files.versions()
   if not path.exists():
-    if begun_at := next(folder.glob("seed-*/checkpoints/[0-9]*"), None):
+    if any(folder.glob("seed-*/checkpoints/[0-9]*")):
       raise RunError(
-        f"{str(path)!r} must lie beside the checkpoints, got none with "
-        f"{str(begun_at)!r}: nobody knows by which flags that was trained. Put "
-        "it back, or choose another --output"
+        f"{str(path)!r} must lie beside the checkpoints, got none: nobody "
+        "knows by which flags they were trained. Put it back, or choose "
+        "another --output"
       )
     with writing(path):
       files.write_json({**config, "versions": versions}, path)
     return ""
-  begun = defaults | _read(path)
-  since = begun.pop("versions", None)
+  try:
+    begun = defaults | json.loads(path.read_text())
+    since = dict(begun.pop("versions", versions))
+  except (OSError, ValueError, TypeError, RecursionError) as error:
+    raise RunError(
+      f"{str(path)!r} must be the JSON that this program wrote, got a file "
+      f"that cannot be read ({printable(error)}). Put it back, or choose "
+      "another --output"
+    ) from error
   if changed := differences(begun, config, "{}, got {}"):
     raise RunError(
       f"the run in {str(folder)!r} was begun with {changed}. Give what it was "
       "begun with, or another --output"
     )
-  since = since if isinstance(since, dict) else versions
   return differences(since, versions, "{} then, {} now")
 
 
@@ -108,19 +108,3 @@ def _shown(value: Any) -> str:
   if isinstance(value, list):
     value = " ".join(map(str, value))
   return f"{value:g}" if isinstance(value, float) else printable(value)[:200]
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """A file of one JSON object."""
-  try:
-    if path.is_file():  # A pipe would be waited for.
-      begun = json.loads(path.read_text())
-      if isinstance(begun, dict):
-        return begun
-    reason = "it is no file of one object"
-  except (OSError, ValueError, RecursionError) as error:
-    reason = printable(error)
-  raise RunError(
-    f"{str(path)!r} must be the JSON that this program wrote, got a file that "
-    f"cannot be read ({reason}). Put it back, or choose another --output"
-  )
