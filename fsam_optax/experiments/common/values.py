@@ -118,9 +118,11 @@ def parse_number(
 
   if not is_inside(found):
     raise ValueError(f"must be {what}, got {text!r}; {remedy}")
-  if not is_inside(_in_float32(found)):
+  narrow = _in_float32(found)
+  if not is_inside(narrow) or (found and not narrow):
     raise ValueError(
-      f"must be finite in float32 and {what} there, got {text!r}; {remedy}"
+      f"must be {what} in float32, too, where it is {narrow:g}, got {text!r}; "
+      f"{remedy}"
     )
   return found
 

@@ -76,11 +76,17 @@ def config_of(settings: Settings, images: data.Images) -> Config:
 
 def check_flags(settings: Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
-  ascent, network = settings.ascent, settings.network
+  ascent, descent = settings.ascent, settings.descent
+  network = settings.network
   model, depth = network.model or RECIPES[settings.recipe].model, network.depth
   must = depth and networks.REGISTRY[model].check_depth(depth)
   for is_wrong, flag, message in (
     (must, "--depth", f"must be {must}, got {depth}"),
+    (
+      descent.nesterov and not descent.momentum,
+      "--nesterov",
+      "must have a --momentum, got 0",
+    ),
     (
       ascent.eta and not ascent.adaptive,
       "--eta",
@@ -92,7 +98,7 @@ def check_flags(settings: Settings) -> None:
       f"must have --dtype float64 to be float64, got --dtype {network.dtype}",
     ),
     (
-      not ascent.sync_perturbation and settings.descent.sharding == "fsdp",
+      not ascent.sync_perturbation and descent.sharding == "fsdp",
       "--no-sync-perturbation",
       "must have --sharding replicated, where a device has all parameters",
     ),

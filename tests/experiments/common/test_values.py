@@ -86,9 +86,18 @@ def test_words_become_values():
   [
     ("--rate 0", "--rate: must be a finite number above 0, got '0'; write 0.1"),
     ("--rate nan", "--rate: must be a finite number above 0, got 'nan'"),
-    ("--rate 1e39", "--rate: must be finite in float32 and a finite number ab"),
-    ("--rate 1e-46", "--rate: must be finite in float32 and a finite number a"),
-    ("--part .999999999", "--part: must be finite in float32 and a number in"),
+    (
+      "--rate 1e39",
+      "--rate: must be a finite number above 0 in float32, too, where it is inf",
+    ),
+    (
+      "--rate 1e-46",
+      "--rate: must be a finite number above 0 in float32, too, where it is 0",
+    ),
+    (
+      "--part .999999999",
+      "--part: must be a number in (0, 1) in float32, too, where it is 1",
+    ),
     ("--rate inf", "--rate: must be a finite number above 0, got 'inf'"),
     ("--rate -1", "--rate: must be a finite number above 0, got '-1'"),
     ("--rate x", "--rate: must be a finite number above 0, got 'x'"),
