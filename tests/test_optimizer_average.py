@@ -194,7 +194,7 @@ REFUSED = {
   ),
   "scaled": (
     optax.chain(optax.scale(0.5), SGD),
-    "got one in TraceState of 0.5 times the gradients at .* Move what",
+    "got one in TraceState of 0.5 times the gradients at .* Put the link",
   ),
   "novograd": (optax.novograd(0.1), "got none in ScaleByNovogradState"),
   "adafactor": (optax.adafactor(0.1), "got none in FactoredState"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pages
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = """
@@ -20,6 +21,7 @@ main(f"compare {images} --seeds 2 --epochs 9 --optimizers mine,fsam")
 """
 
 
+@pytest.mark.slow
 def test_a_file_and_a_line_add_what_every_command_then_knows(tmp_path):
   shutil.copytree(ROOT / "fsam_optax", tmp_path / "fsam_optax")
   changes = {"python": [], "diff": []}

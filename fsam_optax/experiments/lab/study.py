@@ -110,6 +110,9 @@ class Study(NamedTuple):
 
   def of_rows(self, rows: Sequence[Row]) -> dict[str, Any]:
     """What the JSON holds of the settings that rows say something of."""
+    # In the order of the arms; those of no search, by a rule, stand last.
+    place = {name: i for i, name in enumerate(self.arms)}
+    rows = sorted(rows, key=lambda row: place.get(row["arm"], len(place)))
     results = {x.title: x.results(rows) for x in self.settings}
     results = {title: of for title, of in results.items() if of}
     tested = [row for of in results.values() for row in of.values()]

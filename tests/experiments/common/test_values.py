@@ -88,7 +88,7 @@ def test_words_become_values():
     ("--rate nan", "--rate: must be a finite number above 0, got 'nan'"),
     (
       "--rate 1e39",
-      "--rate: must be a finite number above 0 in float32, too, where it is inf",
+      "--rate: must be a finite number above 0 in float32, too, where it is i",
     ),
     (
       "--rate 1e-46",

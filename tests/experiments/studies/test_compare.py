@@ -74,7 +74,7 @@ def run(*argv):
       "--data cifar",
       "--data: must be one of cifar100:PATH, cifar10:PATH, digits",
     ),
-    ("--data none.npz", "--data: .*there is no such file"),
+    ("--data none.npz", "--data: .*No such file"),
     ("--model rnn", "--model: must be one of cnn, mlp, .* got 'rnn'"),
     ("--model resnet", "--model: must be one of cnn, mlp, which keep no stat"),
     ("--image-size 3", "--data: .*--image-size 3 divides, got rows"),

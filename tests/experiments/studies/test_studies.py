@@ -162,7 +162,9 @@ def test_figure_has_a_gap_where_a_value_is_missing(tmp_path):
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
 
 
-@pytest.mark.parametrize("name", ["direction", "label-noise", "momentum"])
+@pytest.mark.parametrize(
+  "name", ["cifar", "direction", "label-noise", "momentum"]
+)
 def test_the_published_rows_give_the_published_tables(name):
   lines = (DOCS / f"{name}.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
