@@ -109,7 +109,6 @@ def by_setting(
 def by_arm(
   results: Mapping[str, Mapping[str, Row]],
   reference: str,
-  shown: Mapping[str, str] = {},
 ) -> dict[str, Any]:
   """What the JSON holds of many arms in a few settings, a row an arm.
 
@@ -117,12 +116,11 @@ def by_arm(
     results: a row of the store for each arm, by setting.
     reference: the arm whose accuracy is shown, and of the others what they
       have over it.
-    shown: names of arms in the tables, where others.
   """
   arms = list(dict.fromkeys(name for x in results.values() for name in x))
   header, rows = ["", *results], []
   for name in arms:
-    cells: list[Any] = [shown.get(name, name)]
+    cells: list[Any] = [name]
     for of in results.values():
       if name not in of:
         cells.append("")

@@ -24,6 +24,10 @@ _FIRST = ", ".join(
   for x in studies.REGISTRY.values()
   if x.first_seed != 2000
 )
+_OF_ONE_SETTING = {
+  *("data", "input_shape", "train_size", "validation_size", "test_size"),
+  *("classes", "standardized_by", "search_seeds"),
+}
 _QUESTIONS = "\n".join(
   f"{x.name}: {x.question}" for x in studies.REGISTRY.values()
 )
@@ -109,7 +113,10 @@ def run(given: Settings) -> None:
       sources={"cifar10": given.cifar10},
     )
     found = study.answer(lab)
-  config = lab.config() | {
+  config = lab.config()
+  if study.settings:  # They have their own images and search seeds.
+    config = {x: config[x] for x in config if x not in _OF_ONE_SETTING}
+  config |= {
     "quick": given.quick,
     "versions": files.versions("matfree"),
     **found.pop("config", {}),
