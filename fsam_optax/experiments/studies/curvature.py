@@ -29,8 +29,10 @@ def _run(lab: Lab) -> dict[str, Any]:
   for name, arm in _ARMS.items():
     point = lab.best[arm.like]
     row = lab.run(name, point, lab.seeds, "measured", measure=measure)
-    results[name] = row
-    if lines := _density(row["measures"].pop("density")):
+    measures = dict(row["measures"])
+    density = measures.pop("density")
+    results[name] = {**row, "measures": measures}
+    if lines := _density(density):
       panel = paired_report.panel("eigenvalue", lines, "density", title=name)
       panels.append({**panel, "is_log_y": True})
   columns = list(results["SGD"]["measures"])
