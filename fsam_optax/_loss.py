@@ -1,6 +1,7 @@
 """Checks of the user's loss function and of what it returns."""
 
 from collections.abc import Mapping
+import inspect
 from typing import Any, Callable
 
 import jax
@@ -15,13 +16,24 @@ from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
 
 
-def check_loss_fn(loss_fn: object) -> None:
-  """Raises unless `loss_fn` is callable."""
+def check_loss_fn(loss_fn: Any, arguments: tuple[str, ...] = ()) -> None:
+  """Raises unless `loss_fn` is callable, and takes arguments of these names."""
   if not callable(loss_fn):
     raise TypeError(
       "`loss_fn` must be callable, a function that returns the loss, got "
       f"{loss_fn!r}."
     )
+  try:
+    signature = inspect.signature(loss_fn)
+  except (TypeError, ValueError):  # Not every callable has one.
+    return
+  try:
+    _ = arguments and signature.bind(*arguments)
+  except TypeError as error:
+    raise TypeError(
+      f"`loss_fn` must take the arguments ({', '.join(arguments)}), got "
+      f"one of {signature}."
+    ) from error
 
 
 def loss_and_aux(output: Any, has_aux: bool) -> tuple[Any, Any]:
@@ -95,6 +107,10 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
       )
 
 
+_OTHER_MODEL_STATE = (
+  "`TrainState.create` gets it by collection, `model_state={\"batch_stats\": "
+  'variables["batch_stats"]}`, and the loss returns it before the metrics.'
+)
 NO_MODEL_STATE = (
   "`model_state` of the train state is None. If the model has variables that "
   "are not parameters, such as BatchNorm's statistics, give them: "
@@ -120,10 +136,10 @@ def step_output(output: Any, model_state: Any) -> PyTree:
     )
   loss, (returned, metrics) = output
   if differing := difference(model_state, returned):
-    remedy = f" {NO_MODEL_STATE}" if model_state is None else ""
+    remedy = NO_MODEL_STATE if model_state is None else _OTHER_MODEL_STATE
     raise ValueError(
       "`loss_fn` must return the model state in the structure, shapes and "
-      f"dtypes of the one it was given, with {differing}.{remedy}"
+      f"dtypes of the one it was given, with {differing}. {remedy}"
     )
   paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
   by_name = {joined_path(path): leaf for path, leaf in paths(returned)}

@@ -172,8 +172,9 @@ def check_batch(
   if length % num_microbatches:
     raise ValueError(
       "`num_microbatches` must divide the number of rows of the batch, got "
-      f"{num_microbatches} for {length} rows. Drop or pad "
-      f"{length % num_microbatches} of them."
+      f"{num_microbatches} for {length} rows. Drop "
+      f"{length % num_microbatches} of them, or add "
+      f"{-length % num_microbatches}."
     )
   rows = length // num_microbatches
   taken = round(ascent_fraction * rows)

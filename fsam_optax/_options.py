@@ -235,7 +235,7 @@ def _check_fraction(fraction: Any) -> None:
 
 def check_int(name: str, value: object, least: int) -> None:
   """Raises unless `value` is an int of at least `least`."""
-  if isinstance(value, bool) or not isinstance(value, int):
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
     raise TypeError(f"`{name}` must be an int, got {value!r}.")
   if value < least:
     raise ValueError(f"`{name}` must be at least {least}, got {value}.")

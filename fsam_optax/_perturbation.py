@@ -796,6 +796,11 @@ def check_hyperparameter(
     is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
       dtype, jnp.integer
     )
+  if isinstance(value, optax.GradientTransformation):
+    raise TypeError(
+      f"`{name}` {what}, got an optimizer. Put it behind this link of a chain, "
+      "`optax.chain(fsam(rho=0.05), optimizer)`."
+    )
   if not is_number:
     raise TypeError(f"`{name}` {what}, got {value!r}.")
   if np.ndim(value) != 0:

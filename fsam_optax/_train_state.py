@@ -69,7 +69,7 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     Raises:
       TypeError: if ``perturbation`` is not a gradient transformation, or needs
-        ``grad_fn``.
+        ``grad_fn``, or ``dynamic_scale`` is not Flax's.
       ValueError: if it has ``average="optimizer"``, and the momentum of ``tx``
         is missing, ambiguous, of scaled gradients or of another decay.
     """
@@ -253,6 +253,11 @@ def _as_arrays(scale):
   """The loss scale with arrays for Python numbers, as a step returns it."""
   if scale is None:
     return None
+  if not isinstance(scale, dynamic_scale_lib.DynamicScale):
+    raise TypeError(
+      "`dynamic_scale` must be a flax.training.dynamic_scale.DynamicScale, or "
+      f"None, got {scale!r}. Write `dynamic_scale=DynamicScale()`."
+    )
   return scale.replace(
     fin_steps=jnp.asarray(scale.fin_steps, jnp.int32),
     scale=jnp.asarray(scale.scale, jnp.float32),

@@ -120,7 +120,7 @@ def make_train_step(
     divide the gradient by the scale at once, in float32. If either pass
     overflows, the step is skipped and the scale lowered, by Flax's rule.
   """
-  check_loss_fn(loss_fn)
+  check_loss_fn(loss_fn, ("params", "model_state", "batch", "rng"))
   unknown = set(metrics) - _OPTIONAL_METRICS
   if isinstance(metrics, str) or unknown:
     raise ValueError(

@@ -368,10 +368,14 @@ def _check_rows(batch, replicas, processes):
     rows = processes * jnp.shape(x)[0] if jnp.ndim(x) else 0
     if rows == 0 or rows % replicas:
       got = f"{rows} rows" if jnp.ndim(x) else "a scalar"
-      remedy = f"Drop or pad {rows % replicas} of them." if rows else ""
+      remedy = (
+        f" Drop {rows % replicas} of them, or add {-rows % replicas}."
+        if rows
+        else ""
+      )
       raise ValueError(
         f"`batch` must split evenly over {replicas} devices or groups, got "
-        f"{got} at {path}. {remedy}".rstrip()
+        f"{got} at {path}.{remedy}"
       )
 
 
@@ -380,7 +384,7 @@ def _axes_on(mesh, axis_name):
   if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
     raise ValueError(
       f"`axis_name` must name axes of the mesh, {mesh.axis_names}, got "
-      f"{unknown}."
+      f"{unknown}. Give the name of an axis of it; the default is 'batch'."
     )
   return axes
 
