@@ -56,8 +56,9 @@ def check_loss(loss: Any) -> None:
   if not is_real or jnp.shape(loss):
     raise TypeError(
       "`loss_fn` must return the loss as a real scalar, got "
-      f"{shape_and_dtype(loss)}. Take the mean over the batch; return other "
-      "outputs as aux, with `has_aux=True`."
+      f"{shape_and_dtype(loss)}. Take the mean over the batch, and "
+      "return no other outputs unless `has_aux=True` says so, where that is an "
+      "argument."
     )
 
 

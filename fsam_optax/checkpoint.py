@@ -94,7 +94,8 @@ def check(metadata: Any, state: PyTree) -> None:
     return
   remedy = (
     "Build the state with the model, optimizer, perturbation and kind of rng "
-    "of the saved run"
+    "of the saved run; to move a run without F-SAM over, restore it into the "
+    "optimizer's state that it was saved from, and put that behind F-SAM's"
   )
   has_perturbation = lambda paths: any(
     path.split(".")[0] == "perturbation_state" for path in paths
