@@ -96,17 +96,15 @@ def place(tree: Any, shardings: Any) -> Any:
 
   Args:
     tree: arrays or their shapes.
-    shardings: a sharding for all of them, or a tree of shardings.
+    shardings: a tree of shardings, or of what all below have.
 
   Returns:
     The tree of :class:`jax.ShapeDtypeStruct`.
   """
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, tree)
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
     ),
     tree,
-    shardings,
+    jax.tree.broadcast(shardings, tree),
   )

@@ -7,22 +7,25 @@ train``. It prints the rows as they come, and writes one JSON file anew after
 each part, so that a run that is cut short keeps what it had:
 
   python benchmarks/accelerator.py [--output accelerator.json]
-                                   [--parts checks cost train] [--budget 480]
+                                   [--parts checks cost train peak]
+                                   [--budget 480]
 
 Every part runs in processes of its own, one after another: a TPU belongs to
 one process at a time, and a process's peak of memory is then that of one step.
-``cost`` needs jax, flax, optax and numpy; ``checks`` pytest and chex, too, and
-``train`` the package installed, with its extra ``experiments``.
+``cost`` and ``peak`` need jax, flax, optax and numpy; ``checks`` pytest and
+chex, too, and ``train`` the extra ``experiments``.
 
 The exit status is 1 where a check fails or a part breaks.
 """
 
 import argparse
-from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import importlib.metadata
-import importlib.util
+from importlib.util import find_spec
+import io
 import json
 import os
 import pathlib
@@ -38,10 +41,8 @@ import numpy as np
 # device would keep it from the others.
 
 ROOT = pathlib.Path(__file__).parents[1]
-PARTS = ("checks", "cost", "train")
+PARTS = ("checks", "cost", "train", "peak")
 MODELS = ("resnet18", "perceptron", "resnet18-bfloat16", "decoder")
-QUICK_MODELS = ("resnet-tiny",)
-BATCH_SIZES = (128, 1024)
 STAGES = {  # The main ones of all models first, before time runs out.
   "main": (
     "SAM by hand",
@@ -69,7 +70,6 @@ CHECKS = (
   "test_numerics.py",
   "test_train_step.py",
 )
-PEAKS = (("resnet18", 1024), ("perceptron", 128))
 PEAK_STEPS = ("SGD", "floor", "fsam in a chain", "train step (default)")
 OPTIMIZERS = {  # Flags of `train`.
   "SGD": ("--optimizer=sgd",),
@@ -81,7 +81,6 @@ OPTIMIZERS = {  # Flags of `train`.
     "--ema-gradient=descent",
   ),
 }
-OF_TRAIN = ("grain", "matplotlib", "orbax.checkpoint")
 
 
 class Job(NamedTuple):
@@ -105,9 +104,7 @@ def describe() -> Iterator[dict[str, Any]]:
   """Yields the device and the versions."""
   import jax
 
-  versions = {}
-  for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
-    versions[package] = importlib.metadata.version(package)
+  packages = ("jax", "jaxlib", "flax", "optax", "numpy")
   device = jax.devices()[0]
   yield {
     "device": device.device_kind,
@@ -117,7 +114,7 @@ def describe() -> Iterator[dict[str, Any]]:
     "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
     "python": sys.version.split()[0],
     "cores": os.cpu_count(),
-    "versions": versions,
+    "versions": {x: importlib.metadata.version(x) for x in packages},
   }
 
 
@@ -134,9 +131,9 @@ class Outcomes:
       return
     message = "" if report.passed else str(report.longrepr)[-1500:]
     name = report.nodeid.rpartition("/")[-1]
-    row = {"check": name, "passed": report.passed, "message": message}
-    self.rows.append(row)
-    print(line_of("checks", row), flush=True)
+    self.rows.append(
+      {"check": name, "passed": report.passed, "message": message}
+    )
 
 
 def check(device: str, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -186,12 +183,19 @@ def time_steps(
   """
   import jax
   import step_cost
+  import workloads
 
-  workload, batch = _on_device(model, batch_size)
+  workload = workloads.WORKLOADS[model]()
+  batch = jax.device_put(workload.batch(batch_size))
+  params, model_state, num_params = workload.shapes()
   against = ["SGD", "floor"]
   chosen = step_cost.chosen_steps(workload, batch_size, [*against, *steps])
-  compiled = _compile(workload, batch, chosen)
-  num_params = step_cost.shapes_of(workload)[-1]
+  compiled = {}
+  # Beside one another, and none any more while something is timed.
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for name, step in chosen.items():
+      state = jax.eval_shape(step.init, params, model_state)
+      compiled[name] = pool.submit(step_cost.compile_step, step, state, batch)
   call_of = lambda name: step_cost.Repeated(
     compiled[name].result(),
     step_cost.first_state(workload, chosen[name]),
@@ -216,33 +220,6 @@ def time_steps(
     yield rows[-1]
 
 
-def _on_device(model, batch_size):
-  """A workload, and a batch of it on the device."""
-  import jax
-  import workloads
-
-  workload = workloads.WORKLOADS[model]()
-  batch = workload.make_batch(np.random.default_rng(0), batch_size)
-  return workload, jax.device_put(batch)
-
-
-def _compile(workload, batch, chosen):
-  """Futures of the compiled steps by name, all of them done."""
-  import jax
-  import step_cost
-
-  params, model_state, _ = step_cost.shapes_of(workload)
-  compiled = {}
-  # Beside one another, and none any more while something is timed.
-  with concurrent.futures.ThreadPoolExecutor(
-    max(1, min(8, (os.cpu_count() or 1) // 2))
-  ) as pool:
-    for name, step in chosen.items():
-      state = jax.eval_shape(step.init, params, model_state)
-      compiled[name] = pool.submit(step_cost.compile_step, step, state, batch)
-  return compiled
-
-
 def peak(model: str, batch_size: int, step: str) -> Iterator[dict[str, Any]]:
   """Yields the peak of the device's memory in a process of one step.
 
@@ -252,10 +229,12 @@ def peak(model: str, batch_size: int, step: str) -> Iterator[dict[str, Any]]:
   import jax
   from jax import numpy as jnp
   import step_cost
+  import workloads
 
-  workload, batch = _on_device(model, batch_size)
+  workload = workloads.WORKLOADS[model]()
+  batch = jax.device_put(workload.batch(batch_size))
   chosen = step_cost.chosen_steps(workload, batch_size, [step])[step]
-  params, model_state, num_params = step_cost.shapes_of(workload)
+  params, model_state, num_params = workload.shapes()
   shapes = jax.eval_shape(chosen.init, params, model_state)
   row, compiled = step_cost.counted(chosen, shapes, batch, num_params)
   # Not the real one: to draw and to copy it takes memory, too.
@@ -270,11 +249,53 @@ def peak(model: str, batch_size: int, step: str) -> Iterator[dict[str, Any]]:
   }
 
 
+def train(
+  optimizer: str, rows: int, side: int, flags: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+  """Yields the images a second of the command's last epoch.
+
+  Args:
+    optimizer: one of :data:`OPTIMIZERS`.
+    rows: random images to train on, ten classes; a hundredth for the test.
+    side: pixels of their sides.
+    flags: of the command.
+  """
+  from fsam_optax import __main__ as command
+
+  rng, tests = np.random.default_rng(0), max(rows // 100, 20)
+  images = rng.integers(0, 256, (rows + tests, side, side, 3), np.uint8)
+  labels = (np.arange(rows + tests) % 10).astype(np.int32)
+  start = time.monotonic()
+  with tempfile.TemporaryDirectory() as folder:
+    data, output = f"{folder}/images.npz", f"{folder}/run"
+    np.savez(
+      data,
+      x_train=images[tests:],
+      y_train=labels[tests:],
+      x_test=images[:tests],
+      y_test=labels[:tests],
+    )
+    words = [f"--data={data}", f"--output={output}", "--epochs=2"]
+    with contextlib.redirect_stdout(io.StringIO()):
+      command.main(["train", *words, *OPTIMIZERS[optimizer], *flags])
+    text = pathlib.Path(output, "seed-1", "metrics.jsonl").read_text()
+  lines = map(json.loads, text.splitlines())
+  # The first epoch compiles the evaluation.
+  last = [line for line in lines if line["kind"] == "epoch"][-1]
+  seconds = time.monotonic() - start
+  yield {"optimizer": optimizer, **last, "wall_seconds": seconds}
+
+
 WORKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
   "device": describe,
   "checks": check,
   "cost": time_steps,
+  "train": train,
   "peak": peak,
+}
+NEEDS = {  # Modules, of the parts that need more than the core does.
+  "checks": ("pytest", "chex"),
+  "train": ("filelock", "grain", "matplotlib", "orbax", "tyro"),
 }
 
 
@@ -284,8 +305,21 @@ def work(job: Job, path: str) -> None:
     for row in WORKS[job.part](**job.arguments):
       file.write(json.dumps(row) + "\n")
       file.flush()
-      if job.part != "checks":  # Those are printed as they come.
-        print(line_of(job.part, row), flush=True)
+      print(line_of(job.part, row), flush=True)
+
+
+SHOWN = {
+  "milliseconds": "ms {:.3f}",
+  "ratio_to_floor": "of the floor {:.3f}",
+  "ratio_to_sgd": "of SGD {:.3f}",
+  "predicted_ratio_to_sgd": "by its roofline {:.2f}",
+  "words_above_floor": "words above {:.2f}",
+  "temporary_above_floor": "trees above {:.2f}",
+  "peak_bytes": "peak bytes {:,}",
+  "images_per_second": "images/s {:,.0f}",
+  "waiting_fraction": "waiting {:.1%}",
+  "error": "{}",
+}
 
 
 def line_of(part: str, row: dict[str, Any]) -> str:
@@ -296,267 +330,141 @@ def line_of(part: str, row: dict[str, Any]) -> str:
   if part == "checks":
     outcome = "PASS" if row["passed"] else "FAIL"
     return f"{outcome} {row['check']} {row['message']}".rstrip()
-  shown = {
-    "ms": ("milliseconds", ".3f"),
-    "of the floor": ("ratio_to_floor", ".3f"),
-    "of SGD": ("ratio_to_sgd", ".3f"),
-    "by its roofline": ("predicted_ratio_to_sgd", ".2f"),
-    "words above": ("words_above_floor", ".2f"),
-    "trees above": ("temporary_above_floor", ".2f"),
-    "peak MB": ("peak_megabytes", ",.0f"),
-    "images/s": ("images_per_second", ",.0f"),
-    "waiting": ("waiting_fraction", ".1%"),
-  }
-  if row.get("peak_bytes") is not None:
-    row = {**row, "peak_megabytes": row["peak_bytes"] / 1e6}
-  cells = [
-    f"{name} {row[field]:{form}}"
-    for name, (field, form) in shown.items()
-    if row.get(field) is not None
-  ]
-  if "error" in row:
-    cells.append(row["error"].splitlines()[0])
   names = ("model", "batch_size", "step", "optimizer")
   label = " ".join(str(row[name]) for name in names if name in row)
+  cells = [
+    form.format(row[field])
+    for field, form in SHOWN.items()
+    if row.get(field) is not None
+  ]
   return f"{part}: {label}: " + (", ".join(cells) or "not known here")
 
 
 # ---- The main process: one job after another, until the time is up.
 
 
-class Report:
-  """The results, in a file that is whole after each job."""
+def plan(args: argparse.Namespace, platform: str) -> list[Job]:
+  """The jobs in order, the most useful first."""
 
-  def __init__(self, path: pathlib.Path, arguments: dict[str, Any]) -> None:
-    """Writes the empty report."""
-    self._path, self._start = path, time.monotonic()
+  def costs(batch_size, stage, models=args.models):
+    for model in models:
+      name = f"cost of {model}, {batch_size} rows, {stage}"
+      arguments = {"model": model, "batch_size": batch_size}
+      arguments["steps"] = STAGES[stage]
+      arguments["seconds"] = 0.1 if args.quick else 1.0
+      yield Job(name, "cost", arguments)
+
+  def peaks(model, batch_size, steps):
+    for step in steps:
+      name = f"peak of {model}, {batch_size} rows, {step}"
+      arguments = {"model": model, "batch_size": batch_size, "step": step}
+      yield Job(name, "peak", arguments)
+
+  def trains(optimizers, rows, side, *flags):
+    flags = ("--recipe=cifar10-resnet18", *flags)
+    for optimizer in optimizers:
+      arguments = {"optimizer": optimizer, "rows": rows, "side": side}
+      yield Job(f"train {optimizer}", "train", arguments | {"flags": flags})
+
+  checks = Job("checks", "checks", {"device": platform, "names": args.checks})
+  if args.quick:
+    tiny = ("--depth=10", "--width=4", "--batch-size=32", "--cutout=0")
+    return [
+      checks,
+      *costs(8, "quick", ["resnet-tiny"]),
+      *trains(["F-SAM, 1/8"], 64, 8, *tiny),
+      *peaks("mlp-tiny", 8, ["floor"]),
+    ]
+  return [
+    checks,
+    *costs(128, "main"),
+    *trains(OPTIMIZERS, 25_600, 32, "--dtype=bfloat16"),
+    *costs(1024, "main"),
+    *peaks("resnet18", 1024, PEAK_STEPS),
+    *peaks("perceptron", 128, PEAK_STEPS),
+    *costs(128, "more"),
+    *costs(1024, "more"),
+  ]
+
+
+class Run:
+  """Does jobs until the budget is spent; the report is whole after each.
+
+  Attributes:
+    found: the report.
+  """
+
+  def __init__(self, args: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Starts the clock and writes the empty report."""
+    self._args, self._folder, self._start = args, folder, time.monotonic()
     self.found: dict[str, Any] = {
-      "arguments": arguments,
-      "device": None,
-      **{part: [] for part in ("checks", "cost", "peak", "train")},
-      "skipped": [],
-      "errors": [],
+      "arguments": {k: str(v) for k, v in vars(args).items() if k != "job"},
+      **{part: [] for part in (*WORKS, "skipped", "errors")},
       "seconds": {},
     }
-    self.write()
+    self._write()
 
-  def write(self) -> None:
-    """Writes a file beside the old one, and moves it into its place."""
-    self.found["total_seconds"] = time.monotonic() - self._start
-    beside = self._path.with_name(f"{self._path.name}.part")
-    beside.write_text(json.dumps(self.found, indent=2) + "\n")
-    beside.replace(self._path)
+  def do(self, job: Job) -> None:
+    """Does a job in a process of its own and puts its rows into the report."""
+    left = self._args.budget - (time.monotonic() - self._start)
+    missing = [x for x in NEEDS.get(job.part, ()) if not find_spec(x)]
+    if left <= 0:
+      self._note("skipped", job, "the budget was spent")
+    elif missing:
+      remedy = f"pip install {' '.join(missing)}"
+      self._note("skipped", job, f"needs: {remedy}")
+    else:
+      start = time.monotonic()
+      self.found[job.part] += self._rows(job, left)
+      self.found["seconds"][job.name] = time.monotonic() - start
+    self._write()
 
-  def skip(self, name: str, reason: str) -> None:
-    """Notes a job that was not done."""
-    print(f"skipped {name}: {reason}", flush=True)
-    self.found["skipped"].append({"job": name, "reason": reason})
-
-  def fail(self, name: str, message: str) -> None:
-    """Notes a job that broke."""
-    print(f"error in {name}: {message}", flush=True)
-    self.found["errors"].append({"job": name, "error": message})
-
-  @property
-  def status(self) -> int:
-    """The exit status: 0 without errors and with all checks passed."""
-    found = self.found
-    has_failed = any(not row["passed"] for row in found["checks"])
-    rows = (*found["cost"], *found["peak"])
-    is_bad = has_failed or found["errors"] or any("error" in x for x in rows)
-    return int(bool(is_bad))
-
-
-class Runner:
-  """Runs commands in turn until the budget is spent."""
-
-  def __init__(
-    self, report: Report, folder: pathlib.Path, budget: float, quick: bool
-  ) -> None:
-    """Starts the clock."""
-    self.report, self.folder, self.quick = report, folder, quick
-    self._end = time.monotonic() + budget
-
-  @property
-  def left(self) -> float:
-    """Seconds of the budget that are left."""
-    return self._end - time.monotonic()
-
-  def command(
-    self, name: str, command: list[str], *, shows: bool = True
-  ) -> None:
-    """Runs a command, and notes in the report if it breaks or is skipped.
-
-    Args:
-      name: of the job, for the report.
-      command: to run, with this checkout's package.
-      shows: whether to print its output.
-    """
-    if self.left <= 0:
-      self.report.skip(name, "the budget was spent")
-      return
-    log = self.folder / "log"
-    start = time.monotonic()
+  def _rows(self, job, seconds):
+    """The rows that its process wrote; notes how that ended."""
+    rows, log = self._folder / "rows.jsonl", self._folder / "log"
+    rows.write_text("")
+    flags = f"--job={json.dumps(job)}", f"--output={rows}"
     with open(log, "w") as file:
-      process = subprocess.Popen(
-        command,
-        env=self._environment(),
-        stdout=None if shows else file,
-        stderr=file,
-      )
       try:
-        status = process.wait(timeout=self.left)
+        done = subprocess.run(
+          [sys.executable, __file__, *flags],
+          env=self._environment(),
+          stderr=file,
+          timeout=seconds,
+        )
       except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        status = None
-        self.report.skip(name, "the budget was spent on the way")
-    if status:
-      text = log.read_text(errors="replace").strip()
-      self.report.fail(name, f"status {status}: {text[-1500:]}")
-    self.report.found["seconds"][name] = time.monotonic() - start
+        self._note("skipped", job, "the budget was spent on the way")
+      else:
+        if done.returncode:
+          text = log.read_text(errors="replace").strip()[-1500:]
+          self._note("errors", job, f"status {done.returncode}: {text}")
+    # A process that is killed may leave half a line.
+    return [json.loads(line) for line in rows.read_text().split("\n")[:-1]]
 
   def _environment(self) -> dict[str, str]:
+    """With this checkout's package and what the jobs before compiled."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if self.quick:
+    if self._args.quick:
       return found | {"JAX_PLATFORMS": "cpu"}
-    # The next job reads the compiled programs of this one.
     return {
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+      "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       **found,
     }
 
-  def job(self, job: Job) -> None:
-    """Runs a job and puts its rows into the report."""
-    path = self.folder / "rows.jsonl"
-    path.write_text("")
-    flags = f"--job={json.dumps(job)}", f"--output={path}"
-    self.command(job.name, [sys.executable, __file__, *flags])
-    # A process that is killed may leave half a line.
-    lines = path.read_text().split("\n")[:-1]
-    rows = [json.loads(line) for line in lines]
-    if job.part == "device":
-      self.report.found["device"] = rows[0] if rows else None
-    else:
-      self.report.found[job.part] += rows
-    self.report.write()
+  def _note(self, kind: str, job: Job, reason: str) -> None:
+    """Notes a job that was skipped or broke."""
+    print(f"{kind}: {job.name}: {reason}", flush=True)
+    self.found[kind].append({"job": job.name, "reason": reason})
 
-  def train(self, optimizer: str, flags: Iterable[str]) -> None:
-    """Runs ``python -m fsam_optax train``, for a row of its last epoch."""
-    name = f"train {optimizer}"
-    output = self.folder / name.replace(" ", "-").replace("/", "-")
-    start = time.monotonic()
-    self.command(
-      name,
-      [
-        *(sys.executable, "-m", "fsam_optax", "train", f"--output={output}"),
-        *(*OPTIMIZERS[optimizer], *flags),
-      ],
-      shows=False,
-    )
-    path = output / "seed-1" / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    epochs = [x for x in map(json.loads, lines) if x["kind"] == "epoch"]
-    if not epochs:
-      return
-    row = {
-      "optimizer": optimizer,
-      "epochs": len(epochs),
-      # The first epoch compiles the evaluation.
-      "images_per_second": epochs[-1]["images_per_second"],
-      "waiting_fraction": epochs[-1]["waiting_fraction"],
-      "epoch_seconds": epochs[-1]["seconds"],
-      "wall_seconds": time.monotonic() - start,
-      "loss": epochs[-1]["loss"],
-      "skipped_steps": epochs[-1]["skipped"],
-    }
-    print(line_of("train", row), flush=True)
-    self.report.found["train"].append(row)
-    self.report.write()
-
-
-def checks_of(runner: Runner, args: argparse.Namespace) -> None:
-  """The laws and the recorded trajectories."""
-  if importlib.util.find_spec("pytest") and importlib.util.find_spec("chex"):
-    device = (runner.report.found["device"] or {}).get("platform", "cpu")
-    arguments = {"device": device, "names": args.checks}
-    runner.job(Job("checks", "checks", arguments))
-  else:
-    runner.report.skip("checks", "needs: pip install pytest chex")
-
-
-def cost_of(
-  runner: Runner, models: Iterable[str], batch_size: int, stage: str
-) -> None:
-  """The time of one stage of the steps, on every model."""
-  for model in models:
-    arguments = {
-      "model": model,
-      "batch_size": batch_size,
-      "steps": STAGES[stage],
-      "seconds": 0.1 if runner.quick else 1.0,
-    }
-    name = f"cost of {model}, {batch_size} rows, {stage}"
-    runner.job(Job(name, "cost", arguments))
-
-
-def peaks_of(runner: Runner, args: argparse.Namespace) -> None:
-  """The peaks of memory, of some."""
-  del args
-  peaks, steps = (PEAKS, PEAK_STEPS)
-  if runner.quick:
-    peaks, steps = (("mlp-tiny", 8),), ("floor",)
-  for model, batch_size in peaks:
-    for step in steps:
-      name = f"peak of {model}, {batch_size} rows, {step}"
-      arguments = {"model": model, "batch_size": batch_size, "step": step}
-      runner.job(Job(name, "peak", arguments))
-
-
-def train_of(runner: Runner, args: argparse.Namespace) -> None:
-  """Images a second of the command, on random images of CIFAR's shape."""
-  del args
-  missing = [
-    name
-    for name in OF_TRAIN
-    if importlib.util.find_spec(name.partition(".")[0]) is None
-  ]
-  try:
-    importlib.metadata.version("fsam-optax")
-  except importlib.metadata.PackageNotFoundError:
-    missing.append("fsam-optax")
-  if missing:
-    runner.report.skip(
-      "train",
-      f"needs {', '.join(missing)}. Run: pip install -e '.[experiments]'",
-    )
-    return
-  path = runner.folder / "images.npz"
-  write_images(path, *((64, 8) if runner.quick else (25_600, 32)))
-  flags = [f"--data={path}", "--recipe=cifar10-resnet18", "--epochs=2"]
-  if runner.quick:
-    flags += ["--depth=10", "--width=4", "--batch-size=32", "--cutout=0"]
-  else:
-    flags.append("--dtype=bfloat16")
-  for optimizer in ("F-SAM, 1/8",) if runner.quick else OPTIMIZERS:
-    runner.train(optimizer, flags)
-
-
-def write_images(path: pathlib.Path, rows: int, side: int) -> None:
-  """An archive of random images, ten classes, a hundredth for the test."""
-  rng = np.random.default_rng(0)
-  tests = max(rows // 100, 20)
-  images = rng.integers(0, 256, (rows + tests, side, side, 3), np.uint8)
-  labels = (np.arange(rows + tests) % 10).astype(np.int32)
-  np.savez(
-    path,
-    x_train=images[tests:],
-    y_train=labels[tests:],
-    x_test=images[:tests],
-    y_test=labels[:tests],
-  )
+  def _write(self) -> None:
+    """Writes a file beside the old one, and moves it into its place."""
+    self.found["total_seconds"] = time.monotonic() - self._start
+    path = self._args.output
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(json.dumps(self.found, indent=2) + "\n")
+    beside.replace(path)
 
 
 def parse() -> argparse.Namespace:
@@ -582,57 +490,29 @@ def parse() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def plan(quick: bool) -> list[tuple[str, Callable[..., None]]]:
-  """The work in order, the most useful first, each with its part."""
-  if quick:
-    costs = [lambda runner, _: cost_of(runner, QUICK_MODELS, 8, "quick")]
-  else:
-    costs = [
-      lambda runner, args, rows=rows, stage=stage: cost_of(
-        runner, args.models, rows, stage
-      )
-      for stage in ("main", "more")
-      for rows in BATCH_SIZES
-    ]
-  first, *others = (("cost", cost) for cost in costs)
-  return [
-    ("checks", checks_of),
-    first,
-    ("train", train_of),
-    *others[:1],
-    ("cost", peaks_of),
-    *others[1:],
-  ]
-
-
 def main() -> int:
-  """Runs the parts and returns the exit status."""
+  """Does the jobs and returns the exit status."""
   args = parse()
   if args.job:
     work(Job(*json.loads(args.job)), args.output)
     return 0
-  arguments = {k: v for k, v in vars(args).items() if k != "job"}
-  arguments["output"] = str(args.output)
-  report = Report(args.output, arguments)
   with tempfile.TemporaryDirectory() as folder:
-    runner = Runner(report, pathlib.Path(folder), args.budget, args.quick)
-    runner.job(Job("device", "device", {}))
-    for part, run in plan(args.quick):
-      if part not in args.parts:
-        continue
-      try:
-        run(runner, args)
-      except Exception as exception:  # It must not lose the other parts.
-        report.fail(part, f"{type(exception).__name__}: {exception}")
-      report.write()
-  found = report.found
+    run = Run(args, pathlib.Path(folder))
+    run.do(Job("device", "device", {}))
+    platform = [row["platform"] for row in run.found["device"]] or ["cpu"]
+    for job in plan(args, platform[0]):
+      if job.part in args.parts:
+        run.do(job)
+  found = run.found
+  passed = sum(row["passed"] for row in found["checks"])
   print(
-    f"{sum(row['passed'] for row in found['checks'])} of "
-    f"{len(found['checks'])} checks pass, {len(found['errors'])} errors, "
-    f"{len(found['skipped'])} skipped, {found['total_seconds']:.0f} s; "
+    f"{passed} of {len(found['checks'])} checks pass, {len(found['errors'])} "
+    f"errors, {len(found['skipped'])} skipped, {found['total_seconds']:.0f} s; "
     f"wrote {args.output}"
   )
-  return report.status
+  has_error = any("error" in row for row in (*found["cost"], *found["peak"]))
+  has_failed = passed < len(found["checks"]) or found["errors"]
+  return int(bool(has_failed or has_error))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ computations that it calls and the scope of its JAX operation.
 """
 
 from collections.abc import Iterator
-import dataclasses
+import functools
 import math
 import re
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 KINDS = (
   "all-reduce",
@@ -53,8 +53,7 @@ class Collective(NamedTuple):
     return self.count * sum(math.prod(shape) for shape in self.shapes)
 
 
-@dataclasses.dataclass
-class _Instruction:
+class _Instruction(NamedTuple):
   name: str
   shape: str
   opcode: str
@@ -79,20 +78,21 @@ def collectives(
     The collectives, in the order of the text.
   """
   computations, entry = _parse(text)
-  passes = {
-    name: _passes(name, computations, (first, second)) for name in computations
-  }
-  counts = dict.fromkeys(computations, 0)
-  for name, count in _calls(entry, computations, 1):
-    counts[name] += count
+  counts = dict.fromkeys(computations, 0) | {entry: 1}
+  fused = set()
+  # The text has each computation before those that call it.
+  for name, instructions in reversed(computations.items()):
+    for x in instructions:
+      for called in x.called:
+        counts[called] += counts[name] * x.trips
+      if x.opcode == "fusion":
+        fused.update(x.called)
+  passes: dict[str, set[str]] = {}
+  for name, instructions in computations.items():
+    passes[name] = set().union(
+      *(_passes(x, passes, (first, second)) for x in instructions)
+    )
   found = {}
-  fused = {
-    called
-    for instructions in computations.values()
-    for x in instructions
-    if x.opcode == "fusion"
-    for called in x.called
-  }
   for name, instructions in computations.items():
     if not counts[name] or name in fused:
       continue
@@ -156,39 +156,32 @@ def main_memory_bytes(text: str) -> int:
 def _main_memory_bytes(name, computations) -> int:
   instructions = {x.name: x for x in computations[name]}
   shape_of = lambda operand: instructions[operand].shape
+  in_main_memory = functools.partial(_bytes, in_main_memory=True)
   total = 0
   for x in instructions.values():
-    inner = lambda x=x: [
-      _main_memory_bytes(called, computations) for called in x.called
-    ]
     if x.opcode in _NO_TRAFFIC or x.opcode.endswith("-start"):
       continue
-    if x.opcode == "conditional":
-      total += max(inner())
-    elif x.opcode in ("while", "call"):
-      total += x.trips * sum(inner())
+    if x.opcode in ("conditional", "while", "call"):
+      inner = [_main_memory_bytes(name, computations) for name in x.called]
+      total += max(inner) if x.opcode == "conditional" else x.trips * sum(inner)
     elif x.opcode.endswith("-done"):
       # A copy reads from its source as many bytes as it writes.
       source = shape_of(instructions[x.operands[0]].operands[0])
-      total += _bytes_in_main_memory(x.shape)
-      total += _bytes(x.shape) if _bytes_in_main_memory(source) else 0
+      total += in_main_memory(x.shape)
+      total += _bytes(x.shape) if in_main_memory(source) else 0
     else:
-      total += sum(
-        map(_bytes_in_main_memory, [x.shape, *map(shape_of, x.operands)])
-      )
+      total += sum(map(in_main_memory, [x.shape, *map(shape_of, x.operands)]))
   return total
 
 
-def _bytes_in_main_memory(shape: str) -> int:
-  arrays = re.findall(r"\b[a-z]\w*\[[\d,<=]*\](?:\{[^{}]*\})?", shape)
-  return sum(_bytes(x) for x in arrays if not re.search(r"S\([1-9]\)", x))
-
-
-def _bytes(shape: str) -> int:
-  types = re.findall(r"\b([a-z]\w*)\[[\d,<=]*\]", shape)
-  bits = [8 if t == "pred" else int(re.findall(r"\d+", t)[0]) for t in types]
-  counts = map(math.prod, _shapes(shape))
-  return sum(b * n for b, n in zip(bits, counts, strict=True)) // 8
+def _bytes(shape: str, *, in_main_memory: bool = False) -> int:
+  """Bytes of all arrays, or of those that are not in a fast memory."""
+  bits = 0
+  for kind, dimensions, layout in _arrays(shape):
+    if not (in_main_memory and re.search(r"S\([1-9]\)", layout)):
+      own = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
+      bits += own * math.prod(dimensions)
+  return bits // 8
 
 
 def _within(instruction, computations):
@@ -251,12 +244,16 @@ def _cut(text: str) -> tuple[str, str]:
   raise ValueError(f"no parenthesis closes the first of {text[:80]!r}")
 
 
+def _arrays(shape: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+  """The type, the dimensions and the layout of each array of a shape."""
+  array = r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?"
+  for kind, dimensions, layout in re.findall(array, shape):
+    sizes = [n.strip("<=") for n in dimensions.split(",") if n]
+    yield kind, tuple(map(int, sizes)), layout
+
+
 def _shapes(shape: str) -> list[tuple[int, ...]]:
-  shape = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", shape)
-  return [
-    tuple(int(n.strip("<=")) for n in dims.split(",") if n)
-    for dims in re.findall(r"\b[a-z]\w*\[([\d,<=]*)\]", shape)
-  ]
+  return [dimensions for _, dimensions, _ in _arrays(shape)]
 
 
 def _kind(instruction: _Instruction) -> Optional[str]:
@@ -264,32 +261,16 @@ def _kind(instruction: _Instruction) -> Optional[str]:
   return kind if kind in KINDS else None
 
 
-def _calls(name, computations, count) -> Iterator[tuple[str, int]]:
-  """The computations that run and their numbers of runs, for each caller."""
-  yield name, count
-  for instruction in computations[name]:
-    for called in instruction.called:
-      yield from _calls(called, computations, count * instruction.trips)
+def _passes(instruction, passes, scopes) -> set[str]:
+  """The passes whose matrix products an instruction has or calls.
 
-
-def _passes(name, computations, scopes, memo: Optional[dict[str, Any]] = None):
-  """The passes that have matrix products in a computation."""
-  memo = {} if memo is None else memo
-  if name not in memo:
-    memo[name] = set()
-    for instruction in computations[name]:
-      memo[name] |= _own_passes(instruction, scopes)
-      for called in instruction.called:
-        memo[name] |= _passes(called, computations, scopes, memo)
-  return memo[name]
-
-
-def _own_passes(instruction, scopes):
-  """The pass of a matrix product; other operations may serve both passes."""
-  if instruction.opcode not in _PRODUCTS:
-    return set()
-  parts = re.split(r"[/()]", instruction.scope)
-  return {scope for scope in scopes if scope in parts}
+  Other operations may serve both.
+  """
+  found = set().union(*(passes[called] for called in instruction.called))
+  if instruction.opcode in _PRODUCTS:
+    parts = re.split(r"[/()]", instruction.scope)
+    found |= {scope for scope in scopes if scope in parts}
+  return found
 
 
 def _between(instructions, computations, passes, scopes) -> set[str]:
@@ -298,9 +279,7 @@ def _between(instructions, computations, passes, scopes) -> set[str]:
   before: dict[str, set[str]] = {}  # Passes among what an instruction needs.
   own: dict[str, set[str]] = {}
   for x in instructions:
-    own[x.name] = set().union(
-      _own_passes(x, scopes), *(passes[called] for called in x.called)
-    )
+    own[x.name] = _passes(x, passes, scopes)
     before[x.name] = set().union(
       *(before[y] | own[y] for y in x.operands if y in before)
     )

@@ -17,12 +17,13 @@ command, with its augmentation, for the number of chips that share the batch:
 """
 
 import argparse
+from collections.abc import Iterable
 import functools
 import json
 import math
 import shlex
 import time
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import absent_device  # Before JAX, which would look for a chip.
 
@@ -33,7 +34,6 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
-import optax
 import steps
 import workloads
 
@@ -74,6 +74,7 @@ MODES = {
 MODELS = {  # The model, and the number of rows for each chip.
   "resnet18": (workloads.residual, 128),
   "transformer": (workloads.decoder, 16),
+  "perceptron-narrow": (functools.partial(workloads.mlp, (512,) * 4), 1024),
   "transformer-narrow": (
     functools.partial(
       workloads.decoder,
@@ -84,26 +85,25 @@ MODELS = {  # The model, and the number of rows for each chip.
 }
 
 
-def compile_step(model: str, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
-  """The compiled step, and the shapes of the state that it was compiled for."""
+def mode_row(model: str, mode: str, topology: str) -> dict[str, Any]:
+  """A row of the table: one mode, compiled for one topology."""
+  how, is_fsam, options = MODES[mode]
+  devices = absent_device.devices(topology)
+  mesh = Mesh(devices, ("batch",))
+  if how == "fsdp":  # Two axes, to split two dimensions.
+    side = 2 ** (devices.size.bit_length() // 2)
+    mesh = Mesh(devices.reshape(side, -1), ("batch", "more"))
   make_workload, rows_a_chip = MODELS[model]
   workload = make_workload()
-
-  def create():
-    params, model_state = workload.init(jax.random.key(0))
-    return fsam_optax.TrainState.create(
-      apply_fn=None,
-      params=params,
-      tx=optax.sgd(0.1, momentum=0.9),
-      perturbation=(
-        fsam_optax.friendly_perturbation() if mode.is_fsam else None
-      ),
-      model_state=model_state,
-    )
-
-  state = jax.eval_shape(create)
+  step = steps.train_step(
+    workload.loss_fn,
+    fsam_optax.friendly_perturbation() if is_fsam else None,
+    axis_name="batch" if how == "axis" else None,
+    **options,
+  )
+  state = jax.eval_shape(step.init, *workload.shapes()[:2])
   rule = lambda path, leaf: PartitionSpec()
-  if mode.how == "fsdp":
+  if how == "fsdp":
     rule = fsam_optax.sharding.fsdp_rule(mesh, mesh.axis_names)
 
   def sharding_of(path, leaf):
@@ -113,49 +113,29 @@ def compile_step(model: str, mode: Mode, mesh: Mesh) -> tuple[Any, Any]:
   state = absent_device.place(
     state, jax.tree_util.tree_map_with_path(sharding_of, state)
   )
-  rows = rows_a_chip * mesh.size
   by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      (rows, *x.shape[1:]), x.dtype, sharding=by_rows
+      (rows_a_chip * mesh.size, *x.shape[1:]), x.dtype, sharding=by_rows
     ),
-    workload.make_batch(np.random.default_rng(0), 1),
+    workload.batch(1),
   )
-  step = fsam_optax.make_train_step(
-    steps.reporting_nothing(workload.loss_fn),
-    jit=False,
-    axis_name="batch" if mode.how == "axis" else None,
-    **mode.options,
-  )
-  if mode.how == "axis":
-    step = fsam_optax.sharding.shard_map_step(step, mesh)
+  if how == "axis":
+    update = fsam_optax.sharding.shard_map_step(step.update, mesh)
   else:
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-  return step.lower(state, batch).compile(), state
-
-
-def row_of(
-  model_name: str, mode_name: str, topology: str, text_file: Optional[str]
-) -> dict[str, Any]:
-  """A row of the table: one mode, compiled for one topology."""
-  start = time.perf_counter()
-  devices = absent_device.devices(topology)
-  mesh = Mesh(devices, ("batch",))
-  if MODES[mode_name].how == "fsdp":  # Two axes, to split two dimensions.
-    rows = 2 ** (devices.size.bit_length() // 2)
-    mesh = Mesh(devices.reshape(rows, -1), ("batch", "more"))
-  compiled, state = compile_step(model_name, MODES[mode_name], mesh)
-  names = {"model": model_name, "mode": mode_name, "topology": topology}
-  row = counts_of(compiled, state, devices, text_file)
-  return {**names, **row, "seconds": time.perf_counter() - start}
+    update = jax.jit(
+      step.update, donate_argnums=0, out_shardings=(shardings, None)
+    )
+  compiled = update.lower(state, batch).compile()
+  names = {"model": model, "mode": mode, "topology": topology}
+  return names | counts_of(compiled, state, devices)
 
 
 def train_row(
-  flags: str, topology: str, chips: Optional[int], text_file: Optional[str]
+  flags: str, topology: str, chips: Optional[int]
 ) -> dict[str, Any]:
   """A row of the table: the step of ``train`` on some chips of a topology."""
-  start = time.perf_counter()
   settings = flags_lib.parse(
     train_settings.Settings,
     shlex.split(flags),
@@ -165,25 +145,21 @@ def train_row(
   images, config = rows.unread(settings)
   devices = absent_device.devices(topology)[:chips]
   built = program.Program(config, images, Mesh(devices, ("batch",)))
-  compiled = built.lower_step().compile()
   names = {
     "model": f"{settings.recipe}, {config.network.dtype}",
     "mode": config.ascent.optimizer,
     "flags": flags,
     "topology": f"{devices.size} of {topology}",
   }
-  row = counts_of(compiled, built.abstract().state, devices, text_file)
-  return {**names, **row, "seconds": time.perf_counter() - start}
+  compiled = built.lower_step().compile()
+  return names | counts_of(compiled, built.abstract().state, devices)
 
 
 def counts_of(
-  compiled: Any, state: Any, devices: np.ndarray, text_file: Optional[str]
+  compiled: jax.stages.Compiled, state: Any, devices: np.ndarray
 ) -> dict[str, Any]:
   """The counts of the compiler for a step."""
   text = compiled.as_text()
-  if text_file:
-    with open(text_file, "w") as file:
-      file.write(text)
   found = hlo.collectives(text)
   sizes = [math.prod(x.shape) for x in jax.tree.leaves(state.params)]
   words = lambda chosen: sum(c.words for c in chosen) / sum(sizes)
@@ -221,40 +197,34 @@ def counts_of(
   }
 
 
-COLUMNS = (
-  "model",
-  "mode",
-  "topology",
-  "all-reduced",
-  "gathered or scattered",
-  "collectives",
-  "between passes",
-  "GFLOP",
-  "MiB accessed",
-  "MiB temporary",
-  "MiB of state",
-)
+def _others(row):
+  """Words of the collectives that are no all-reduce, as they are shown."""
+  words = sum(n for kind, n in row["words"].items() if kind != "all-reduce")
+  return f"{words:.2f}" if words else "0"
 
 
-def line_of(row: dict[str, Any]) -> str:
-  """One line of the table. Words are for each parameter, the rest per chip."""
-  others = sum(n for kind, n in row["words"].items() if kind != "all-reduce")
-  between = f"{row['between']}"
-  if row["between"]:
-    between += f" ({row['words_between']:.2f})"
-  cells = (
-    row["model"],
-    row["mode"],
-    row["topology"],
-    f"{row['words'].get('all-reduce', 0):.2f}",
-    f"{others:.2f}" if others else "0",
-    str(row["collectives"]),
-    between,
-    "" if row["flops"] is None else f"{row['flops'] / 1e9:.2f}",
-    f"{row['bytes'] / MEBI:.1f}",
-    f"{row['temporary_bytes'] / MEBI:.2f}",
-    f"{row['state_bytes'] / MEBI:.2f}",
-  )
+def _between(row):
+  words = f" ({row['words_between']:.2f})" if row["between"] else ""
+  return f"{row['between']}{words}"
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+  "model": lambda row: row["model"],
+  "mode": lambda row: row["mode"],
+  "topology": lambda row: row["topology"],
+  "all-reduced": lambda row: f"{row['words'].get('all-reduce', 0):.2f}",
+  "gathered or scattered": _others,
+  "collectives": lambda row: str(row["collectives"]),
+  "between passes": _between,
+  "GFLOP": lambda row: "" if not row["flops"] else f"{row['flops'] / 1e9:.2f}",
+  "MiB accessed": lambda row: f"{row['bytes'] / MEBI:.1f}",
+  "MiB temporary": lambda row: f"{row['temporary_bytes'] / MEBI:.2f}",
+  "MiB of state": lambda row: f"{row['state_bytes'] / MEBI:.2f}",
+}
+
+
+def line_of(cells: Iterable[str]) -> str:
+  """One line of the table."""
   return "| " + " | ".join(cells) + " |"
 
 
@@ -264,19 +234,20 @@ def main():
     description=__doc__.split("\n", 1)[0],
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--model",
     choices=MODELS,
     default="transformer",
     help="resnet18 takes minutes a mode",
   )
-  parser.add_argument(
+  add(
     "--topologies",
     nargs="+",
     default=["v5e:16x16"],
     help="such as v5e:2x2, v5e:16x16, v4:2x2x2, v5p:4x4x4 or h100:4x8",
   )
-  parser.add_argument(
+  add(
     "--modes",
     nargs="+",
     choices=MODES,
@@ -284,30 +255,28 @@ def main():
     metavar="MODE",
     help=", ".join(MODES),
   )
-  parser.add_argument(
-    "--output", help="append each row to this JSON Lines file"
-  )
-  parser.add_argument("--text", help="also write the last program to this file")
-  parser.add_argument(
+  add("--output", help="append each row to this JSON Lines file")
+  add(
     "--train",
     metavar="FLAGS",
     nargs="+",
     help="instead: the step of `python -m fsam_optax train FLAGS`, a row for "
     "each argument",
   )
-  parser.add_argument(
-    "--chips", type=int, help="use the first so many for --train"
-  )
+  add("--chips", type=int, help="use the first so many for --train")
   args = parser.parse_args()
-  print("| " + " | ".join(COLUMNS) + " |")
+  # Words are for each parameter, the rest for each chip.
+  print(line_of(COLUMNS))
   print("|" + "---|" * len(COLUMNS), flush=True)
   for topology in args.topologies:
     for what in args.train or args.modes:
+      start = time.perf_counter()
       if args.train:
-        row = train_row(what, topology, args.chips, args.text)
+        row = train_row(what, topology, args.chips)
       else:
-        row = row_of(args.model, what, topology, args.text)
-      print(line_of(row), flush=True)
+        row = mode_row(args.model, what, topology)
+      row["seconds"] = time.perf_counter() - start
+      print(line_of(cell(row) for cell in COLUMNS.values()), flush=True)
       if args.output:
         with open(args.output, "a") as file:
           file.write(json.dumps(row) + "\n")

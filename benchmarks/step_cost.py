@@ -30,6 +30,7 @@ bandwidth and throughput predict. A row takes seconds, for ResNet-18 minutes:
 import argparse
 from collections.abc import Collection
 from collections.abc import Iterable
+import importlib
 import json
 import os
 import platform
@@ -152,32 +153,23 @@ def predict(rows: list[dict[str, Any]], device: str) -> None:
     device: the name of the device.
   """
   peak = next((x for name, x in PEAKS.items() if device.startswith(name)), None)
-
-  def seconds(row, peak_flops):
-    size, flops = row.get("main_memory_words"), row.get("flops")
-    if peak is None or peak_flops is None or size is None or flops is None:
-      return None
-    size *= 4 * row["parameters"]
-    return max(size / peak.main_memory_bytes, flops / peak_flops)
-
-  is_narrow = "bfloat16" in rows[0]["model"]
-  for name, flops in (
-    ("to_sgd", peak and (peak.narrow_flops if is_narrow else peak.flops)),
-    ("in_float32", peak and not is_narrow and peak.exact_flops),
-  ):
-    sgd = next(
-      (seconds(row, flops or None) for row in rows if row["step"] == "SGD"),
-      None,
-    )
+  if peak is None:
+    return
+  if "bfloat16" in rows[0]["model"]:
+    peaks = {"to_sgd": peak.narrow_flops}
+  else:
+    peaks = {"to_sgd": peak.flops, "in_float32": peak.exact_flops}
+  for name, flops in peaks.items():
+    seconds = {}
     for row in rows:
-      if sgd and (own := seconds(row, flops)):
-        row[f"predicted_ratio_{name}"] = own / sgd
-
-
-def shapes_of(workload: workloads.Workload) -> tuple[Any, Any, int]:
-  """Shapes of the parameters and of the model state; number of parameters."""
-  params, model_state = jax.eval_shape(workload.init, jax.random.key(0))
-  return params, model_state, sum(x.size for x in jax.tree.leaves(params))
+      words, own_flops = row.get("main_memory_words"), row.get("flops")
+      if None not in (flops, words, own_flops):
+        by_bytes = 4 * row["parameters"] * words / peak.main_memory_bytes
+        seconds[row["step"]] = max(by_bytes, own_flops / flops)
+    for row in rows:
+      if {"SGD", row["step"]} <= seconds.keys():
+        ratio = seconds[row["step"]] / seconds["SGD"]
+        row[f"predicted_ratio_{name}"] = ratio
 
 
 def first_state(workload: workloads.Workload, step: steps_lib.Step) -> Any:
@@ -187,13 +179,12 @@ def first_state(workload: workloads.Workload, step: steps_lib.Step) -> Any:
   return jax.tree.map(jnp.copy, state)
 
 
-def count_for(kind: str, model: str, batch_size: int, names: Collection[str]):
-  """Yields a row of counts for each step, compiled for one absent device."""
+def count_for(chip: Any, model: str, batch_size: int, names: Collection[str]):
+  """Yields a row of counts for each step, compiled for an absent device."""
   workload = workloads.WORKLOADS[model]()
-  chip = absent_device.devices(TOPOLOGIES[kind])[0]
   sharding = jax.sharding.SingleDeviceSharding(chip)
-  params, model_state, num_params = shapes_of(workload)
-  batch = workload.make_batch(np.random.default_rng(0), batch_size)
+  params, model_state, num_params = workload.shapes()
+  batch = workload.batch(batch_size)
   rows = []
   for name, step in chosen_steps(workload, batch_size, names).items():
     state = jax.eval_shape(step.init, params, model_state)
@@ -228,8 +219,7 @@ def measure(
   Returns:
     The rows; those of the other steps have times alone.
   """
-  batch = workload.make_batch(np.random.default_rng(0), batch_size)
-  num_params = shapes_of(workload)[-1]
+  batch, num_params = workload.batch(batch_size), workload.shapes()[-1]
   calls, rows = {}, []
   for name, step in chosen_steps(workload, batch_size, names).items():
     state = first_state(workload, step)
@@ -354,8 +344,8 @@ def heading(columns: Iterable[Column]) -> str:
   return line + "".join(f" {x.heading:>{x.width}}" for x in columns)
 
 
-def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-  """The command line, with what depends on the device filled in."""
+def parse() -> argparse.Namespace:
+  """The command line, with the defaults of the device filled in."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   add = parser.add_argument
   add("--models", nargs="+", choices=workloads.WORKLOADS, metavar="MODEL")
@@ -393,48 +383,38 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     )
   if args.peers:
     args.steps = PEERED
-  return parser, args
+    try:
+      args.peers = importlib.import_module("torch_peers")
+    except ImportError as error:
+      parser.error(
+        f"--peers needs {error.name}. Run: pip install torch pytorch_optimizer"
+      )
+  return args
 
 
-def peers_of(
-  parser: argparse.ArgumentParser,
-) -> tuple[str, Callable[..., dict[str, Callable[[int], Any]]]]:
-  """PyTorch's version, and a function that makes its steps."""
-  try:
-    import torch
-    import torch_peers
-  except ImportError as error:
-    parser.error(
-      f"--peers needs {error.name}. Run: pip install torch pytorch_optimizer"
-    )
-  return torch.__version__, lambda model, batch: {
-    name: torch_peers.make_step(model, name, batch)
-    for name in torch_peers.OPTIMIZERS
-  }
-
-
-def rows_of(args, model, batch_size, make_others):
+def rows_of(args, model, batch_size):
   """Yields the rows of a model at a batch size."""
   if args.absent:
-    yield from count_for(args.absent, model, batch_size, args.steps)
+    yield from count_for(args.chip, model, batch_size, args.steps)
     return
   workload = workloads.WORKLOADS[model]()
-  batch = workload.make_batch(np.random.default_rng(0), batch_size)
-  others = make_others(model, batch)
+  others = {}
+  if args.peers:
+    others = args.peers.steps(model, workload.batch(batch_size))
   yield from measure(workload, batch_size, args.rounds, args.steps, others)
 
 
 def main():
   """Measures and prints the table."""
-  parser, args = parse()
+  args = parse()
   versions = {"jax": jax.__version__, "optax": optax.__version__}
-  make_others = lambda model, batch: {}
   if args.peers:
-    versions["torch"], make_others = peers_of(parser)
-  device = jax.devices()[0].device_kind
+    versions["torch"] = args.peers.torch.__version__
   if args.absent:
-    chip = absent_device.devices(TOPOLOGIES[args.absent])[0]
-    device = f"compiled for {chip.device_kind}"
+    args.chip = absent_device.devices(TOPOLOGIES[args.absent])[0]
+    device = f"compiled for {args.chip.device_kind}"
+  else:
+    device = jax.devices()[0].device_kind
   print(
     f"{device}, {os.cpu_count()} cores, {platform.machine()}, "
     + ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -444,7 +424,7 @@ def main():
   rows = []
   for model in args.models:
     for batch_size in args.batch_sizes:
-      for row in rows_of(args, model, batch_size, make_others):
+      for row in rows_of(args, model, batch_size):
         rows.append({"model": model, **row})
         print(line_of(rows[-1], columns), flush=True)
   if args.output:

@@ -1,6 +1,7 @@
 """The train steps whose cost is counted and timed, each over the same SGD."""
 
-from typing import Any, Callable, NamedTuple
+import functools
+from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
@@ -50,13 +51,14 @@ def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
   The floor is two dependent gradients and one update, without a norm or an
   average. No sharpness-aware step can cost less.
   """
+  guarded_ascent = functools.partial(_ascent, is_guarded=True)
   return {
     "SGD": _one_pass(loss_fn),
     "floor": _two_passes(loss_fn, _fixed_ascent),
-    "SAM by hand": _two_passes(loss_fn, _sam_ascent),
-    "F-SAM by hand": _two_passes(loss_fn, _fsam_ascent, has_ema=True),
+    "SAM by hand": _two_passes(loss_fn, _ascent),
+    "F-SAM by hand": _two_passes(loss_fn, _ascent, has_ema=True),
     "F-SAM by hand, 4 micro-batches": _two_passes(
-      loss_fn, _guarded_ascent, has_ema=True, parts=4
+      loss_fn, guarded_ascent, has_ema=True, parts=4
     ),
     "F-SAM by hand, 4 local": _local(loss_fn, parts=4),
   }
@@ -103,7 +105,7 @@ def _two_passes(loss_fn, ascend, *, has_ema=False, parts=1):
 def _local(loss_fn, parts):
   """Each part takes both passes, along a perturbation of its own."""
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-  init = _two_passes(loss_fn, _fsam_ascent, has_ema=True).init
+  init = _two_passes(loss_fn, _ascent, has_ema=True).init
 
   def update(state, batch):
     trained, ema = state
@@ -112,7 +114,7 @@ def _local(loss_fn, parts):
       (loss, model_state), grads = value_and_grad(
         trained.params, trained.model_state, part
       )
-      perturbed, *_ = _fsam_ascent(trained.params, grads, ema)
+      perturbed, *_ = _ascent(trained.params, grads, ema)
       (perturbed_loss, _), second = value_and_grad(
         perturbed, trained.model_state, part
       )
@@ -148,9 +150,7 @@ def _descend_where(is_finite, trained, model_state, grads):
     return update()
   is_finite &= jnp.isfinite(optax.tree.norm(grads))
   branch = lambda: jax.lax.cond(is_finite, update, lambda: trained)
-  select = lambda: jax.tree.map(
-    lambda new, old: jnp.where(is_finite, new, old), update(), trained
-  )
+  select = lambda: _where(is_finite, update(), trained)
   return jax.lax.platform_dependent(cpu=branch, tpu=branch, default=select)
 
 
@@ -168,27 +168,21 @@ def _fixed_ascent(params, grads, ema):
   return _moved(params, grads, RHO), ema, None
 
 
-def _sam_ascent(params, grads, ema):
-  scale = RHO / (optax.tree.norm(grads) + 1e-12)
-  return _moved(params, grads, scale), ema, None
-
-
-def _fsam_ascent(params, grads, ema):
-  direction = optax.tree.sub(grads, ema)
-  scale = RHO / (optax.tree.norm(direction) + 1e-12)
-  ema = _moved(ema, direction, 1 - LMBDA)
-  return _moved(params, direction, scale), ema, None
-
-
-def _guarded_ascent(params, grads, ema):
-  direction = optax.tree.sub(grads, ema)
+def _ascent(params, grads, ema, *, is_guarded=False):
+  """Along the gradient, less the average where there is one."""
+  direction = grads if ema is None else optax.tree.sub(grads, ema)
   norm = optax.tree.norm(direction)
-  is_finite = jnp.isfinite(norm)
-  scale = jnp.where(is_finite, RHO / (norm + 1e-12), 0.0)
-  ema = jax.tree.map(
-    lambda m, d: jnp.where(is_finite, m + (1 - LMBDA) * d, m), ema, direction
-  )
-  return _moved(params, direction, scale), ema, is_finite
+  scale, is_finite = RHO / (norm + 1e-12), None
+  new_ema = None if ema is None else _moved(ema, direction, 1 - LMBDA)
+  if is_guarded:
+    is_finite = jnp.isfinite(norm)
+    scale = jnp.where(is_finite, scale, 0.0)
+    new_ema = _where(is_finite, new_ema, ema)
+  return _moved(params, direction, scale), new_ema, is_finite
+
+
+def _where(condition, new, old):
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
 
 
 def _moved(tree, direction, scale):
@@ -238,13 +232,13 @@ def _link(loss_fn, tx, *, calls=1, has_grad_fn=True):
 
 
 def by_train_step(loss_fn: workloads.Loss) -> dict[str, Step]:
-  """What :func:`fsam_optax.make_train_step` makes, option by option."""
+  """The train step, option by option."""
   friendly = lambda **options: fsam_optax.friendly_perturbation(
     RHO, lmbda=LMBDA, **options
   )
 
   def step(perturbation=None, **options):
-    return _train_step(loss_fn, perturbation or friendly(), options)
+    return train_step(loss_fn, perturbation or friendly(), **options)
 
   found = {
     "no skip": step(skip_nonfinite=False),
@@ -273,7 +267,13 @@ def by_train_step(loss_fn: workloads.Loss) -> dict[str, Step]:
   }
 
 
-def _train_step(loss_fn, perturbation, options):
+def train_step(
+  loss_fn: workloads.Loss,
+  perturbation: Optional[optax.GradientTransformation],
+  **options: Any,
+) -> Step:
+  """What :func:`fsam_optax.make_train_step` makes, over SGD."""
+
   def init(params, model_state):
     return fsam_optax.TrainState.create(
       apply_fn=None,
@@ -283,18 +283,10 @@ def _train_step(loss_fn, perturbation, options):
       model_state=model_state,
     )
 
-  update = fsam_optax.make_train_step(
-    reporting_nothing(loss_fn), jit=False, **options
-  )
-  return Step(init, update)
-
-
-def reporting_nothing(loss_fn: workloads.Loss) -> Callable[..., Any]:
-  """The loss as :func:`fsam_optax.make_train_step` takes it."""
-
   def loss_of_step(params, model_state, batch, rng):
     del rng
     loss, model_state = loss_fn(params, model_state, batch)
     return loss, (model_state, {})
 
-  return loss_of_step
+  update = fsam_optax.make_train_step(loss_of_step, jit=False, **options)
+  return Step(init, update)

@@ -89,19 +89,22 @@ OPTIMIZERS: dict[str, tuple[str | None, dict[str, Any]]] = {
 }
 
 
-def make_step(
-  workload: str, optimizer: str, batch: tuple[np.ndarray, ...]
-) -> Callable[[int], None]:
-  """Steps on one batch, so many as it is called with, to their end.
+def steps(
+  workload: str, batch: tuple[np.ndarray, ...]
+) -> dict[str, Callable[[int], None]]:
+  """Functions by name that take so many steps on one batch, to their end.
 
   Args:
     workload: one of :data:`MODELS`.
-    optimizer: one of :data:`OPTIMIZERS`.
     batch: of the same workload; images with their channels last.
 
   Returns:
-    A function of the number of steps.
+    A function of the number of steps for each of :data:`OPTIMIZERS`.
   """
+  return {name: _step(workload, name, batch) for name in OPTIMIZERS}
+
+
+def _step(workload, optimizer, batch):
   torch.manual_seed(0)
   model = MODELS[workload]()
   inputs, labels = (torch.as_tensor(x) for x in batch)

@@ -6,11 +6,11 @@ import itertools
 import math
 from typing import Any, Callable, NamedTuple
 
+from flax import linen as nn
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
-import transformer as transformer_lib
 
 from fsam_optax.experiments.networks import resnet
 
@@ -25,13 +25,18 @@ class Workload(NamedTuple):
       BatchNorm's statistics, or None where the model has none.
     loss_fn: ``loss_fn(params, model_state, batch)`` returns a scalar and the
       new model state.
-    make_batch: ``make_batch(rng, rows)`` returns NumPy arrays, inputs and
-      labels.
+    batch: ``batch(rows)`` returns NumPy arrays, inputs and labels, the same in
+      every benchmark.
   """
 
   init: Callable[[jax.Array], tuple[Any, Any]]
   loss_fn: Loss
-  make_batch: Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]
+  batch: Callable[[int], tuple[np.ndarray, ...]]
+
+  def shapes(self) -> tuple[Any, Any, int]:
+    """Shapes of the parameters and the model state; number of parameters."""
+    params, model_state = jax.eval_shape(self.init, jax.random.key(0))
+    return params, model_state, sum(x.size for x in jax.tree.leaves(params))
 
 
 CLASSES = 10
@@ -51,12 +56,34 @@ def _cross_entropy(logits, labels):
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _stateless(init, loss_fn, make_batch) -> Workload:
+def _labeled(shape, classes):
+  """Makes batches of numbers of a shape, with labels."""
+
+  def batch(rows):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, *shape)).astype(np.float32)
+    return x, rng.integers(0, classes, rows).astype(np.int32)
+
+  return batch
+
+
+def _tokens(vocabulary, length):
+  """Makes batches of tokens, with the next ones for labels."""
+
+  def batch(rows):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, vocabulary, (rows, length + 1)).astype(np.int32)
+    return tokens[:, :-1], tokens[:, 1:]
+
+  return batch
+
+
+def _stateless(init, loss_fn, batch) -> Workload:
   """Of a model that is its parameters alone."""
   return Workload(
     lambda key: (init(key), None),
     lambda params, model_state, batch: (loss_fn(params, batch), model_state),
-    make_batch,
+    batch,
   )
 
 
@@ -84,11 +111,7 @@ def mlp(
     logits = x @ output["kernel"] + output["bias"]
     return _cross_entropy(logits.astype(jnp.float32), labels)
 
-  def make_batch(rng, rows):
-    x = rng.normal(size=(rows, layers[0])).astype(np.float32)
-    return x, rng.integers(0, layers[-1], rows).astype(np.int32)
-
-  return _stateless(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, _labeled(layers[:1], layers[-1]))
 
 
 def cnn() -> Workload:
@@ -124,11 +147,7 @@ def cnn() -> Workload:
     output = params["output"]
     return _cross_entropy(x @ output["kernel"] + output["bias"], labels)
 
-  def make_batch(rng, rows):
-    x = rng.normal(size=(rows, *IMAGE)).astype(np.float32)
-    return x, rng.integers(0, CLASSES, rows).astype(np.int32)
-
-  return _stateless(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, _labeled(IMAGE, CLASSES))
 
 
 def transformer() -> Workload:
@@ -167,11 +186,7 @@ def transformer() -> Workload:
       x = x + y @ block["down"]
     return _cross_entropy(x @ params["tokens"].T, targets)
 
-  def make_batch(rng, rows):
-    tokens = rng.integers(0, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32)
-    return tokens[:, :-1], tokens[:, 1:]
-
-  return _stateless(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, _tokens(VOCABULARY, LENGTH))
 
 
 def many_leaves(leaves: int, parameters: int = 2**18) -> Workload:
@@ -191,15 +206,57 @@ def many_leaves(leaves: int, parameters: int = 2**18) -> Workload:
     errors = [(x @ w - targets) ** 2 for w in params.values()]
     return jnp.mean(sum(errors)) / leaves
 
-  def make_batch(rng, rows):
+  def batch(rows):
+    rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return draw(rows, size), draw(rows)
 
-  return _stateless(init, loss_fn, make_batch)
+  return _stateless(init, loss_fn, batch)
+
+
+class Decoder(nn.Module):
+  """Pre-norm blocks of causal attention and a feed-forward layer.
+
+  With the defaults: 4,240,896 parameters.
+
+  Attributes:
+    vocabulary: number of tokens.
+    length: longest sequence.
+    width: of the embeddings.
+    depth: number of blocks.
+    heads: number of attention heads, a divisor of the width.
+    dtype: of the computation; parameters are float32.
+  """
+
+  vocabulary: int = 4096
+  length: int = 128
+  width: int = 256
+  depth: int = 4
+  heads: int = 8
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Maps tokens `[B, T]` to logits of the next `[B, T, vocabulary]`."""
+    embed = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)
+    positions = self.param(
+      "positions", nn.initializers.normal(0.02), (self.length, self.width)
+    )
+    x = embed(tokens) + positions[: tokens.shape[1]].astype(self.dtype)
+    mask = nn.make_causal_mask(tokens)
+    for _ in range(self.depth):
+      attention = nn.SelfAttention(self.heads, dtype=self.dtype)
+      x = x + attention(nn.LayerNorm(dtype=self.dtype)(x), mask)
+      y = nn.Dense(4 * self.width, dtype=self.dtype)(
+        nn.LayerNorm(dtype=self.dtype)(x)
+      )
+      x = x + nn.Dense(self.width, dtype=self.dtype)(nn.gelu(y))
+    x = nn.LayerNorm(dtype=self.dtype)(x)
+    return embed.attend(x).astype(jnp.float32)
 
 
 def decoder(**sizes: Any) -> Workload:
-  """The Transformer of the experiments, by default of 4.2 million parameters.
+  """The decoder-only transformer, by default of 4.2 million parameters.
 
   Args:
     **sizes: fields of the network that are not its defaults.
@@ -207,7 +264,7 @@ def decoder(**sizes: Any) -> Workload:
   Returns:
     The model, with the next token for a label.
   """
-  network = transformer_lib.Transformer(**sizes)
+  network = Decoder(**sizes)
 
   def init(key):
     tokens = jnp.zeros((1, network.length), jnp.int32)
@@ -217,12 +274,8 @@ def decoder(**sizes: Any) -> Workload:
     tokens, targets = batch
     return _cross_entropy(network.apply({"params": params}, tokens), targets)
 
-  def make_batch(rng, rows):
-    shape = (rows, network.length + 1)
-    tokens = rng.integers(0, network.vocabulary, shape).astype(np.int32)
-    return tokens[:, :-1], tokens[:, 1:]
-
-  return _stateless(init, loss_fn, make_batch)
+  batch = _tokens(network.vocabulary, network.length)
+  return _stateless(init, loss_fn, batch)
 
 
 def residual(**sizes: Any) -> Workload:
@@ -251,11 +304,7 @@ def residual(**sizes: Any) -> Workload:
     )
     return _cross_entropy(logits, labels), model_state
 
-  def make_batch(rng, rows):
-    x = rng.normal(size=(rows, *IMAGE)).astype(np.float32)
-    return x, rng.integers(0, CLASSES, rows).astype(np.int32)
-
-  return Workload(init, loss_fn, make_batch)
+  return Workload(init, loss_fn, _labeled(IMAGE, CLASSES))
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

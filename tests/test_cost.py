@@ -1,15 +1,12 @@
 """What is off costs nothing, by XLA's own count of the compiled step."""
 
 import functools
-import importlib
-import pathlib
 
-from faces import state_of
-from faces import step_of
 import jax
 from jax import numpy as jnp
 import optax
 import pytest
+import steps
 
 import fsam_optax
 
@@ -19,7 +16,6 @@ pytestmark = pytest.mark.skipif(
   reason="counted on the XLA of jaxlib 0.10.2 and newer",
 )
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 WIDTH, ROWS = 256, 8
 TX = optax.sgd(0.1, momentum=0.9)
 
@@ -73,68 +69,58 @@ def by_hand(params, batch):
 
 @pytest.fixture(scope="module")
 def cost_of(params, batch):
-  """The cost of a step of the benchmarks, by name."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(BENCHMARKS)
-    steps = importlib.import_module("steps").steps(
-      lambda params, model_state, batch: (loss_fn(params, batch), model_state)
-    )
-
-  def measure(name):
-    init, update = steps[name]
-    return cost(update, init(params, None), batch)
-
-  return functools.cache(measure)
-
-
-def train_step_cost(params, batch, perturbation=None, **options):
-  perturbation = perturbation or fsam_optax.friendly_perturbation()
-  state = state_of(params, perturbation, TX)
-  return cost(step_of(loss_fn, jit=False, **options), state, batch)
-
-
-def test_options_that_are_off_cost_nothing(params, batch, by_hand):
-  words, temporary = train_step_cost(params, batch, skip_nonfinite=False)
-  assert words == pytest.approx(by_hand[0], rel=1e-3)
-  assert temporary <= by_hand[1] + 1024
-
-
-def test_the_gradient_norm_costs_one_pass_and_only_where_asked_for(
-  params, batch, by_hand
-):
-  words, _ = train_step_cost(
-    params, batch, skip_nonfinite=False, metrics=("gradient_norm",)
+  """The cost of a step by its name or by the options of the train step."""
+  loss_of = lambda params, model_state, batch: (
+    loss_fn(params, batch),
+    model_state,
   )
-  assert words - by_hand[0] == pytest.approx(size_of(params), rel=0.1)
+  by_name = steps.steps(loss_of)
+
+  @functools.cache
+  def measure(name="", **options):
+    perturbation = fsam_optax.friendly_perturbation()
+    made = by_name.get(name) or steps.train_step(
+      loss_of, perturbation, **options
+    )
+    return cost(made.update, made.init(params, None), batch)
+
+  return measure
 
 
 def size_of(params):
   return sum(x.nbytes for x in params.values())
 
 
+def test_options_that_are_off_cost_nothing(cost_of, by_hand):
+  words, temporary = cost_of("train step, no skip")
+  assert words == pytest.approx(by_hand[0], rel=1e-3)
+  assert temporary <= by_hand[1] + 1024
+
+
+def test_the_gradient_norm_costs_one_pass_and_only_where_asked_for(
+  params, cost_of, by_hand
+):
+  words, _ = cost_of(skip_nonfinite=False, metrics=("gradient_norm",))
+  assert words - by_hand[0] == pytest.approx(size_of(params), rel=0.1)
+
+
 @pytest.mark.parametrize(
-  ("most_words", "options"),
+  ("most_words", "name"),
   [
     # The tenths above 7 and 8 are the sums of the rows, of 256 elements here.
-    (7.1, {"skip_nonfinite": False}),
-    (8.2, {}),
-    (8.2, {"ema_gradient": "descent"}),
-    (5.2, {"average": "optimizer"}),
+    (7.1, "train step, no skip"),
+    (8.2, "train step (default)"),
+    (8.2, "train step, average of the descent"),
+    (5.2, "train step, momentum as the average"),
     # From jax 0.11 on XLA reads the gradient once more.
-    (11.1, {"order": "paper"}),
+    (11.1, "train step, paper order"),
   ],
-  ids=["no skip", "default", "of the descent", "momentum", "paper order"],
 )
-def test_what_f_sam_costs_above_the_floor(
-  params, batch, cost_of, most_words, options
-):
-  ascent = {k: options.pop(k) for k in ("order", "average") if k in options}
-  words, temporary = train_step_cost(
-    params, batch, fsam_optax.friendly_perturbation(**ascent), **options
-  )
+def test_what_f_sam_costs_above_the_floor(params, cost_of, most_words, name):
+  words, temporary = cost_of(name)
   size, floor = size_of(params), cost_of("floor")
   assert words - floor[0] <= most_words * size
-  assert temporary - floor[1] <= (1.1 if "order" in ascent else 0.1) * size
+  assert temporary - floor[1] <= (1.1 if "order" in name else 0.1) * size
 
 
 @pytest.mark.parametrize("parts", ["4 micro-batches", "4 local"])

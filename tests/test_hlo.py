@@ -1,10 +1,7 @@
 """The reader of compiled programs, on programs whose counts are known."""
 
-import pathlib
-
+import hlo
 import pytest
-
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -72,15 +69,7 @@ collective-permute-start(%c), channel_id=4
 """
 
 
-@pytest.fixture
-def hlo(monkeypatch):
-  monkeypatch.syspath_prepend(BENCHMARKS)
-  import hlo
-
-  return hlo
-
-
-def test_every_collective_is_found_once_with_its_loops(hlo):
+def test_every_collective_is_found_once_with_its_loops():
   found = [(c.kind, c.shapes, c.count, c.words) for c in hlo.collectives(TEXT)]
   assert sorted(found) == [
     ("all-gather", ((4, 4),), 1, 16),  # Two fusions of one channel.
@@ -92,13 +81,13 @@ def test_every_collective_is_found_once_with_its_loops(hlo):
   ]
 
 
-def test_only_what_the_second_pass_waits_for_is_between(hlo):
+def test_only_what_the_second_pass_waits_for_is_between():
   # Not the one inside the first pass, whose product needs it, nor the last.
   (between,) = [c for c in hlo.collectives(TEXT) if c.is_between]
   assert between.shapes == ((4, 4), ())
 
 
-def test_a_text_that_is_no_program_is_refused(hlo):
+def test_a_text_that_is_no_program_is_refused():
   with pytest.raises(ValueError, match="must be a compiled program"):
     hlo.collectives("nothing")
 
@@ -142,7 +131,7 @@ true_computation=%square, false_computation=%nothing
 """
 
 
-def test_main_memory_counts_a_copy_to_fast_memory_once(hlo):
+def test_main_memory_counts_a_copy_to_fast_memory_once():
   copied, sliced = 8 * 4 * 4, 2 * 4 * 2  # Read; written to fast memory.
   fused = 2 * 4 * 4 * 4  # b and the result; the copy is near.
   loop = 5 * (3 * 2 * 4)
