@@ -368,7 +368,7 @@ def plan(args: argparse.Namespace, platform: str) -> list[Job]:
 
   checks = Job("checks", "checks", {"device": platform, "names": args.checks})
   if args.quick:
-    tiny = ("--depth=10", "--width=4", "--batch-size=32", "--cutout=0")
+    tiny = ("--model=cnn", "--depth=2", "--width=4", "--batch-size=32")
     return [
       checks,
       *costs(8, "quick", ["resnet-tiny"]),

@@ -74,7 +74,7 @@ MODES = {
 MODELS = {  # The model, and the number of rows for each chip.
   "resnet18": (workloads.residual, 128),
   "transformer": (workloads.decoder, 16),
-  "perceptron-narrow": (functools.partial(workloads.mlp, (512,) * 4), 1024),
+  "perceptron-narrow": (functools.partial(workloads.mlp, (256,) * 3), 16),
   "transformer-narrow": (
     functools.partial(
       workloads.decoder,

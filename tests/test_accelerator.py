@@ -54,7 +54,7 @@ def quick(tmp_path_factory):
   return run(
     folder,
     *("--quick", "--parts", "checks", "cost", "peak"),
-    *("--checks", "n_has_norm_rho", "freezes", "sgd_default-train_step"),
+    *("--checks", "test_perturbation_has", "freezes", "sgd_default-train_step"),
     PYTHONPATH=str(folder),
   )
 
