@@ -6,7 +6,6 @@ import importlib
 import sys
 from typing import Any, Optional
 
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import terminal
 
 _PROGRAM = "python -m fsam_optax"
@@ -31,10 +30,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
   words = list(sys.argv[1:] if argv is None else argv)
   try:
     with terminal.outliving_streams():
-      extras.require("tyro")
       _choose(words)
-  except extras.MissingExtraError as error:
-    sys.exit(f"{_PROGRAM}: error: {error}")
+  except ModuleNotFoundError as error:
+    name = str(error.name).partition(".")[0]
+    sys.exit(
+      f"{_PROGRAM}: error: the experiments need {name}, which is not "
+      'installed. Run in the clone: pip install -e ".[experiments]"'
+    )
   except KeyboardInterrupt:
     sys.exit(130)
 

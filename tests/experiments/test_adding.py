@@ -17,7 +17,7 @@ from fsam_optax import __main__
 main = lambda words: __main__.main(words.split())
 images = "--data stripes --model linear --label-noise 0"
 main(f"study order --quick {images} --output order")
-main(f"compare {images} --seeds 2 --epochs 9 --optimizers mine,fsam")
+main(f"compare {images} --seeds 2 --epochs 9 --optimizers mine fsam")
 """
 
 

@@ -1,15 +1,13 @@
 """Files that are written whole or not at all, and what wrote them."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
-import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import re
 import tempfile
-from typing import Any, Optional
+from typing import Any, Callable
 
 import fsam_optax
 from fsam_optax.experiments.common.flags import FlagError
@@ -21,14 +19,21 @@ def write_json(tree: Any, path: pathlib.Path) -> None:
   write(path, lambda file: file.write(text.encode()))
 
 
+def finite(tree: Any) -> Any:
+  """The tree with None for numbers that are not finite: JSON has none."""
+  if isinstance(tree, dict):
+    return {key: finite(value) for key, value in tree.items()}
+  if isinstance(tree, (list, tuple)):
+    return [finite(value) for value in tree]
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return None
+  return tree
+
+
 def write(path: pathlib.Path, fill: Callable[[Any], object]) -> None:
-  """Writes a file, whole or not at all.
+  """Lets ``fill`` write into a binary file, which replaces that of the path.
 
-  A process that is killed meanwhile leaves the file of before.
-
-  Args:
-    path: of the file; its directory exists.
-    fill: writes the content into a binary file.
+  A process that is killed meanwhile leaves the old file as it was.
   """
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
@@ -40,43 +45,27 @@ def write(path: pathlib.Path, fill: Callable[[Any], object]) -> None:
     raise
 
 
-def make_directory(path: pathlib.Path) -> Optional[str]:
-  """Makes a directory where it is missing; what is wrong with it, or None."""
+def make_output(path: pathlib.Path) -> None:
+  """Makes the directory of ``--output`` where it is missing.
+
+  Raises:
+    FlagError: if it cannot be written to.
+  """
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
-    return (
+    raise FlagError(
+      "--output",
       "must be a directory of this machine, got what reads as an address, "
-      f"{str(path)!r}. Mount it, and name the directory"
+      f"{str(path)!r}. Mount it, and name the directory",
     )
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
-      return None
-  except OSError as error:
-    return (
-      f"must be a directory that can be written to, got {str(path)!r} "
-      f"({error.strerror or error}). Choose another"
-    )
-
-
-@contextlib.contextmanager
-def saving(directory: pathlib.Path) -> Iterator[None]:
-  """Makes one sentence of what goes wrong while results are written.
-
-  To be entered when they have been printed, so that nothing is lost by it.
-
-  Args:
-    directory: what ``--output`` said.
-
-  Raises:
-    FlagError: if something cannot be written.
-  """
-  try:
-    yield
+      pass
   except OSError as error:
     raise FlagError(
       "--output",
-      f"must be a directory that can be written to at the end, too, got "
-      f"{str(directory)!r} ({error.strerror}). The results were printed above",
+      f"must be a directory that can be written to, got {str(path)!r} "
+      f"({error.strerror or error}). Choose another",
     ) from error
 
 

@@ -6,36 +6,26 @@ must be. tyro does the rest. What must hold between two flags is code of the
 command, which raises a :class:`FlagError`.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
-import dataclasses
 import sys
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, Callable, NamedTuple, NoReturn, Sequence, TypeVar
 
 import tyro
-
-from fsam_optax.experiments.common import values
 
 T = TypeVar("T")
 PROGRAM = "python -m fsam_optax"
 
 
 class FlagError(ValueError):
-  """A value of a flag that a command cannot work with.
-
-  Attributes:
-    flag: such as ``"--rho"``.
-  """
+  """A value of a flag that a command cannot work with."""
 
   def __init__(self, flag: str, message: object) -> None:
-    """Names the flag, what must hold, what came and the remedy.
+    """Names the flag, what must hold, what it got and the remedy.
 
     Args:
       flag: such as ``"--rho"``.
       message: such as ``"must be positive, got 0. Choose 0.05"``.
     """
     super().__init__(f"argument {flag}: {message}")
-    self.flag = flag
 
 
 class Command(NamedTuple):
@@ -60,58 +50,23 @@ class Command(NamedTuple):
     return f"{PROGRAM} {self.name}"
 
 
-def end(program: str, message: object, status: int = 2) -> NoReturn:
-  """Ends the process with a line on stderr.
-
-  Args:
-    program: such as :attr:`Command.program`.
-    message: what went wrong.
-    status: of the process; 2 is for a bad flag.
-
-  Raises:
-    SystemExit: always.
-  """
+def end(program: str, message: object) -> NoReturn:
+  """Ends the process with a line on stderr and status 2."""
   print(f"{program}: error: {message}", file=sys.stderr)
-  sys.exit(status)
+  sys.exit(2)
 
 
 def parse(settings: type[T], argv: Sequence[str], *, program: str,
           description: str) -> T:  # fmt: skip
-  """Makes the settings of a command from its arguments.
+  """Makes an instance of a dataclass from the arguments of a command.
 
-  Args:
-    settings: a dataclass. Its fields may be dataclasses in their turn, which
-      are the groups of the help.
-    argv: the arguments.
-    program: see :attr:`Command.program`.
-    description: one sentence, for the head of the help.
-
-  Returns:
-    An instance of the dataclass.
-
-  Raises:
-    FlagError: if a value is not what its annotation says.
-    SystemExit: with status 0 after the help, 2 for what is no flag.
+  Fields that are dataclasses are the groups of the help. The help ends the
+  process with status 0, an error with status 2.
   """
-  found = tyro.cli(
+  return tyro.cli(
     settings,
     prog=program,
     description=description,
     args=list(argv),
     config=(tyro.conf.OmitArgPrefixes,),
   )
-  _check(found)
-  return found
-
-
-def _check(settings: Any, name: str = "") -> None:
-  """Raises for the first value that was refused."""
-  if isinstance(settings, values.Refused):
-    raise FlagError(name, settings.message)
-  if dataclasses.is_dataclass(settings):
-    for field in dataclasses.fields(settings):
-      # What has no default is written without its name.
-      is_positional = field.default is field.default_factory
-      dashes = "" if is_positional else "--"
-      flag = f"{dashes}{field.name.replace('_', '-')}"
-      _check(getattr(settings, field.name), flag)

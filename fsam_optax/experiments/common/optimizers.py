@@ -1,7 +1,6 @@
 """The optimizers that the experiments compare, by name."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import optax
 
@@ -15,8 +14,7 @@ class Optimizer(NamedTuple):
     label: its name as prose writes it.
     color: of its lines in figures.
     perturbation: makes the ascent from the options of
-      :func:`fsam_optax.friendly_perturbation`, of which it may ignore some;
-      None where there is none.
+      :func:`fsam_optax.friendly_perturbation`; None where there is none.
   """
 
   label: str
@@ -25,7 +23,7 @@ class Optimizer(NamedTuple):
 
 
 def _sam(*, rho, adaptive=False, mask=None, eta=0.0, **of_the_average):
-  del of_the_average  # SAM has none.
+  del of_the_average
   return fsam_optax.sam_perturbation(rho, adaptive=adaptive, mask=mask, eta=eta)
 
 
@@ -41,13 +39,7 @@ ASCENDING = tuple(name for name, x in REGISTRY.items() if x.perturbation)
 def perturbation(
   name: str, **options: Any
 ) -> Optional[optax.GradientTransformation]:
-  """The ascent of an optimizer by its name; None for ``"sgd"``.
-
-  Args:
-    name: one of :data:`NAMES`.
-    **options: of :func:`fsam_optax.friendly_perturbation`, ``rho`` among them.
-      SAM ignores what speaks of the average.
-  """
+  """The ascent of an optimizer by its name; None for ``"sgd"``."""
   make = REGISTRY[name].perturbation
   return None if make is None else make(**options)
 

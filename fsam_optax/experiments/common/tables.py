@@ -1,21 +1,19 @@
 """Tables: rows of numbers as a JSON holds them, and as they are shown.
 
 A table is ``{"header": [...], "rows": [[cell, ...], ...]}``, perhaps with a
-``"title"`` above it and a ``"note"`` below that. A cell is text, a number, or
-what was found over seeds, by what its first field is:
+``"title"`` and a ``"note"`` above it. A cell is text, a number, or found over
+seeds, by its first field:
 
-- ``{"accuracy": mean, "error": ...}``, with ``"median"`` and ``"collapsed"``
-  where runs collapsed, ``"diverged"`` where some did;
-- ``{"difference": mean, "error": ...}``, perhaps with ``"p"``, the error with
-  that of a search, ``"search_error"``, a ``"median"``, and what it is
-  ``"over"``;
+- ``{"accuracy": mean, "error": ...}``, with ``"median"``, ``"collapsed"`` and
+  ``"diverged"`` where runs collapsed or diverged;
+- ``{"difference": mean, "error": ...}``, perhaps with ``"p"``,
+  ``"search_error"``, ``"median"``, and what it is ``"over"``;
 - ``{"value": mean, "error": ...}``, to three digits.
 
 A mean is None where nothing is finite, an error for a single seed.
 """
 
-from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 
 def with_error(

@@ -1,11 +1,10 @@
 """What reaches the terminal: nothing that steers it, and no end with it."""
 
-from collections.abc import Iterator
 import contextlib
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, Iterator
 
 
 def printable(text: Any) -> str:

@@ -1,36 +1,15 @@
 """What the value of a flag must be: annotations for the fields of settings.
 
-As in ``rho: Annotated[float, number(0, remedy="0.05 is usual")] = 0.05``. Each
-reads one word. The sentence that refuses a word says what must hold, what came
-and the remedy; :func:`fsam_optax.experiments.common.flags.parse` puts the name
-of the flag in front.
+As in ``rho: Annotated[float, number(0)] = 0.05``. Each reads one word, and
+raises a ValueError that says what must hold, what it got and the remedy; tyro
+prints it with the name of the flag.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Callable, Iterable, Sequence
 
-import numpy as np
 import tyro
-
-
-def _in_float32(number: float) -> float:
-  """The number that float32 makes of one; infinity where it is too large."""
-  with np.errstate(over="ignore"):
-    return float(np.float32(number))
-
-
-class Refused(NamedTuple):
-  """Stands in the place of a value that its annotation refused.
-
-  Attributes:
-    message: why, without the name of the flag, which nobody knows here.
-  """
-
-  message: str
 
 
 def value(
@@ -38,28 +17,17 @@ def value(
   parse: Callable[[str], Any],
   show: Callable[[Any], str] = str,
 ) -> Any:
-  """An annotation for what is written as one word.
+  """An annotation for a value that is written as one word.
 
   Args:
     metavar: what stands for the word in the help.
-    parse: from the word to the value. Raises a ValueError that says what must
-      hold, what came and the remedy.
+    parse: from the word to the value; may raise a ValueError.
     show: from a default to its word.
-
-  Returns:
-    To be used as in ``Annotated[float, value("R", parse)]``.
   """
-
-  def instance_from_str(words: list[str]) -> Any:
-    try:
-      return parse(words[0])
-    except ValueError as error:
-      return Refused(str(error))
-
   return tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar=metavar,
-    instance_from_str=instance_from_str,
+    instance_from_str=lambda words: parse(words[0]),
     is_instance=lambda _: True,
     str_from_instance=lambda x: ["none" if x is None else show(x)],
   )
@@ -83,52 +51,35 @@ def parse_number(
   lower: float,
   upper: float = math.inf,
   *,
-  remedy: str,
   above: bool = False,
   below: bool = False,
+  remedy: str = "",
 ) -> float:
-  """Reads a number that is in a range, also after float32 has rounded it.
+  """Reads a number from ``lower`` to ``upper``; infinity is never taken.
 
   Args:
     text: the word.
-    lower: the least.
-    upper: the greatest; infinity itself is never taken.
-    remedy: what to write, such as ``"1 is F-SAM, 0 is SAM"``.
+    lower: the least number.
+    upper: the greatest number.
     above: whether ``lower`` itself is too low.
     below: whether ``upper`` itself is too high.
-
-  Raises:
-    ValueError: if it is none.
+    remedy: what to write, such as ``"1 is F-SAM, 0 is SAM"``.
   """
-  if upper == math.inf:
-    what = "a finite number" + (
-      f" above {lower:g}" if above else f", {lower:g} or more"
-    )
-  else:
-    brackets = "(" if above else "[", ")" if below else "]"
-    what = f"a number in {brackets[0]}{lower:g}, {upper:g}{brackets[1]}"
+  below = below or upper == math.inf
   try:
     found = float(text)
   except ValueError:
     found = math.nan
-
-  def is_inside(x: float) -> bool:
-    is_end = (x == lower and not above) or (x == upper and not below)
-    return (lower < x < upper or is_end) and not math.isinf(x)
-
-  if not is_inside(found):
-    raise ValueError(f"must be {what}, got {text!r}; {remedy}")
-  narrow = _in_float32(found)
-  if not is_inside(narrow) or (found and not narrow):
-    raise ValueError(
-      f"must be {what} in float32, too, where it is {narrow:g}, got {text!r}; "
-      f"{remedy}"
-    )
+  is_end = (above and found == lower) or (below and found == upper)
+  if not lower <= found <= upper or is_end:
+    span = f"{'(' if above else '['}{lower:g}, {upper:g}{')' if below else ']'}"
+    message = f"must be a number in {span}, got {text!r}"
+    raise ValueError("; ".join(filter(None, (message, remedy))))
   return found
 
 
 def integer(
-  lower: int, upper: int = 10**9, *, remedy: str, metavar: str = "N"
+  lower: int, upper: int = 10**9, *, remedy: str = "", metavar: str = "N"
 ) -> Any:
   """An annotation for a whole number from ``lower`` to ``upper``."""
 
@@ -138,69 +89,28 @@ def integer(
     except ValueError:
       found = lower - 1
     if not lower <= found <= upper:
-      raise ValueError(
-        f"must be an integer from {lower} to {upper}, got {text!r}; {remedy}"
-      )
+      message = f"must be an integer from {lower} to {upper}, got {text!r}"
+      raise ValueError("; ".join(filter(None, (message, remedy))))
     return found
 
   return value(metavar, parse)
 
 
-def choice(names: Iterable[str], metavar: str = "") -> Any:
-  """An annotation for one of some names.
-
-  Args:
-    names: looked at when a flag is read, so that a registry may still grow.
-    metavar: what stands for it in the help; empty for the names themselves.
-
-  Returns:
-    The annotation.
-  """
+def choice(names: Iterable[str]) -> Any:
+  """An annotation for one of some names."""
 
   def parse(text: str) -> str:
     if text not in names:
       raise ValueError(f"must be one of {', '.join(names)}, got {text!r}")
     return text
 
-  return value(metavar or f"{{{','.join(names)}}}", parse)
+  return value(f"{{{','.join(names)}}}", parse)
 
 
-def numbers(example: str, *, above: float = -math.inf) -> Any:
-  """An annotation for finite numbers above some other, with commas between."""
-
-  def parse(text: str) -> tuple[float, ...]:
-    try:
-      found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-      found = (math.nan,)
-    narrow = map(_in_float32, found)
-    if not all(math.isfinite(x) and x > above for x in narrow):
-      what = "finite numbers"
-      if above > -math.inf:
-        what = f"numbers above {above:g}"
-      raise ValueError(
-        f"must be {what} with commas between, that float32 holds, got "
-        f"{text!r}; for example "
-        f"{example}"
-      )
-    return found
-
-  return value("R,G,B", parse, lambda x: ",".join(map(str, x)))
-
-
-def some_of(names: Sequence[str], *, example: str) -> Any:
-  """An annotation for one or more of some names, each once."""
-
-  def parse(text: str) -> tuple[str, ...]:
-    found = tuple(text.split(","))
-    if set(found) - set(names) or len(set(found)) < len(found):
-      raise ValueError(
-        f"must be one or more of {', '.join(names[:-1])} and {names[-1]} with "
-        f"commas between, each once, got {text!r}; for example {example}"
-      )
-    return found
-
-  return value("LIST", parse, ",".join)
+def some_of(names: Sequence[str]) -> Any:
+  """An annotation for a tuple of one or more of some names."""
+  choices = tyro.extras.literal_type_from_choices(names)
+  return tyro.conf.arg(constructor=tuple[choices, ...])
 
 
 PerOptimizer = dict[str, tuple[float, ...]]
@@ -208,45 +118,35 @@ PerOptimizer = dict[str, tuple[float, ...]]
 
 
 def per_optimizer(
-  names: Sequence[str],
-  *,
-  metavar: str,
-  above_zero: str = "",
+  names: Sequence[str], *, metavar: str, above: bool = False
 ) -> Any:
-  """An annotation for one value or a grid, or one for each optimizer.
+  """An annotation of a :data:`PerOptimizer`: values for all, or for each.
+
+  ``0.1`` is ``{"": (0.1,)}``, and ``sam=0.1,fsam=0.2:0.4`` is
+  ``{"sam": (0.1,), "fsam": (0.2, 0.4)}``.
 
   Args:
     names: the optimizers that have such a value.
     metavar: what stands for it in the help.
-    above_zero: why 0 is refused; empty where it is not.
-
-  Returns:
-    The annotation of a :data:`PerOptimizer`: ``0.1`` is ``{"": (0.1,)}`` and
-    ``sam=0.1,fsam=0.2:0.4`` is ``{"sam": (0.1,), "fsam": (0.2, 0.4)}``.
+    above: whether 0 is refused.
   """
-  example = f"0.1, {names[0]}=0.1,fsam=0.2 or {names[0]}=0.1:0.2:0.4"
+  remedy = f"write 0.1, {names[0]}=0.1,fsam=0.2 or {names[0]}=0.1:0.2:0.4"
 
-  def values(text: str) -> tuple[float, ...]:
-    found = tuple(
-      parse_number(part, 0, remedy=f"write {example}")
-      for part in text.split(":")
-    )
-    if above_zero and 0 in found:
-      raise ValueError(f"must be positive, got {text!r}; {above_zero}")
-    return tuple(sorted(set(found)))
+  def grid(text: str) -> tuple[float, ...]:
+    parts = text.split(":")
+    of = functools.partial(parse_number, lower=0, above=above, remedy=remedy)
+    return tuple(sorted({of(part) for part in parts}))
 
   def parse(text: str) -> PerOptimizer:
     if "=" not in text:
-      return {"": values(text)}
-    found: PerOptimizer = {}
-    for part in text.split(","):
-      optimizer, _, number = part.partition("=")
-      if optimizer not in names or optimizer in found:
-        raise ValueError(
-          f"must be one value or one for each of {', '.join(names)}, got "
-          f"{text!r}; write {example}"
-        )
-      found[optimizer] = values(number)
-    return found
+      return {"": grid(text)}
+    parts = [part.partition("=") for part in text.split(",")]
+    named = [name for name, _, _ in parts]
+    if set(named) - set(names) or len(set(named)) < len(named):
+      raise ValueError(
+        f"must be one value or one for each of {', '.join(names)}, got "
+        f"{text!r}; {remedy}"
+      )
+    return {name: grid(values) for name, _, values in parts}
 
   return value(metavar, parse)

@@ -17,10 +17,9 @@ class Augmentation(NamedTuple):
 
   Attributes:
     flip: whether half of the images are mirrored, left to right.
-    crop_padding: width of the black frame, in pixels, out of which an image of
-      the size before is cropped.
-    cutout: side of the square that Cutout erases, in pixels; its corner is
-      uniform, and what lies outside of the image is cut off.
+    crop_padding: width of the black frame, in pixels, out of which is cropped.
+    cutout: side of the square that Cutout erases, in pixels; what lies outside
+      of the image is cut off.
     cutout_probability: fraction of the images that it erases in.
 
   References:
@@ -39,11 +38,9 @@ class Draws(NamedTuple):
 
   Attributes:
     is_flipped: shape `[B]`, bool.
-    offset: of the crop in the framed image, down and right, shape `[B, 2]`,
-      int32, in `[0, 2 crop_padding]`.
+    offset: of the crop in the framed image, down and right, shape `[B, 2]`.
     is_cut: shape `[B]`, bool.
-    corner: of the square, down and right, shape `[B, 2]`, int32, in
-      `[-(cutout // 2), size - cutout // 2)`.
+    corner: of the erased square, down and right, shape `[B, 2]`.
   """
 
   is_flipped: jax.Array
@@ -74,15 +71,9 @@ def draw(
 def normalize(
   images: jax.Array, mean: np.ndarray, standard_deviation: np.ndarray
 ) -> jax.Array:
-  """Subtracts the mean of each channel and divides by its standard deviation.
+  """Normalizes each channel, in the dtype of the mean.
 
-  Args:
-    images: shape `[B, H, W, C]`. Integers are divided by 255 first.
-    mean: shape `[C]`.
-    standard_deviation: shape `[C]`.
-
-  Returns:
-    The images in the dtype of the mean.
+  Images of integers are divided by 255 first. The moments have shape `[C]`.
   """
   unit = 255 if jnp.issubdtype(images.dtype, jnp.integer) else 1
   return (images.astype(mean.dtype) / unit - mean) / standard_deviation
@@ -95,18 +86,7 @@ def augment(
   mean: np.ndarray,
   standard_deviation: np.ndarray,
 ) -> jax.Array:
-  """Augments and normalizes a batch.
-
-  Args:
-    augmentation: what is done.
-    draws: from :func:`draw`.
-    images: shape `[B, H, W, C]`, integers up to 255 or floating.
-    mean: of each channel, shape `[C]`.
-    standard_deviation: of each channel, shape `[C]`.
-
-  Returns:
-    Images of the same shape, in the dtype of the mean.
-  """
+  """Augments and normalizes images `[B, H, W, C]`; see :func:`normalize`."""
   height, width, channels = images.shape[1:]
   if augmentation.flip:
     mirror = draws.is_flipped[:, None, None, None]

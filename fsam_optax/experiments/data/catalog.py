@@ -26,16 +26,16 @@ def load(
   image_size: Optional[int] = None,
   otherwise: Optional[str] = None,
 ) -> Images:
-  """Reads a data set by its name, by a path, or by both.
+  """Reads a data set.
 
   Args:
     source: a name such as ``"mnist"``; a path that one of the data sets
       recognizes; or both, such as ``"cifar10:data/cifar-10-batches-bin"``.
     image_size: side in pixels to scale the images to; None to leave them.
-    otherwise: the name of what a path is read as that none recognizes.
+    otherwise: the data set of a path that none recognizes.
 
   Raises:
-    DataError: if the source is none of these, or is not what it must be.
+    DataError: if there is no such data set, or it is not what it must be.
   """
   name, path = _resolve(source, otherwise)
   return REGISTRY[name].read(path, image_size)

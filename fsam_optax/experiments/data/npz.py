@@ -19,41 +19,16 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
   Args:
     path: what :func:`numpy.savez` wrote. Inputs are real numbers of shape
       ``[n, features]``, ``[n, height, width]`` or ``[n, height, width,
-      channels]``. Images of shape ``[n, 1 or 3, height, width]`` are turned so
-      that their channels come last, unless the width, too, is 1 or 3. Labels
-      are integers from 0 to the number of classes minus one, shape ``[n]``.
-      Nothing is unpickled.
+      channels]``. Labels are integers from 0 to the number of classes minus
+      one, shape ``[n]``. Nothing is unpickled.
     image_size: side in pixels to scale images to; None to leave them.
 
   Returns:
-    The images, on the scale that they had: in uint8 where they were so, in
-    float64 where they had more than float32 holds, and else in float32.
-
-  Raises:
-    DataError: if the file cannot be read or an array is not as above.
+    The images, on the scale that they had: in uint8 where they were so, and
+    else in float32.
   """
   x_train, y_train, x_test, y_test = _arrays(path)
-  kinds = {x_train.dtype, x_test.dtype}
-  if any(kind.kind not in "iuf" for kind in kinds) or (
-    len(kinds) > 1 and any(kind.kind != "f" for kind in kinds)
-  ):
-    raise DataError(
-      "`x_train` and `x_test` must be of one integer or floating dtype, for "
-      f"their scales to agree, got {x_train.dtype} and {x_test.dtype}. Convert "
-      "them, as with astype(np.float32)"
-    )
-  shape = x_train.shape[1:]
-  if len(shape) not in (1, 2, 3) or x_train.size == 0 or x_test.size == 0:
-    raise DataError(
-      "`x_train` must have the shape [n, features], [n, height, width] or "
-      "[n, height, width, channels], and no input be empty, got "
-      f"{list(x_train.shape)} and {list(x_test.shape)}"
-    )
-  if x_test.shape[1:] != shape:
-    raise DataError(
-      "`x_test` must have rows of the shape of those of `x_train`, "
-      f"{list(shape)}, got {list(x_test.shape[1:])}"
-    )
+  _check_inputs(x_train, x_test)
   y_train = _labels("y_train", y_train, len(x_train))
   y_test = _labels("y_test", y_test, len(x_test))
   classes = len(present := np.unique(y_train))
@@ -67,21 +42,8 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
     )
   x_train = _converted("x_train", x_train)
   x_test = _converted("x_test", x_test)
-  if np.ptp(x_train) == 0:
-    raise DataError(
-      "`x_train` must not be constant: it is divided by its standard "
-      f"deviation. Got {x_train.flat[0]:g} throughout"
-    )
-  notes: tuple[str, ...] = ()
-  if _is_channels_first(x_train.shape):
-    turn = lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-    x_train, x_test = turn(x_train), turn(x_test)
-    notes = (
-      f"the images of {printable(path)} have their channels first, and are "
-      f"read as {' x '.join(map(str, x_train.shape[1:]))}, channels last",
-    )
   return Images(
-    printable(path), x_train, y_train, x_test, y_test, classes, notes=notes
+    printable(path), x_train, y_train, x_test, y_test, classes
   ).resized(image_size)
 
 
@@ -105,6 +67,39 @@ def _arrays(path: str) -> list[np.ndarray]:
     ) from error
 
 
+def _check_inputs(x_train: np.ndarray, x_test: np.ndarray) -> None:
+  kinds = {x_train.dtype, x_test.dtype}
+  if any(kind.kind not in "iuf" for kind in kinds) or (
+    len(kinds) > 1 and any(kind.kind != "f" for kind in kinds)
+  ):
+    raise DataError(
+      "`x_train` and `x_test` must be of one integer or floating dtype, for "
+      f"their scales to agree, got {x_train.dtype} and {x_test.dtype}. Convert "
+      "them, as with astype(np.float32)"
+    )
+  shape = x_train.shape[1:]
+  if len(shape) not in (1, 2, 3) or x_train.size == 0 or x_test.size == 0:
+    raise DataError(
+      "`x_train` must have the shape [n, features], [n, height, width] or "
+      "[n, height, width, channels], and no input be empty, got "
+      f"{list(x_train.shape)} and {list(x_test.shape)}"
+    )
+  if x_test.shape[1:] != shape:
+    raise DataError(
+      "`x_test` must have rows of the shape of those of `x_train`, "
+      f"{list(shape)}, got {list(x_test.shape[1:])}"
+    )
+  if len(shape) == 3 and (
+    shape[0] in (1, 3) or (shape[0] < 5 and shape[2] > 4)
+  ):
+    raise DataError(
+      "`x_train` must have the shape [n, height, width, channels], got "
+      f"{list(x_train.shape)}, whose channels seem to come first. Put them "
+      "last with x.transpose(0, 2, 3, 1), or save [n, height, width] or "
+      "[n, features]"
+    )
+
+
 def _labels(name: str, y: np.ndarray, rows: int) -> np.ndarray:
   if y.dtype.kind not in "iu" or y.shape != (rows,):
     raise DataError(
@@ -121,7 +116,7 @@ def _labels(name: str, y: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _converted(name: str, x: np.ndarray) -> np.ndarray:
-  """The inputs in a dtype that holds them, with an axis of channels."""
+  """The inputs in uint8 or float32, with an axis of channels."""
   x = x[..., None] if x.ndim == 3 else x
   if x.dtype == np.uint8:
     return x
@@ -132,25 +127,26 @@ def _converted(name: str, x: np.ndarray) -> np.ndarray:
       f"`{name}` must be finite in float32, got {bad} values that are not. "
       "Remove or replace them"
     )
-  is_held = np.array_equal(narrow, x)
-  return narrow if is_held else x.astype(np.float64)
+  if name == "x_train" and not np.array_equal(narrow, x):
+    _check_rounding(x)
+  return narrow
 
 
-def _is_channels_first(shape: tuple[int, ...]) -> bool:
-  """Whether images are ``[n, channels, height, width]``."""
-  if len(shape) != 4:
-    return False
-  first, last = shape[1], shape[3]
-  if first in (1, 3) and last not in (1, 3):
-    return True
-  if first in (1, 3) or (first < 5 and last > 4):
+def _check_rounding(x: np.ndarray) -> None:
+  """Raises where float32 would round the differences between rows away."""
+  axes = tuple(range(x.ndim - 1))
+  low, high = x.min(axes), x.max(axes)
+  deviation = x.std(axes, dtype=np.float64)
+  largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float64)
+  # Half of the distance between two numbers of float32 of that size.
+  is_lost = (low < high) & (largest * 2.0**-24 > deviation / 256)
+  if is_lost.any():
+    worst = int(np.argmax(is_lost))
     raise DataError(
-      "`x_train` must have the shape [n, height, width, channels], got "
-      f"{list(shape)}, whose channels may be first or last. Put them last with "
-      "x.transpose(0, 2, 3, 1), or hand over [n, height, width] or [n, "
-      "features]"
+      "`x_train` must hold differences that survive float32, got values up to "
+      f"{largest[worst]:g} with a standard deviation of {deviation[worst]:g} "
+      f"in channel {worst}. Subtract their mean before you save them"
     )
-  return False
 
 
 ENTRY = DataSet(

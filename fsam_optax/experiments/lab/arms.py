@@ -1,10 +1,7 @@
 """The ways to train that are compared: arms, as data."""
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
 import functools
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Optional
 
 import optax
 
@@ -30,11 +27,10 @@ class Arm(NamedTuple):
       and returns such a step.
     epochs: how many times the epochs of the others.
     last: fraction of the training, at its end, in which it ascends.
-    sees_more: whether a batch holds, beside its ``"x"`` and ``"y"``, such a
-      pair under ``"whole"``, all training rows, and one under ``"other"``, as
-      many rows of another batch.
-    gradients: evaluations a step, in gradients of the whole batch, those of
-      twice the epochs both steps'; None where no table says it.
+    sees_more: whether a batch holds two more pairs of ``"x"`` and ``"y"``:
+      ``"whole"``, all training rows, and ``"other"``, those of another batch.
+    gradients: cost of a step, in gradients of the whole batch; None where no
+      table says it.
     watch: from the perturbation's last state, leaves of shape ``[R, ...]``, to
       what the row of the ``R`` runs says of it.
   """

@@ -1,11 +1,8 @@
 """The laboratory: what a study works on, and its arms searched and tested."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import time
-from typing import Any, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from flax import linen as nn
 import jax
@@ -50,9 +47,8 @@ class Lab:
     described: what the arms have in common, for the rows.
     sources: of images that a study asks for, by the names of their data sets.
     trainer_options: of :class:`~fsam_optax.experiments.lab.trainer.Trainer`.
-    at_once: runs that train together, always as many, for one compiled program.
-      Few, whose arrays fit a processor's cache: 4 take .4 of the time of 32 a
-      run for the small CNN, .8 for the perceptron.
+    at_once: runs that train together. Few, whose arrays fit a processor's
+      cache: of 4 the small CNN takes .4 of the time a run that 32 take.
   """
 
   pool: splits_lib.Pool
@@ -129,7 +125,6 @@ class Lab:
       "validation_size": pool.validation_size,
       "test_size": pool.test_size,
       "classes": pool.classes,
-      "standardized_by": pool.standardized_by,
       "momentum": MOMENTUM,
       "learning_rate_schedule": "cosine to 0",
       "search_seeds": [*self.search_seeds, *self.more_seeds],
@@ -141,11 +136,11 @@ class Lab:
     }
 
   def results(self, names: Sequence[str] = ()) -> dict[str, Row]:
-    """Every arm, or those of some names, searched and tested."""
+    """Some arms, or all, searched and tested."""
     return {name: self.test(name) for name in names or self.arms}
 
   def choose(self, name: str, grid: search.Grid) -> search.Found:
-    """Chooses an arm's hyperparameters on validation rows, from a grid on."""
+    """Searches an arm's hyperparameters on validation rows."""
     extensions = search.MOST_EXTENSIONS
     if self.is_quick:
       grid = search.Grid(grid[0][:1], grid[1][:2], grid[2][:1])
@@ -161,14 +156,11 @@ class Lab:
       run, grid, self.search_seeds, self.more_seeds, extensions
     )
 
-  def test(
-    self,
-    name: str,
-  ) -> Row:
+  def test(self, name: str) -> Row:
     """An arm trained at its best point on the seeds to report, now or before.
 
-    Unless few seeds chose that point it is trained as well at the points that
-    other seeds may have chosen, for an error that includes the search.
+    Unless few seeds chose that point, the arm is trained as well at the points
+    that other seeds may have chosen, for an error that includes the search.
     """
     key = {"phase": "test", "arm": name, **self.setting()}
     key["seeds"] = list(self.seeds)
@@ -206,19 +198,18 @@ class Lab:
   ) -> Row:
     """An arm trained on some seeds at a point, now or before.
 
+    Of a run that diverged the row has None for the test accuracy, and for the
+    validation accuracy what it classifies.
+
     Args:
       name: of the arm.
       point: to train at.
       seeds: of the splits, initializations and batches.
       phase: what for; the row of a ``"search"`` says nothing of test rows.
-      measure: from the ``(loss_fn, params, data)`` of a run and a key to what
-        is measured of it, each by its name and as a function to call. The row
-        has a value for each of the first eight runs, None where it is not
-        finite or raises a ValueError, as of a run that diverged.
-
-    Returns:
-      The row. Of a run that diverged it has None for the test accuracy, and for
-      the validation accuracy what it classifies.
+      measure: from the ``(loss_fn, params, data)`` of a run and a key to
+        functions, by the names of what they measure. The row has a value for
+        each of the first eight runs, None where it is not finite or raises a
+        ValueError.
     """
     key = {"phase": phase, "arm": name, **self.setting(), **point._asdict()}
     key["seeds"] = list(seeds)
@@ -262,7 +253,7 @@ class Lab:
     join = lambda *x: (np if isinstance(x[0], np.ndarray) else jnp).concatenate(
       x
     )[:number]
-    of_a_part = {"curve": None, "seconds": None, "compile_seconds": None}
+    of_a_part = {"curve": None, "seconds": None}
     return jax.tree.map(join, *(x._replace(**of_a_part) for x in found))
 
   def _measures(self, name, params, seeds, measure) -> dict[str, list[Any]]:

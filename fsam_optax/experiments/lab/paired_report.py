@@ -1,21 +1,17 @@
-"""What a study reports: arms paired over seeds in cells, tables and figures.
+"""What a study reports: arms paired over seeds, in tables and panels.
 
-A cell is a number that a table shows; see
-:mod:`fsam_optax.experiments.common.tables`.
+Cells are those of :mod:`fsam_optax.experiments.common.tables`.
 """
 
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
 import pathlib
-from typing import Any
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from fsam_optax.experiments.common import figures
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab.store import Row
 
@@ -23,12 +19,11 @@ from fsam_optax.experiments.lab.store import Row
 def accuracy(values: Any) -> dict[str, Any]:
   """Mean and standard error in percent, and what a mean alone would hide.
 
-  That is how many runs diverged, which it leaves out, and where some collapsed
-  how many, and the median.
+  That is how many runs diverged, and where some collapsed how many, and the
+  median.
   """
   average, error = statistics.mean_and_error(values)
-  values = np.asarray(values, np.float64)
-  finite = values[np.isfinite(values)]
+  finite = statistics.finite(values)
   cell: dict[str, Any] = {"accuracy": average, "error": error}
   if collapsed := statistics.collapsed(values):
     cell |= {"median": float(np.median(finite)), "collapsed": collapsed}
@@ -38,16 +33,15 @@ def accuracy(values: Any) -> dict[str, Any]:
 
 
 def mean(values: Any) -> dict[str, Any]:
-  """Mean and standard error in percent of all values, which are finite."""
+  """Mean and standard error in percent of finite values."""
   error = statistics.standard_error(values)
   return {"accuracy": float(np.mean(values)), "error": error}
 
 
 def number(values: Any) -> dict[str, Any]:
   """Mean and standard error of what is finite."""
-  return dict(
-    zip(("value", "error"), statistics.mean_and_error(values), strict=True)
-  )
+  average, error = statistics.mean_and_error(values)
+  return {"value": average, "error": error}
 
 
 def over(first: Any, second: Any) -> dict[str, Any]:
@@ -67,18 +61,18 @@ def by_setting(
 
   Args:
     results: a row of the store for each arm, by setting.
-    pairs: of arms, the first of which is shown over the second.
+    pairs: of arms; the first is shown over the second.
     xlabel: what the settings are, where they are numbers.
   """
   arms = list(dict.fromkeys(name for x in results.values() for name in x))
   x = [float(title) for title in results] if xlabel else list(results)
   of = lambda name: [
-    figures.gaps(rows[name]["test_accuracy"]) if name in rows else [np.nan]
+    np.asarray(rows[name]["test_accuracy"], float) if name in rows else [np.nan]
     for rows in results.values()
   ]
   header = [xlabel, *arms, *(f"{one} over {other}" for one, other in pairs)]
   differences = [
-    line(
+    figures.line(
       f"{one} over {other}",
       x,
       [np.subtract(*both) for both in zip(of(one), of(other), strict=True)],
@@ -100,8 +94,8 @@ def by_setting(
     "results": results,
     "tables": [{"header": header, "rows": rows}, points_table(results, xlabel)],
     "panels": [
-      panel(xlabel, [line(name, x, of(name)) for name in arms]),
-      panel(xlabel, differences, "paired difference (points)"),
+      figures.panel(xlabel, [figures.line(y, x, of(y)) for y in arms]),
+      figures.panel(xlabel, differences, "paired difference (points)"),
     ],
   }
 
@@ -114,8 +108,7 @@ def by_arm(
 
   Args:
     results: a row of the store for each arm, by setting.
-    reference: the arm whose accuracy is shown, and of the others what they
-      have over it.
+    reference: the arm whose accuracy is shown, and over which the others are.
   """
   arms = list(dict.fromkeys(name for x in results.values() for name in x))
   header, rows = ["", *results], []
@@ -144,7 +137,14 @@ def by_arm(
   return {
     "results": results,
     "tables": [{"header": header, "rows": rows}, points_table(results)],
-    "panels": [bars(of) | {"title": title} for title, of in results.items()],
+    "panels": [
+      figures.panel(
+        "",
+        [figures.line("", of, [row["test_accuracy"] for row in of.values()])],
+        title=title,
+      )
+      for title, of in results.items()
+    ],
   }
 
 
@@ -195,61 +195,16 @@ def _difference(first: Row, second: Row) -> dict[str, Any]:
 
 
 def _tested(row: Row) -> search.Tested:
-  """The candidates of an arm."""
-  columns = ("validation_accuracy", "test_accuracy")
-  return search.Tested(
-    *(
-      figures.gaps([x[column] for x in row["candidates"]]) for column in columns
-    )
-  )
+  of = lambda column: np.asarray([x[column] for x in row["candidates"]], float)
+  return search.Tested(of("validation_accuracy"), of("test_accuracy"))
 
 
 def _short(value: float) -> float:
   return float(f"{value:.3g}")
 
 
-def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
-  """A line of a figure, with a gap where a value is not finite."""
-  pairs = [
-    statistics.mean_and_error(values)
-    if np.all(np.isfinite(figures.gaps(values)))
-    else (None, None)
-    for values in columns
-  ]
-  return {
-    "label": label,
-    "x": list(x),
-    "mean": [mean for mean, _ in pairs],
-    "error": [error for _, error in pairs],
-  }
-
-
-def panel(
-  xlabel: str,
-  lines: list[dict[str, Any]],
-  ylabel: str = "test accuracy (%)",
-  **look: Any,
-) -> dict[str, Any]:
-  """A panel of a figure.
-
-  Args:
-    xlabel: what the lines go over.
-    lines: its lines.
-    ylabel: what they show.
-    **look: its ``title``, its ``ylim``, and whether the axes are logarithmic,
-      ``is_log`` and ``is_log_y``.
-  """
-  return {"xlabel": xlabel, "ylabel": ylabel, "series": lines, **look}
-
-
-def bars(results: Mapping[str, Row]) -> dict[str, Any]:
-  """A panel of the arms' test accuracies side by side."""
-  values = [row["test_accuracy"] for row in results.values()]
-  return panel("", [line("", results, values)])
-
-
 def title_of(config: Mapping[str, Any]) -> str:
-  """What was trained on what, for the head of a figure or of the tables."""
+  """What was trained on what."""
   shown = {
     what: ", ".join(f"{x}" for x in value) if isinstance(value, list) else value
     for what, value in config.items()
@@ -268,62 +223,20 @@ def publish(
   title: str = "",
   panels: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-  """Prints the tables of a result, then writes NAME.json and a figure.
+  """Prints the tables of a result, then writes NAME.json and perhaps NAME.png.
 
   Args:
     result: what the JSON holds, ``"tables"`` among it.
     name: of the files.
     directory: to write them to.
     title: of the figure.
-    panels: of the figure; none where there are none.
+    panels: of the figure.
   """
   for table in result["tables"]:
     print(f"\n{tables.text(table)}", flush=True)
   paths = [directory / f"{name}.json"]
-  with files.saving(directory):
-    files.write_json(result, paths[0])
-    if panels:
-      paths.append(directory / f"{name}.png")
-      draw(title, panels, paths[1])
+  files.write_json(result, paths[0])
+  if panels:
+    paths.append(directory / f"{name}.png")
+    figures.draw(title, panels, paths[1])
   print("\nwrote", " and ".join(map(str, paths)))
-
-
-def draw(
-  title: str, panels: Sequence[Mapping[str, Any]], path: pathlib.Path
-) -> None:
-  """Draws panels, four in a row, a gap where a value is missing."""
-  columns, lines = min(4, len(panels)), -(-len(panels) // 4)
-  drawing = figures.new(max(5.4, 3.6 * columns), 3.6 * max(1, lines))
-  for i, shown in enumerate(panels):
-    _draw_panel(drawing.add_subplot(lines, columns, i + 1), shown)
-  drawing.suptitle(f"{title}, mean ± standard error", fontsize="medium")
-  figures.save(drawing, path)
-
-
-def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
-  for series in shown["series"]:
-    mean, error = map(figures.gaps, (series["mean"], series["error"]))
-    x = series["x"]
-    color = series.get("color")
-    if isinstance(x[0], str):
-      label = series["label"]
-      axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3, label=label)
-      axes.set_xticks(range(len(x)), x, rotation=60, ha="right")
-    elif series.get("is_points"):
-      axes.errorbar(x, mean, error, fmt=".", color=color, zorder=0)
-    else:
-      figures.band(axes, x, mean, error, label=series["label"], color=color)
-    for name, *at in zip(series.get("names", ()), x, mean, strict=False):
-      axes.annotate(name, at, rotation=15, fontsize="xx-small")
-  if shown.get("is_log"):
-    axes.set_xscale("log")
-  if shown.get("is_log_y"):
-    axes.set_yscale("log")
-  if "ylim" in shown:
-    axes.set_ylim(*shown["ylim"])
-  axes.set_xlabel(shown["xlabel"])
-  axes.set_ylabel(shown["ylabel"], fontsize="small")
-  axes.set_title(shown.get("title", ""), fontsize="medium")
-  axes.grid(alpha=0.3)
-  if axes.get_legend_handles_labels()[0]:
-    axes.legend(fontsize="x-small")

@@ -1,17 +1,14 @@
 """The search for an arm's hyperparameters, and the error it brings.
 
 Every point of a grid is trained on the same seeds. Where the best lies at an
-end of its values they go on, so that it has been seen to fall off beyond. More
-seeds may then decide between the best few. The seeds that choose decide between
-neighbors by chance: a bootstrap over them says how much that moves what is
-reported.
+end of its values they go on. More seeds may then decide between the best few.
+The seeds decide between neighbors by chance: a bootstrap over them says how
+much that moves what is reported.
 """
 
 import collections
-from collections.abc import Callable
-from collections.abc import Sequence
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -23,13 +20,7 @@ _RESAMPLING_SEED = 0
 
 
 class Point(NamedTuple):
-  """Hyperparameters of an arm.
-
-  Attributes:
-    learning_rate: at the first step.
-    rho: radius; 0 of SGD.
-    weight_decay: fraction of the weights that is added to the gradient.
-  """
+  """Hyperparameters of an arm; the radius of SGD is 0."""
 
   learning_rate: float
   rho: float
@@ -78,9 +69,9 @@ class Found(NamedTuple):
   on_edge: list[str]
 
   def candidates(self) -> list[int]:
-    """Indices of points that other seeds may well have chosen, the best first.
+    """Indices of the points that 1 % of the bootstrap's draws choose, or more.
 
-    Those that a hundredth of the bootstrap's draws choose, or more.
+    The best one is the first.
     """
     drawn = choices(self.accuracy, resamples(self.accuracy.shape[1]))
     counts = collections.Counter(drawn.tolist())
@@ -104,15 +95,11 @@ def search(
 
   Args:
     run: trains at a point on some seeds; its ``"validation_accuracy"`` has one
-      value a seed, also of a run that diverged what it classifies, so that the
-      search stays clear of it, and ``"diverged"`` counts those.
+      value a seed, and ``"diverged"`` counts the runs that diverged.
     grid: to begin with.
     seeds: that every point is trained on.
     more_seeds: that the best three points are trained on as well.
     extensions: how many times the values may go on beyond their ends.
-
-  Returns:
-    What was found.
   """
   axes = [list(values) for values in grid]
   rows: dict[Point, dict[str, Any]] = {}
@@ -140,7 +127,6 @@ def search(
 
 
 def _best(accuracy, axes) -> tuple[Point, list[str]]:
-  """The point of the highest mean, and which of its values are at an end."""
   best = max(accuracy, key=lambda point: np.mean(accuracy[point]))
   fields = zip(Grid._fields, axes, best, strict=True)
   return best, [name for name, *values in fields if is_at_an_end(*values)]
@@ -164,22 +150,16 @@ def continue_beyond(values: list[float], best: float) -> None:
 
 
 def resamples(number: int) -> np.ndarray:
-  """Draws of ``number`` seeds with replacement, shape ``[DRAWS, number]``.
+  """Draws of seeds with replacement, shape ``[DRAWS, number]``.
 
-  Always the same ones, so that arms whose runs are paired by their seeds stay
-  paired.
+  They are always the same ones, so that arms stay paired by their seeds.
   """
   rng = np.random.default_rng(_RESAMPLING_SEED)
   return rng.integers(0, number, (DRAWS, number))
 
 
 def choices(accuracy: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-  """The point that each draw of seeds would have chosen, shape ``[D]``.
-
-  Args:
-    accuracy: on validation rows, shape ``[P, S]``.
-    seeds: as of :func:`resamples`, shape ``[D, S]``.
-  """
+  """The point that each draw of seeds ``[D, S]`` would have chosen, ``[D]``."""
   return np.argmax(accuracy[:, seeds].mean(axis=2), axis=0)
 
 
@@ -199,8 +179,8 @@ class Tested(NamedTuple):
 def error_with_search(first: Tested, second: Tested) -> float:
   """Standard error of a paired difference, the search's included.
 
-  In each draw of a bootstrap the seeds that choose are drawn again, both arms
-  take their best point by these, and the seeds to report are drawn again, too.
+  In each draw of a bootstrap both arms take their best point by other seeds
+  that choose, and are reported by other seeds.
   """
   choosing = resamples(first.validation_accuracy.shape[1])
   testing = resamples(first.test_accuracy.shape[1])

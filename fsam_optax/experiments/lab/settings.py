@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
 from typing import Annotated, Optional
 
 import tyro
@@ -20,7 +19,8 @@ from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Grid
 
-LARGEST_SEED = 2**32 - 1
+# Of the others, which keep statistics of batches, `train` trains one at a time.
+_MODELS = [x.name for x in networks.REGISTRY.values() if not x.has_statistics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +46,16 @@ class Data:
   ] = "mnist"
   image_size: Annotated[
     Optional[int],
-    values.integer(1, remedy="14 halves 28 pixels", metavar="PIXELS"),
+    values.integer(1, metavar="PIXELS"),
     values.default("14 for mnist, otherwise that of the images"),
   ] = None
-  model: Annotated[str, values.choice(networks.REGISTRY, "NAME")] = "mlp"
+  model: Annotated[str, values.choice(_MODELS)] = "mlp"
   label_noise: Annotated[
     Optional[float],
-    values.number(
-      0,
-      1,
-      below=True,
-      remedy="0.4 moves 40 % of the labels",
-      metavar="FRACTION",
-    ),
+    values.number(0, 1, below=True, metavar="FRACTION"),
     values.default(f"{tuned_values.LABEL_NOISE:g}, of your own data 0"),
   ] = None
-  label_noise_kind: Annotated[str, values.choice(KINDS, metavar="KIND")] = (
-    "symmetric"
-  )
+  label_noise_kind: Annotated[str, values.choice(KINDS)] = "symmetric"
 
 
 Epochs = Annotated[
@@ -80,7 +72,7 @@ class Training:
   """How every run is trained.
 
   Attributes:
-    optimizers: which of sgd, sam and fsam to train, with commas between.
+    optimizers: which of sgd, sam and fsam to train.
     sigma: fraction of the gradient average that F-SAM subtracts.
     lmbda: decay of the gradient average of F-SAM, from 0 to 1.
     epochs: passes over the training rows.
@@ -90,7 +82,7 @@ class Training:
   """
 
   optimizers: Annotated[
-    tuple[str, ...], values.some_of(optimizers_lib.NAMES, example="sam,fsam")
+    tuple[str, ...], values.some_of(optimizers_lib.NAMES)
   ] = optimizers_lib.NAMES
   sigma: Annotated[
     float, values.number(0, remedy="1 is F-SAM, 0 is SAM", metavar="S")
@@ -102,8 +94,8 @@ class Training:
   epochs: Epochs = None
   batch_size: Annotated[
     Optional[int],
-    values.integer(1, remedy="100 is usual", metavar="ROWS"),
-    values.default("100"),
+    values.integer(1, metavar="ROWS"),
+    values.default(f"{tuned_values.BATCH_SIZE}"),
   ] = None
   output: pathlib.Path = pathlib.Path("compare")
 
@@ -137,9 +129,7 @@ class Settings:
   ] = dataclasses.field(default_factory=dict)
   learning_rate: Annotated[
     values.PerOptimizer,
-    values.per_optimizer(
-      optimizers_lib.NAMES, metavar="LR", above_zero="at 0 nothing is learned"
-    ),
+    values.per_optimizer(optimizers_lib.NAMES, metavar="LR", above=True),
     _TUNED,
   ] = dataclasses.field(default_factory=dict)
   weight_decay: Annotated[
@@ -152,9 +142,7 @@ class Settings:
   ] = None
   first_seed: Annotated[
     Optional[int],
-    values.integer(
-      0, LARGEST_SEED, remedy="seeds count up from it", metavar="SEED"
-    ),
+    values.integer(0, metavar="SEED"),
     values.default("0 of tune, 200 of compare"),
   ] = None
 
@@ -173,14 +161,19 @@ def label_noise_of(data: Data) -> float:
 
 
 def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
-  """The laboratory of the optimizers, or a FlagError where flags do not fit.
+  """The laboratory of the optimizers, whose data are loaded.
 
-  The data are loaded and the output directory is made. The seeds to report and
-  to search by are the same.
+  The seeds to report and to search by are the same. The output directory is
+  made.
+
+  Raises:
+    FlagError: if flags do not fit each other or the data.
   """
   data, training = given.data, given.training
   recipe, pool = recipe_of(data), load(data)
-  batch_size = training.batch_size or min(recipe.batch_size, pool.train_size)
+  batch_size = training.batch_size or min(
+    tuned_values.BATCH_SIZE, pool.train_size
+  )
   if batch_size > pool.train_size:
     raise FlagError(
       "--batch-size",
@@ -189,14 +182,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
     )
   first = default_first if given.first_seed is None else given.first_seed
   seeds = range(first, first + (given.seeds or default_seeds))
-  if seeds[-1] > LARGEST_SEED:
-    raise FlagError(
-      "--first-seed",
-      f"must leave the last seed at {LARGEST_SEED} at most, got {seeds[-1]}. "
-      "Start lower",
-    )
-  if message := files.make_directory(training.output):
-    raise FlagError("--output", message)
+  files.make_output(training.output)
   return Lab(
     pool=pool,
     model=data.model,
@@ -217,35 +203,12 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
 
 def load(data: Data) -> splits.Pool:
   """The data set of the flags; a FlagError where the network cannot take it."""
-  network = networks.REGISTRY[data.model]
-  if network.has_statistics:
-    others = [
-      x.name for x in networks.REGISTRY.values() if not x.has_statistics
-    ]
-    raise FlagError(
-      "--model",
-      f"must be one of {', '.join(others)}, which keep no statistics of "
-      f"batches, got {data.model!r}. `train` takes it",
-    )
   try:
     pool = splits.load(data.data, recipe_of(data).image_size)
   except data_lib.DataError as error:
     raise FlagError("--data", error) from error
-  for note in pool.notes:
-    print(f"note: {note}", file=sys.stderr)
-  shape = pool.x.shape[1:]
-  if len(shape) == 1 and not network.takes_vectors:
-    raise FlagError(
-      "--model",
-      f"{data.model} must have images, got rows of shape {list(shape)}. Store "
-      "x_train and x_test as [n, height, width] or use mlp",
-    )
-  if len(shape) == 3 and min(shape[:2]) < network.least_image:
-    raise FlagError(
-      "--model",
-      f"{data.model} must have images of {network.least_image} x "
-      f"{network.least_image} pixels at least, got {shape[0]} x {shape[1]}",
-    )
+  if message := networks.REGISTRY[data.model].check_rows(pool.x.shape[1:]):
+    raise FlagError("--model", message)
   return pool
 
 

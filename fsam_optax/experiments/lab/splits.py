@@ -1,8 +1,6 @@
 """The rows that each seed trains, validates and tests on, and their labels."""
 
-from collections.abc import Sequence
-import os
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Sequence
 import zlib
 
 import numpy as np
@@ -16,23 +14,20 @@ class Pool(NamedTuple):
 
   Attributes:
     name: of the data set, or its path.
-    x: inputs, shape ``[N, ...]``, float32. Those of an .npz in float64 are
-      moved by the mean of each feature or channel first, which float32 may not
-      hold beside their differences.
+    x: inputs, shape ``[N, ...]``, float32.
     y: clean labels, shape ``[N]``, int32, in ``[0, classes)``.
     classes: number of classes.
     train_size: rows to train on.
     validation_size: rows to choose hyperparameters by.
     test_size: rows that the final model is tested on.
-    fixed_test: whether the test split is always the last ``test_size`` rows;
+    fixed_test: whether the test rows are always the last ``test_size`` ones;
       otherwise every seed draws its own.
     noise_targets: see :class:`fsam_optax.experiments.data.Images`.
-    notes: see :class:`fsam_optax.experiments.data.Images`.
-    fingerprint: of the rows of a file, by which trained rows know them again;
-      empty where the name says which they are.
+    fingerprint: of the rows of a file; empty where the name says which they
+      are.
     stream: of the random numbers of a seed; empty for the seed's own.
-    scale: published mean and standard deviation of each channel; None where
-      they are those of the training rows of each seed.
+    scale: published mean and standard deviation of each channel; None for those
+      of the training rows of each seed.
   """
 
   name: str
@@ -44,21 +39,9 @@ class Pool(NamedTuple):
   test_size: int
   fixed_test: bool
   noise_targets: Optional[np.ndarray] = None
-  notes: tuple[str, ...] = ()
   fingerprint: str = ""
   stream: tuple[int, ...] = ()
   scale: Optional[tuple[np.ndarray, np.ndarray]] = None
-
-  @property
-  def standardized_by(self) -> str:
-    """What has a mean and a standard deviation of its own.
-
-    ``"feature"`` of vectors, ``"channel"`` of images with several channels, or
-    ``"data set"`` of images with one.
-    """
-    if self.x.ndim == 2:
-      return "feature"
-    return "channel" if self.x.shape[-1] > 1 else "data set"
 
 
 class Splits(NamedTuple):
@@ -70,11 +53,10 @@ class Splits(NamedTuple):
     train_labels: their labels after the noise, same shape, int32.
     validation_rows: shape ``[S, validation_size]``, int32.
     test_rows: shape ``[S, test_size]``, int32.
-    mean: of the training rows, of each feature of vectors, shape ``[S,
-      features]``, and of each channel of images, shape ``[S, C]``, or ``[S]``
-      where they have one, float32.
-    standard_deviation: of the same, of the same shape, float32; 1 where the
-      training rows are constant.
+    mean: of the training rows, float32, shape ``[S, features]`` of vectors and
+      ``[S, C]`` of images, or ``[S]`` where they have one channel.
+    standard_deviation: of the same shape; 1 where the training rows are
+      constant.
   """
 
   seed: np.ndarray
@@ -89,11 +71,10 @@ class Splits(NamedTuple):
 def load(source: str, image_size: Optional[int] = None) -> Pool:
   """Reads a data set as one pool of rows.
 
-  Where a source has no test rows of its own, each seed draws them: its result
-  then varies with the test rows, too, as it does between experiments.
+  Where a source has no test rows of its own, each seed draws them.
   """
   images = data.load(source, image_size=image_size)
-  x = _in_float32(images.x_train, images.x_test)
+  x = np.concatenate([images.x_train, images.x_test]).astype(np.float32)
   y = np.concatenate([images.y_train, images.y_test])
   rows = data.REGISTRY[data.name_of(source)].seed_rows
   if rows is None:
@@ -106,7 +87,7 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
       )
     sizes = (train - validation, validation, test)
   else:
-    sizes = (*rows, len(y) - rows.train - rows.validation)
+    sizes = (*rows, len(y) - sum(rows))
   if images.source_rows is not None:
     # In the order of the source, of which the rows of a seed are a permutation.
     place = np.argsort(images.source_rows)
@@ -119,30 +100,8 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
     *sizes,
     fixed_test=rows is None,
     noise_targets=images.noise_targets,
-    notes=images.notes,
     fingerprint="" if rows else f"{zlib.crc32(x.tobytes() + y.tobytes()):08x}",
   )
-
-
-def _in_float32(x_train: np.ndarray, x_test: np.ndarray) -> np.ndarray:
-  """The rows of both, whose differences survive the rounding."""
-  is_double = np.float64 in (x_train.dtype, x_test.dtype)
-  # All rows as they are, in float32, and moved in float64.
-  needed = x_train.dtype.itemsize + 4 + 8 * is_double
-  needed *= x_train.size + x_test.size
-  # All that there is: what is free lacks the cache of files, which gives way,
-  # and not every system says it.
-  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  if needed > memory:
-    raise data.DataError(
-      f"must fit into memory, {memory / 2**30:,.1f} GiB, got rows that are "
-      f"copied in float32, {needed / 2**30:,.1f} GiB. Use fewer rows or "
-      "smaller images, or `train`"
-    )
-  x = np.concatenate([x_train, x_test])
-  if x.dtype == np.float64:
-    x = x - x_train.mean(axis=tuple(range(x.ndim - 1)), dtype=np.float64)
-  return x.astype(np.float32)
 
 
 def split(
@@ -172,9 +131,8 @@ def split(
 def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
   rng = np.random.default_rng((seed, *pool.stream))
   train, validation = pool.train_size, pool.validation_size
-  drawn = train + validation + (0 if pool.fixed_test else pool.test_size)
   order = rng.permutation(len(pool.y) - pool.test_size * pool.fixed_test)
-  rows = order[:drawn].astype(np.int32)
+  rows = order.astype(np.int32)
   train_rows = rows[:train]
   test_rows = rows[train + validation :]
   if pool.fixed_test:
@@ -200,16 +158,12 @@ def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
 
 
 def _moments(pool: Pool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of the training rows alone.
-
-  The others must not leak into them.
-  """
+  """Of the training rows alone: the others must not leak into them."""
   x = pool.x[rows].astype(np.float64)
-  is_one = pool.standardized_by == "data set"
-  axes = None if is_one else tuple(range(x.ndim - 1))
+  is_one_channel = x.ndim > 2 and x.shape[-1] == 1
+  axes = None if is_one_channel else tuple(range(x.ndim - 1))
   low, high = x.min(axis=axes), x.max(axis=axes)
-  # The mean of equal numbers may round to another one, and their deviation
-  # then to what is not 0.
+  # The deviation of equal numbers may round to what is not 0.
   is_constant = low == high
   mean = np.where(is_constant, low, x.mean(axis=axes)).astype(np.float32)
   deviation = np.where(is_constant, 1, x.std(axis=axes)).astype(np.float32)

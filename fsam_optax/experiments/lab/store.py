@@ -4,11 +4,10 @@ A line of JSON a row. What is in the file already is not trained again, so a
 command that was ended goes on where it was.
 """
 
-from collections.abc import Mapping
 import json
 import pathlib
 import sys
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from fsam_optax.experiments.common.flags import FlagError
 
@@ -38,10 +37,7 @@ class Store:
     self._number_before = len(self.rows)
 
   def find(self, key: Mapping[str, Any]) -> Optional[Row]:
-    """The row of a key, or None.
-
-    A field that the row lacks was added after it was written.
-    """
+    """The row with these fields; a field that it lacks may be anything."""
     for i, row in enumerate(self.rows):
       if all(row.get(name, value) == value for name, value in key.items()):
         if i < self._number_before:

@@ -1,10 +1,7 @@
 """What a study declares: its question, its arms, its settings, its report."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.lab import settings
@@ -24,11 +21,10 @@ class Setting:
   Attributes:
     title: of it in the tables.
     dataset: its name.
-    model: of a network; another name than the registry's needs a ``network``
+    model: name of a network; one that the registry lacks needs a ``network``
       among the changes.
     label_noise: fraction of wrong training labels.
-    best: of the optimizers around which searches begin, where that is not the
-      tuned values'.
+    best: points around which searches begin in place of the tuned values.
     changes: of the laboratory.
   """
 
@@ -77,13 +73,13 @@ class Study(NamedTuple):
     name: what the command calls it.
     question: one line.
     arms: the ways to train that it compares, by name.
-    report: from the tested arms of each setting, by their names, to what the
-      JSON holds: ``results``, ``tables``, the ``panels`` of the figure, and
-      what its ``config`` says otherwise.
+    report: from the tested arms of each setting to what the JSON holds:
+      ``results``, ``tables``, the ``panels`` of the figure, and changes of
+      ``config``.
     settings: in which every arm is searched and tested; none for that of the
       command's flags.
-    run: of a study that does something else, from the laboratory of its arms
-      to what the JSON holds.
+    run: what a study does that does something else, from the laboratory of its
+      arms to what the JSON holds.
     seeds: to report by default.
     first_seed: of them.
   """

@@ -7,10 +7,9 @@ Split, labels, first parameters and batches come from the seed of a run alone,
 so those of two arms are paired: what is left of their difference is the arms'.
 """
 
-from collections.abc import Mapping
 import functools
 import time
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Mapping, NamedTuple, Optional
 
 from flax import linen as nn
 import jax
@@ -40,7 +39,6 @@ class Outcome(NamedTuple):
     params: leaves of shape ``[R, ...]``.
     perturbation_state: leaves of shape ``[R, ...]``.
     seconds: wall-clock time, compilation included.
-    compile_seconds: the part of it that tracing and compiling took.
   """
 
   test_accuracy: np.ndarray
@@ -51,7 +49,6 @@ class Outcome(NamedTuple):
   params: Any
   perturbation_state: Any
   seconds: float
-  compile_seconds: float
 
 
 def descent(
@@ -69,8 +66,7 @@ class Trainer:
   """Trains arms that differ in their ascent.
 
   Each epoch takes its batches from a new permutation of the training rows; rows
-  that fill no whole batch wait for another epoch. Compiled programs are kept
-  for further calls with as many runs; those that measure accuracy serve all.
+  that fill no whole batch are left out. Compiled programs are kept.
   """
 
   def __init__(
@@ -99,8 +95,7 @@ class Trainer:
         the number of steps.
       augment: from the seed of a run, the step and the rows of its batch to
         those that it is trained on.
-      optimize: whether XLA is to optimize the steps; what trains for a few
-        steps alone is done sooner without.
+      optimize: whether XLA is to optimize the steps.
     """
     self._model, self._arms, self._epochs = model, dict(arms), epochs
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
@@ -108,7 +103,6 @@ class Trainer:
     self._is_iid, self._make_tx, self._augment = is_iid, make_tx, augment
     self._optimize = optimize
     self._compiled: dict[Any, Any] = {}
-    self._compile_seconds = 0.0
 
   def epochs_of(self, name: str) -> int:
     """Passes over the training rows that an arm takes."""
@@ -125,24 +119,18 @@ class Trainer:
     with_curve: bool = False,
     on_epoch: Callable[[], None] = lambda: None,
   ) -> Outcome:
-    """Trains and tests.
+    """Trains and tests runs of an arm.
 
     Args:
       name: of the arm.
       splits: one split a run, leading axis ``R``.
       learning_rate: at the first step, shape ``[R]``.
       rho: radius, shape ``[R]``; SGD ignores it.
-      weight_decay: fraction of the weights that is added to the gradient, shape
-        ``[R]``.
+      weight_decay: shape ``[R]``.
       with_curve: whether to measure the validation accuracy every epoch.
       on_epoch: called after each epoch, for a progress bar.
-
-    Returns:
-      The outcome of every run. The test rows are looked at once, by the final
-      parameters.
     """
     start = time.perf_counter()
-    self._compile_seconds = 0.0
     values = learning_rate, rho, weight_decay
     rates = (np.asarray(x, np.float32) for x in values)
     runs = jax.tree.map(jnp.asarray, (splits, *rates))
@@ -170,7 +158,6 @@ class Trainer:
       params=state.params,
       perturbation_state=state.perturbation_state,
       seconds=time.perf_counter() - start,
-      compile_seconds=self._compile_seconds,
     )
 
   def loss(self, params: Any, batch: Any) -> jax.Array:
@@ -188,11 +175,7 @@ class Trainer:
     }
 
   def _epoch(self, name, pool, state, run):
-    """The steps over one permutation of the training rows.
-
-    Its key is of the seed and the step alone: the batches of a seed are the
-    same for all arms.
-    """
+    """The steps of an epoch, on batches by the seed and the step alone."""
     _, key = jax.random.split(jax.random.key(run[0].seed))
     key, rows = jax.random.fold_in(key, state.step), len(run[0].train_rows)
     shape = (self._steps, self._batch_size)
@@ -208,16 +191,14 @@ class Trainer:
     )
     return state, jnp.all(is_finite)
 
-  # One run as a function of arrays.
-
   def _first_state(self, name, runs):
+    # Random numbers take longer to optimize than they run.
     call = functools.partial(self._call, is_hot=False)
     variables = call(self._variables, None, runs[0].seed)
     return call(self._init, name, variables, runs)
 
   def _variables(self, name, pool, seed):
-    """Of the seed alone, so that the arms share them."""
-    del name
+    del name  # Of the seed alone, so that the arms share them.
     key, _ = jax.random.split(jax.random.key(seed))
     return dict(self._model.init(key, pool[0][:1].astype(jnp.float32)))
 
@@ -232,10 +213,9 @@ class Trainer:
     return state.replace(tx=None, perturbation=None)
 
   def _transforms(self, name, run) -> dict[str, Any]:
-    """Base optimizer and ascent.
+    """Base optimizer and ascent, which close over traced rates.
 
-    They close over traced rates. As static fields of the state they come in
-    with each step, and do not leave the compiled call.
+    So they are put into the state for each step, and do not leave the program.
     """
     _, learning_rate, rho, weight_decay = run
     ascent = self._arms[name].perturbation
@@ -266,7 +246,6 @@ class Trainer:
     return state, jnp.isfinite(metrics["loss"])
 
   def _loss(self, params, model_state, batch, rng):
-    """Cross-entropy, the mean over the rows, as a train step takes it."""
     del rng
     logits, model_state = self._model.apply(
       {"params": params, **model_state},
@@ -278,8 +257,6 @@ class Trainer:
       logits, batch["y"]
     )
     return jnp.mean(losses), (dict(model_state), {})
-
-  # Accuracy.
 
   def _accuracy(self, state, splits, rows, labels=None) -> np.ndarray:
     """Percent of the rows classified as labeled, shape `[R]`, float64."""
@@ -307,15 +284,10 @@ class Trainer:
     return jnp.sum(jax.lax.map(hits, (rows, labels)))
 
   def _call(self, fn, name, *args, is_hot=True, donate=()) -> Any:
-    """Calls `fn(name, pool, *args)`, compiled, vmapped over runs in `args`.
-
-    What runs once is not worth optimizing: random numbers take longer to
-    compile than a train step.
-    """
+    """Calls `fn(name, pool, *args)`, compiled, vmapped over runs in `args`."""
     shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(args))
     key = (fn.__name__, name, shapes)
     if key not in self._compiled:
-      start = time.perf_counter()
 
       def called(pool, *args):
         return jax.vmap(functools.partial(fn, name, pool))(*args)
@@ -324,7 +296,6 @@ class Trainer:
       self._compiled[key] = lowered.compile(
         None if is_hot and self._optimize else _UNOPTIMIZED
       )
-      self._compile_seconds += time.perf_counter() - start
     return self._compiled[key](self._pool, *args)
 
 

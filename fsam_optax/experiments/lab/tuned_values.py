@@ -8,39 +8,35 @@ from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.search import around
 
 LABEL_NOISE = 0.4
+BATCH_SIZE = 100
 FIRST_SEED = 200  # Apart from the seeds that `tune` chooses by.
-TUNING_FIRST_SEED = 0
+TUNING_FIRST_SEED, TUNING_SEEDS = 0, 16
 
 
 class Recipe(NamedTuple):
-  """What the commands do where no flag says otherwise.
+  """The defaults of a data set and a network.
 
   Attributes:
     epochs: passes over the training rows.
-    batch_size: rows a step.
     seeds: number of seeds of ``compare``.
     best: hyperparameters of each optimizer.
-    tuning_seeds: number of seeds, from 0, that ``tune`` tries.
     image_size: side in pixels to scale the images to; None to leave them.
     is_tuned: whether the hyperparameters were chosen so on this data.
   """
 
   epochs: int
-  batch_size: int
   seeds: int
   best: dict[str, Point]
-  tuning_seeds: int
   image_size: Optional[int] = None
   is_tuned: bool = True
 
   @property
   def origin(self) -> str:
-    """One line on where the hyperparameters come from."""
     if not self.is_tuned:
       return "not tuned for these images: those of mnist"
     return (
       f"tuned on validation rows at label noise {LABEL_NOISE:g}, "
-      f"{self.tuning_seeds} seeds"
+      f"{TUNING_SEEDS} seeds"
     )
 
   def point(self, optimizer: str) -> Point:
@@ -49,14 +45,14 @@ class Recipe(NamedTuple):
     return self.best.get(optimizer, self.best[kin])
 
   def alone(self, optimizer: str) -> Grid:
-    """The grid of these alone."""
+    """Its hyperparameters as a grid of one point."""
     return Grid(*((value,) for value in self.point(optimizer)))
 
   def grid(self, optimizer: str) -> Grid:
-    """What ``tune`` tries: 64 points for each optimizer, around its best.
+    """What ``tune`` tries: 64 points around the best.
 
-    In steps of a square root of two where they are known to be near, else of
-    two. SGD, which has no radius, gets as many points in the other two.
+    The steps are a square root of two where the best was tuned, else two. SGD,
+    which has no radius, gets as many points in the other two.
     """
     step = 2**0.5 if self.is_tuned else 2.0
     rate, rho, decay = self.point(optimizer)
@@ -74,54 +70,46 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
   # Seeds 0 to 15: SGD 82.5, SAM 83.8, F-SAM 84.3 %.
   ("mnist", "mlp"): Recipe(
     epochs=60,
-    batch_size=100,
     seeds=64,
     best={
       "sgd": Point(0.014, 0.0, 0.04),
       "sam": Point(0.028, 0.28, 0.014),
       "fsam": Point(0.04, 0.28, 0.02),
     },
-    tuning_seeds=16,
     image_size=14,
   ),
   # Seeds 0 to 15: SGD 83.8, SAM 84.5, F-SAM 84.7 %; of 27 points for each to
   # begin with, which went on to 27, 108 and 48.
   ("mnist", "cnn"): Recipe(
     epochs=60,
-    batch_size=100,
     seeds=16,
     best={
       "sgd": Point(0.08, 0.0, 0.04),
       "sam": Point(0.081, 0.069, 0.04),
       "fsam": Point(0.04, 0.2, 0.028),
     },
-    tuning_seeds=16,
     image_size=14,
   ),
   # Seeds 0 to 15: SGD 92.8, SAM 93.6, F-SAM 94.0 %.
   ("digits", "mlp"): Recipe(
     epochs=100,
-    batch_size=100,
     seeds=64,
     best={
       "sgd": Point(0.02, 0.0, 0.028),
       "sam": Point(0.028, 0.28, 0.014),
       "fsam": Point(0.056, 0.4, 0.014),
     },
-    tuning_seeds=16,
   ),
   # Seeds 0 to 15: SGD 92.1, SAM 92.4, F-SAM 92.4 %; of 27 points for each to
   # begin with.
   ("digits", "cnn"): Recipe(
     epochs=100,
-    batch_size=100,
     seeds=16,
     best={
       "sgd": Point(0.014, 0.0, 0.028),
       "sam": Point(0.054, 0.2, 0.02),
       "fsam": Point(0.028, 0.2, 0.02),
     },
-    tuning_seeds=16,
   ),
 }
 
@@ -133,7 +121,7 @@ def recipe(
   found = _RECIPES.get((dataset, model))
   if found is None:
     return _RECIPES["mnist", "mlp" if model == "mlp" else "cnn"]._replace(
-      seeds=16, tuning_seeds=16, image_size=image_size, is_tuned=False
+      seeds=16, image_size=image_size, is_tuned=False
     )
   if image_size in (None, found.image_size):
     return found

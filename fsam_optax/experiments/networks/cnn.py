@@ -1,16 +1,13 @@
 """A small convolutional network that many seeds train at once."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Sequence
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
 from fsam_optax.experiments.networks import entry
-from fsam_optax.experiments.networks.layers import HE_FAN_IN
-from fsam_optax.experiments.networks.layers import Norm
-from fsam_optax.experiments.networks.layers import normalized
+from fsam_optax.experiments.networks import layers
 
 
 class CNN(nn.Module):
@@ -26,28 +23,20 @@ class CNN(nn.Module):
   classes: int
   channels: Sequence[int] = (16, 32)
   dtype: Any = None
-  norm: Norm = "none"
+  norm: layers.Norm = "none"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images `[B, H, W]` or `[B, H, W, C]` to logits `[B, classes]`.
-
-    Args:
-      x: the images.
-      train: whether BatchNorm takes the statistics of the batch.
-
-    Returns:
-      The logits.
-    """
+    """Maps images `[B, H, W]` or `[B, H, W, C]` to logits `[B, classes]`."""
     if x.ndim == 3:
       x = x[..., None]
     for channels in self.channels:
       # A convolution as one matrix product over its patches, which vmap over
       # seeds keeps one; of nn.Conv it makes a grouped convolution.
-      dense = nn.Dense(channels, kernel_init=HE_FAN_IN, dtype=self.dtype)
-      x = normalized(self.norm, dense(_patches(x)), train, self.dtype)
+      dense = nn.Dense(channels, kernel_init=layers.HE_FAN_IN, dtype=self.dtype)
+      x = layers.normalized(self.norm, dense(_patches(x)), train, self.dtype)
       x = nn.relu(x)
-    head = nn.Dense(self.classes, kernel_init=HE_FAN_IN)
+    head = nn.Dense(self.classes, kernel_init=layers.HE_FAN_IN)
     return head(x.reshape(x.shape[0], -1))
 
 
@@ -75,5 +64,4 @@ ENTRY = entry.Network(
   ),
   depth=2,
   width=16,
-  about="convolutions, and channels of the first, twice as many in the next",
 )

@@ -1,7 +1,6 @@
 """What a network declares: how it is built, and what it asks for."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from flax import linen as nn
 from jax import numpy as jnp
@@ -19,19 +18,16 @@ class Network(NamedTuple):
       ignore what it has no use for.
     depth: by default.
     width: by default.
-    about: of depth and width, for a help text.
     depth_rule: from a depth to None, or to what it must be where it is not.
     least_image: side of the smallest image that it takes, in pixels.
-    takes_vectors: whether rows ``[B, features]`` do, too.
-    has_statistics: whether it keeps statistics of batches beside its
-      parameters, in the collection ``batch_stats``.
+    takes_vectors: whether it takes rows ``[B, features]``, too.
+    has_statistics: whether it has a collection ``batch_stats``.
   """
 
   name: str
   build: Callable[..., nn.Module]
   depth: int
   width: int
-  about: str
   depth_rule: Callable[[int], Optional[str]] = lambda depth: (
     None if depth >= 1 else "1 or more"
   )
@@ -54,11 +50,8 @@ class Network(NamedTuple):
       classes: number of outputs.
       depth: None for the default.
       width: None for the default.
-      dropout: probability that a unit is dropped, where there are such.
+      dropout: probability that a unit is dropped, in networks that drop units.
       dtype: of the computation; parameters are float32.
-
-    Returns:
-      The module.
     """
     return self.build(
       classes=classes,
@@ -72,3 +65,12 @@ class Network(NamedTuple):
     """What the depth must be, or None where it is so."""
     must = self.depth_rule(depth)
     return must and f"{must} for {self.name}"
+
+  def check_rows(self, shape: tuple[int, ...]) -> Optional[str]:
+    """What rows must be that are not of a shape for it, or None."""
+    least, got = self.least_image, f"got rows of shape {list(shape)}"
+    if len(shape) == 1 and not self.takes_vectors:
+      return f"{self.name} must have images, {got}. Use mlp"
+    if len(shape) == 3 and min(shape[:2]) < least:
+      return f"{self.name} must have {least} x {least} pixels at least, {got}"
+    return None

@@ -17,15 +17,12 @@ TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def batch_norm(train: bool, dtype: Any) -> Callable[[], nn.BatchNorm]:
-  """BatchNorm with the constants of the authors' framework.
+  """Makes layers of BatchNorm with the constants of the authors' framework.
 
   Args:
-    train: whether it takes the statistics of the batch, and updates the
+    train: whether they take the statistics of the batch, and update the
       collection ``batch_stats``.
     dtype: of the computation; scales and statistics are float32.
-
-  Returns:
-    A function that makes a layer.
   """
   return functools.partial(
     nn.BatchNorm,
@@ -37,17 +34,7 @@ def batch_norm(train: bool, dtype: Any) -> Callable[[], nn.BatchNorm]:
 
 
 def normalized(norm: Norm, x: jax.Array, train: bool, dtype: Any) -> jax.Array:
-  """Units normalized by no statistics, the batch's, or those of eight groups.
-
-  Args:
-    norm: by what.
-    x: of shape ``[B, ..., units]``.
-    train: see :func:`batch_norm`.
-    dtype: of the computation.
-
-  Returns:
-    An array of the same shape.
-  """
+  """Units ``[B, ..., units]`` normalized by the batch, eight groups or not."""
   if norm == "batch":
     return batch_norm(train, dtype)()(x)
   if norm == "group":

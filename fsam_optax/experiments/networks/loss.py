@@ -13,15 +13,7 @@ def loss_of(
 ) -> Callable[..., Any]:
   """The loss of a network, as :func:`fsam_optax.make_train_step` takes it.
 
-  Args:
-    network: maps images to logits; may keep statistics of the batch and drop
-      units.
-    classes: number of classes.
-    label_smoothing: in ``[0, 1)``.
-
-  Returns:
-    A function of the parameters, the model state, a batch and a key. It reports
-    the ``accuracy`` on the batch, in percent.
+  It reports the ``accuracy`` on the batch, in percent.
   """
 
   def loss_fn(params, model_state, batch, rng):

@@ -1,15 +1,12 @@
 """A multilayer perceptron."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Sequence
 
 from flax import linen as nn
 import jax
 
 from fsam_optax.experiments.networks import entry
-from fsam_optax.experiments.networks.layers import HE_FAN_IN
-from fsam_optax.experiments.networks.layers import Norm
-from fsam_optax.experiments.networks.layers import normalized
+from fsam_optax.experiments.networks import layers
 
 
 class MLP(nn.Module):
@@ -25,24 +22,16 @@ class MLP(nn.Module):
   classes: int
   widths: Sequence[int] = (64, 64)
   dtype: Any = None
-  norm: Norm = "none"
+  norm: layers.Norm = "none"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps inputs of shape `[B, ...]` to logits of shape `[B, classes]`.
-
-    Args:
-      x: the inputs.
-      train: whether BatchNorm takes the statistics of the batch.
-
-    Returns:
-      The logits.
-    """
+    """Maps inputs of shape `[B, ...]` to logits of shape `[B, classes]`."""
     x = x.reshape(x.shape[0], -1)
     for width in self.widths:
-      x = nn.Dense(width, kernel_init=HE_FAN_IN, dtype=self.dtype)(x)
-      x = nn.relu(normalized(self.norm, x, train, self.dtype))
-    return nn.Dense(self.classes, kernel_init=HE_FAN_IN)(x)
+      x = nn.Dense(width, kernel_init=layers.HE_FAN_IN, dtype=self.dtype)(x)
+      x = nn.relu(layers.normalized(self.norm, x, train, self.dtype))
+    return nn.Dense(self.classes, kernel_init=layers.HE_FAN_IN)(x)
 
 
 ENTRY = entry.Network(
@@ -52,6 +41,5 @@ ENTRY = entry.Network(
   ),
   depth=2,
   width=64,
-  about="hidden layers, and units of each",
   takes_vectors=True,
 )

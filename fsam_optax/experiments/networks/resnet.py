@@ -1,17 +1,14 @@
 """ResNets for images of 32 x 32 pixels, as the paper trains them on CIFAR."""
 
-from collections.abc import Sequence
 import functools
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
 
 from fsam_optax.experiments.networks import entry
-from fsam_optax.experiments.networks.layers import HE_FAN_OUT
-from fsam_optax.experiments.networks.layers import TORCH
-from fsam_optax.experiments.networks.layers import batch_norm
+from fsam_optax.experiments.networks import layers
 
 
 class ResNet(nn.Module):
@@ -41,23 +38,14 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images `[B, H, W, C]` to logits `[B, classes]`, float32.
-
-    Args:
-      x: the images.
-      train: whether BatchNorm takes the statistics of the batch, and updates
-        the collection ``batch_stats``.
-
-    Returns:
-      The logits.
-    """
+    """Maps images `[B, H, W, C]` to logits `[B, classes]`, float32."""
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      kernel_init=self.kernel_init or HE_FAN_OUT,
+      kernel_init=self.kernel_init or layers.HE_FAN_OUT,
     )
-    norm = batch_norm(train, self.dtype)
+    norm = layers.batch_norm(train, self.dtype)
     x = nn.relu(norm()(conv(self.width, (3, 3))(x)))
     for stage, blocks in enumerate(self.blocks):
       channels = self.width * 2**stage
@@ -82,11 +70,10 @@ ENTRY = entry.Network(
     width=width,
     blocks=((depth - 2) // 8,) * 4,
     dtype=dtype,
-    kernel_init=TORCH,
+    kernel_init=layers.TORCH,
   ),
   depth=18,
   width=64,
-  about="layers, 8 n + 2, and channels of the first stage",
   depth_rule=lambda depth: (
     "8 n + 2, such as 10 or 18," if depth < 10 or (depth - 2) % 8 else None
   ),

@@ -8,9 +8,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax.experiments.networks import entry
-from fsam_optax.experiments.networks.layers import HE_FAN_OUT
-from fsam_optax.experiments.networks.layers import TORCH
-from fsam_optax.experiments.networks.layers import batch_norm
+from fsam_optax.experiments.networks import layers
 
 # Convolutions of each stage, by depth.
 STAGES = {
@@ -52,28 +50,21 @@ class VGG(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images `[B, H, W, C]` to logits `[B, classes]`, float32.
 
-    Args:
-      x: the images, 32 x 32 pixels at least: five poolings halve them.
-      train: whether BatchNorm takes the statistics of the batch, and updates
-        the collection ``batch_stats``, and units are dropped, by the rng
-        ``dropout``.
-
-    Returns:
-      The logits.
+    Five poolings halve the images: they have 32 x 32 pixels at least.
     """
-    norm = batch_norm(train, self.dtype)
+    norm = layers.batch_norm(train, self.dtype)
     channels = self.width
     for stage, convolutions in enumerate(STAGES[self.depth]):
       channels = self.width * min(2**stage, 8)
       for _ in range(convolutions):
-        x = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=HE_FAN_OUT)(
-          x
-        )
+        x = nn.Conv(
+          channels, (3, 3), dtype=self.dtype, kernel_init=layers.HE_FAN_OUT
+        )(x)
         x = nn.relu(norm()(x))
       x = nn.max_pool(x, (2, 2), (2, 2))
     x = x.mean((1, 2)).astype(jnp.float32)  # One pixel, of 32 x 32.
     dense = functools.partial(
-      nn.Dense, kernel_init=TORCH, bias_init=nn.initializers.zeros
+      nn.Dense, kernel_init=layers.TORCH, bias_init=nn.initializers.zeros
     )
     for _ in range(2):
       x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -86,7 +77,6 @@ ENTRY = entry.Network(
   build=VGG,
   depth=16,
   width=64,
-  about="layers with weights, and channels of the first stage",
   depth_rule=lambda depth: (
     None if depth in STAGES else f"one of {', '.join(map(str, STAGES))}"
   ),

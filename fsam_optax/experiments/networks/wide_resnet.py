@@ -8,8 +8,7 @@ import jax
 from jax import numpy as jnp
 
 from fsam_optax.experiments.networks import entry
-from fsam_optax.experiments.networks.layers import HE_FAN_IN
-from fsam_optax.experiments.networks.layers import batch_norm
+from fsam_optax.experiments.networks import layers
 
 
 class WideResNet(nn.Module):
@@ -39,23 +38,14 @@ class WideResNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images `[B, H, W, C]` to logits `[B, classes]`, float32.
-
-    Args:
-      x: the images.
-      train: whether BatchNorm takes the statistics of the batch, and updates
-        the collection ``batch_stats``.
-
-    Returns:
-      The logits.
-    """
+    """Maps images `[B, H, W, C]` to logits `[B, classes]`, float32."""
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      kernel_init=HE_FAN_IN,
+      kernel_init=layers.HE_FAN_IN,
     )
-    norm = batch_norm(train, self.dtype)
+    norm = layers.batch_norm(train, self.dtype)
     x = conv(16, (3, 3))(x)
     for stage in range(3):
       channels = 16 * self.width * 2**stage
@@ -78,7 +68,6 @@ ENTRY = entry.Network(
   ),
   depth=28,
   width=10,
-  about="layers, 6 n + 4, and the widening factor",
   depth_rule=lambda depth: (
     "6 n + 4, such as 10, 16 or 28," if depth < 10 or (depth - 4) % 6 else None
   ),

@@ -1,13 +1,10 @@
 """Ascents that the library does not have: parts, controls and cheap forms.
 
-Perturbations in the place of those of the library, and a train step that takes
-the arguments of :func:`fsam_optax.make_train_step`, of which it ignores the
-options. Most cost more than F-SAM, or do worse; that is what they are here to
-show.
+Perturbations, and a train step that gives them gradients on other rows. Most
+cost more than F-SAM, or do worse; that is what they are here to show.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -17,14 +14,6 @@ import fsam_optax
 
 
 class MemoryState(NamedTuple):
-  """State of :func:`with_memory`.
-
-  Attributes:
-    count: gradients taken in, shape ``[]``, int32.
-    inner: state of the ascent.
-    memory: what is remembered.
-  """
-
   count: Any
   inner: Any
   memory: Any
@@ -33,7 +22,7 @@ class MemoryState(NamedTuple):
 def with_memory(
   inner: optax.GradientTransformation,
   start: Callable[[Any], Any],
-  change: Optional[Callable[..., tuple[Any, Any]]] = None,
+  change: Callable[..., tuple[Any, Any]],
 ) -> optax.GradientTransformationExtraArgs:
   """An ascent that remembers, and may do something else by what it remembers.
 
@@ -42,10 +31,7 @@ def with_memory(
     start: from the parameters to the memory before the first step.
     change: from the memory, the number of the step, the gradient, the ascent by
       it and the ``gradient_on`` of :func:`step_on_other_rows`, to the ascent
-      instead and the memory after; None where a step writes the memory.
-
-  Returns:
-    The transformation.
+      instead and the memory after.
   """
 
   def init_fn(params):
@@ -55,9 +41,8 @@ def with_memory(
   def update_fn(updates, state, params=None, **extra_args):
     count, inner_state, memory = state
     ascent, inner_state = inner.update(updates, inner_state, params)
-    if change is not None:
-      others = extra_args.get("gradient_on")
-      ascent, memory = change(memory, count, updates, ascent, others)
+    others = extra_args.get("gradient_on")
+    ascent, memory = change(memory, count, updates, ascent, others)
     count = optax.safe_increment(count)
     return ascent, MemoryState(count, inner_state, memory)
 
@@ -71,11 +56,8 @@ def along(
   return optax.chain(direction, fsam_optax.scale_to_radius(rho))
 
 
-# Directions: by gradients on other rows, for `step_on_other_rows`.
-
-
 def full_gradient() -> optax.GradientTransformationExtraArgs:
-  """The gradient on all training rows, in the place of the batch's."""
+  """The gradient on all training rows; for :func:`step_on_other_rows`."""
   return with_memory(
     optax.identity(),
     lambda params: None,
@@ -87,7 +69,10 @@ def full_gradient() -> optax.GradientTransformationExtraArgs:
 
 
 def other_noise(lmbda: Any) -> optax.GradientTransformationExtraArgs:
-  """The gradient of another batch minus the average that F-SAM subtracts."""
+  """The gradient of another batch minus the average that F-SAM subtracts.
+
+  For :func:`step_on_other_rows`.
+  """
 
   def change(ema, count, own, ascent, gradient_on):
     del ascent
@@ -96,9 +81,6 @@ def other_noise(lmbda: Any) -> optax.GradientTransformationExtraArgs:
     return optax.tree.sub(other, ema), mixed
 
   return with_memory(optax.identity(), optax.tree.zeros_like, change)
-
-
-# Directions: by the gradients of before, or by none.
 
 
 def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
@@ -119,7 +101,7 @@ def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
 
 
 def previous_gradient() -> optax.GradientTransformation:
-  """What it was given at the update before, in the place of the gradient."""
+  """The gradient of the update before."""
   return with_memory(
     optax.identity(),
     optax.tree.zeros_like,
@@ -128,10 +110,7 @@ def previous_gradient() -> optax.GradientTransformation:
 
 
 def random_direction() -> optax.GradientTransformation:
-  """Standard normal numbers in the place of the gradient.
-
-  The key is taken from the initial parameters, so that each run draws its own.
-  """
+  """Standard normal numbers, by a key from the initial parameters."""
 
   def start(params):
     total = jnp.asarray(optax.tree.sum(params), jnp.float32)
@@ -144,21 +123,15 @@ def random_direction() -> optax.GradientTransformation:
   return with_memory(optax.identity(), start, change)
 
 
-# Cheap forms.
-
-
 def gated(
   inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """An ascent where the gradient is longer than it used to be.
+  """An ascent where the squared norm of the gradient is above its average.
 
-  Where its squared norm is above the moving average of those before (decay 0.9,
-  that of the first step at first), as in AE-SAM (Jiang et al., `An Adaptive
-  Policy to Employ Sharpness-Aware Minimization
-  <https://arxiv.org/abs/2304.14647>`_, 2023) with a threshold of no standard
-  deviations. Elsewhere the perturbation is zero: many runs at once take both
-  gradients always. What would be paid is in the memory, the average and how
-  many steps ascended.
+  That is AE-SAM (Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware
+  Minimization <https://arxiv.org/abs/2304.14647>`_, 2023) with a threshold of
+  no standard deviations and a decay of 0.9. Elsewhere the perturbation is zero.
+  The memory is the average, and how many steps ascended.
   """
 
   def change(memory, count, gradient, ascent, _):
@@ -176,10 +149,7 @@ def gated(
 def step_on_other_rows(
   loss_fn: Callable[..., Any], **options: Any
 ) -> Callable[[Any, Any], Any]:
-  """The two-pass step, for perturbations that want gradients on other rows.
-
-  Statistics of batches are those of the batch itself at the clean weights.
-  """
+  """The two-pass step, for perturbations that want gradients on other rows."""
   del options
 
   def step(state, batch):

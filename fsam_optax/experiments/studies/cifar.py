@@ -35,7 +35,6 @@ class Setting(study.Setting):
   """With the images that the command was given."""
 
   def at(self, lab: Lab) -> Lab:
-    """The laboratory at this setting, or a FlagError where there are none."""
     return lab.at(
       pool=load(lab.sources["cifar10"]),
       model=self.model,
@@ -61,7 +60,7 @@ def _flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def load(source: Any) -> splits_lib.Pool:
-  """The images of CIFAR-10 as bytes, which no seed copies."""
+  """The images of CIFAR-10 as bytes."""
   if source is None:
     raise FlagError("--cifar10", "must be given: images to train on, got none")
   try:

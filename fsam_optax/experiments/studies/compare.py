@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import statistics
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab import tuned_values
@@ -21,7 +21,6 @@ _GRAY = "#7f7f7f"
 
 def run(given: settings.Settings) -> None:
   """Runs the command."""
-  extras.require("scipy.stats", "matplotlib.figure", "rich.progress")
   recipe = settings.recipe_of(given.data)
   grids = settings.grids(given, is_grid=False)
   points = {name: grid.points()[0] for name, grid in grids.items()}
@@ -116,7 +115,6 @@ def _summary(seeds: Any, outcome: Outcome) -> dict[str, Any]:
     "curve_standard_error": errors,
     "diverged_seeds": [seed for seed, diverged in numbered if diverged],
     "seconds": outcome.seconds,
-    "compile_seconds": outcome.compile_seconds,
   }
 
 
@@ -161,28 +159,27 @@ def _over(first: str, second: str) -> str:
 def _panels(result: dict[str, Any]) -> list[dict[str, Any]]:
   """Validation accuracy over training, and its paired differences."""
   results, paired = result["results"], result["paired"]
+  color = lambda name: optimizers.REGISTRY[name].color
   lines = [
-    _line(_label(name, row), row, optimizers.REGISTRY[name].color)
-    for name, row in results.items()
+    _line(_label(name, row), row, color(name)) for name, row in results.items()
   ]
-  # From below the lowest curve's end, so that a point between two is seen.
-  panels = [_panel("validation accuracy (%)", lines, least=3.0, below=1.0)]
+  lowest = min(line["mean"][-1] for line in lines)
+  panels = [
+    # The curves begin far below.
+    figures.panel(
+      "epoch", lines, "validation accuracy (%)", ylim=(lowest - 3, None)
+    )
+  ]
   lines = []
   for i, pair in enumerate(_pairs(results)):
     is_next = i < len(results) - 1  # The pairs of neighbors come first.
-    color = optimizers.REGISTRY[pair[0]].color if is_next else _GRAY
-    lines.append(_line(_over(*pair), paired["-".join(pair)], color))
+    line = _line(_over(*pair), paired["-".join(pair)], color(pair[0]))
+    lines.append(line if is_next else line | {"color": _GRAY})
   if lines:
+    most = max(1.0, *(2 * abs(line["mean"][-1]) for line in lines))
     name = "paired difference (points)"
-    panels.append(_panel(name, lines, 0.0, least=1.0, below=0.5))
+    panels.append(figures.panel("epoch", lines, name, ylim=(-most, most)))
   return panels
-
-
-def _panel(ylabel, lines, *shown: float, least: float, below: float):
-  ends = [*shown, *(line["mean"][-1] for line in lines)]
-  margin = max(least, max(ends) - min(ends))
-  ylim = (min(ends) - below * margin, max(ends) + margin / 2)
-  return paired_report.panel("epoch", lines, ylabel, ylim=ylim)
 
 
 def _label(name: str, row: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import optax
 
 import fsam_optax
 from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
@@ -74,18 +75,18 @@ def _run(lab: Lab) -> dict[str, Any]:
     }
     cells = [paired_report.number(means[:, i]) for i in shown]
     rows.append([name, *cells, paired_report.number(slopes)])
-    lines.append(paired_report.line(name, points.tolist(), means.T))
+    lines.append(figures.line(name, points.tolist(), means.T))
   norms = [f"mean squared norm over {points[i]} steps" for i in shown]
   return {
     "results": results,
     "tables": [{"header": ["", *norms, "fitted rate"], "rows": rows}],
     "panels": [
-      paired_report.panel(
+      figures.panel(
         "steps",
         lines,
         "mean squared norm of the full gradient",
-        is_log=True,
-        is_log_y=True,
+        xscale="log",
+        yscale="log",
       )
     ],
     "config": {"learning_rate_schedule": "1 / sqrt(t)"},

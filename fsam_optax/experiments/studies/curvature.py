@@ -11,6 +11,7 @@ import numpy as np
 
 from fsam_optax import sharpness
 from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
@@ -33,8 +34,8 @@ def _run(lab: Lab) -> dict[str, Any]:
     density = measures.pop("density")
     results[name] = {**row, "measures": measures}
     if lines := _density(density):
-      panel = paired_report.panel("eigenvalue", lines, "density", title=name)
-      panels.append({**panel, "is_log_y": True})
+      look = {"title": name, "yscale": "log"}
+      panels.append(figures.panel("eigenvalue", lines, "density", **look))
   columns = list(results["SGD"]["measures"])
   rows = [
     [name, *(paired_report.number(row["measures"][c]) for c in columns)]
@@ -47,7 +48,6 @@ def _run(lab: Lab) -> dict[str, Any]:
 def _measures(
   model: Any, key: jax.Array, *, matvecs: int, samples: int
 ) -> dict[str, Any]:
-  """Eigenvalues, trace and density of the Hessian, and rises of the loss."""
   lanczos = {"key": key, "num_matvecs": matvecs}
   top = functools.cache(
     lambda: sharpness.hessian_eigenvalues(*model, num=5, **lanczos).tolist()
@@ -84,7 +84,7 @@ def _density(measured: list[Any]) -> list[dict[str, Any]]:
   smallest = min(float(np.min(d.nodes)) for d in density)
   grid = np.linspace(min(smallest, 0) - 0.1, largest * 1.1 + 0.1, 200)
   smooth = [d.at(grid, width=(grid[-1] - grid[0]) / 50) for d in density]
-  return [paired_report.line("", grid.tolist(), np.maximum(smooth, 1e-7).T)]
+  return [figures.line("", grid.tolist(), np.maximum(smooth, 1e-7).T)]
 
 
 STUDY = Study(

@@ -49,7 +49,7 @@ _ARMS = {
 
 
 def _setting(norm: Any, rows: int) -> Setting:
-  """Larger batches take fewer steps: rates by the root of the rows."""
+  # Larger batches take fewer steps.
   scale = (rows / 128) ** 0.5
   sgd, sam, fsam = _BEST[norm]
   best = {"sgd": sgd, "sam": sam, "fsam": fsam}

@@ -1,9 +1,8 @@
 """The study of the average: how well it tracks the full gradient.
 
-One run of F-SAM carries an average for every lmbda, of the batch gradients and
-of the full gradients at the same weights. The second is what the first expects:
-its distance from the full gradient is the bias, the distance between the two
-the variance.
+One run of F-SAM carries two averages for every lmbda, of the batch gradients
+and of the full gradients. The distance of the second from the full gradient is
+the bias, the distance between the two the variance.
 """
 
 import functools
@@ -14,7 +13,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax.experiments.lab import arms
-from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.lab.study import Study
@@ -23,8 +22,7 @@ from fsam_optax.experiments.studies import ascents
 _LMBDAS = (0.5, 0.6, 0.8, 0.9, 0.95, 0.99)
 _RATES = (0.01, 0.02, 0.04)
 _SAMPLINGS = {"epoch-wise": False, "i.i.d.": True}
-# Of the F-SAM run whose average is watched: its tuned values, whose rate is the
-# last.
+# The tuned values of F-SAM; the tuned rate is the last.
 _RHO, _DECAY = 0.28, 0.02
 _RATIO = "variance / batch's"
 _EXPECTED = "(1 - l) / (1 + l)"
@@ -56,14 +54,14 @@ def _run(lab: Lab) -> dict[str, Any]:
     "results": results,
     "tables": [_table(results)],
     "panels": [
-      paired_report.panel(
+      figures.panel(
         "lmbda",
         [
-          paired_report.line(setting, _LMBDAS, np.array(row[what]).T)
+          figures.line(setting, _LMBDAS, np.array(row[what]).T)
           for setting, row in results.items()
         ],
         label,
-        is_log_y=what != "cosine",
+        yscale="linear" if what == "cosine" else "log",
       )
       for what, label in _LABELS.items()
     ],

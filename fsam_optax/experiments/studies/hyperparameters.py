@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.study import Results
 from fsam_optax.experiments.lab.study import Study
@@ -30,8 +31,8 @@ def _report(results: Results) -> dict[str, Any]:
     found = {
       x: of[name]["test_accuracy"] for x, name in names.items() if name in of
     }
-    line = paired_report.line("F-SAM", found, found.values())
-    return paired_report.panel(what, [line])
+    line = figures.line("F-SAM", found, found.values())
+    return figures.panel(what, [line])
 
   return paired_report.by_arm(results, _DEFAULT) | {
     "panels": [

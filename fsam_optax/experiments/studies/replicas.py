@@ -3,9 +3,8 @@
 By eight emulated replicas of 12 rows each.
 """
 
-from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, Callable
 
 import fsam_optax
 from fsam_optax.experiments.lab import arms

@@ -1,9 +1,9 @@
 """The study of the radius: accuracy over rho at one rate and decay for both."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Mapping
 
 from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
@@ -36,16 +36,14 @@ def over_the_radius(
     for radius in sam
     if radius in fsam
   ]
-  lines = [
-    paired_report.line(name, of, of.values()) for name, of in accuracy.items()
-  ]
+  lines = [figures.line(name, of, of.values()) for name, of in accuracy.items()]
   return {
     "results": {
       name: {"rho": list(of), "test_accuracy": list(of.values())}
       for name, of in accuracy.items()
     },
     "tables": [{"header": ["rho", *accuracy, "F-SAM over SAM"], "rows": rows}],
-    "panels": [paired_report.panel("rho", lines)],
+    "panels": [figures.panel("rho", lines)],
   }
 
 

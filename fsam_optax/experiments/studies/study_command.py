@@ -1,14 +1,12 @@
 """``study``: the evidence for and against the paper, one question each."""
 
 import dataclasses
-import math
 import pathlib
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import tyro
 
 from fsam_optax.experiments import studies
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import progress
@@ -18,15 +16,9 @@ from fsam_optax.experiments.lab import settings
 from fsam_optax.experiments.lab.store import Store
 
 _SEARCH_SEEDS = 16
-_SEEDS = ", ".join(f"{x.name} {x.seeds}" for x in studies.REGISTRY.values())
-_FIRST = ", ".join(
-  f"{x.name} {x.first_seed}"
-  for x in studies.REGISTRY.values()
-  if x.first_seed != 2000
-)
 _OF_ONE_SETTING = {
   *("data", "input_shape", "train_size", "validation_size", "test_size"),
-  *("classes", "standardized_by", "search_seeds"),
+  *("classes", "search_seeds"),
 }
 _QUESTIONS = "\n".join(
   f"{x.name}: {x.question}" for x in studies.REGISTRY.values()
@@ -55,13 +47,15 @@ class Settings:
   study: tyro.conf.Positional[
     Annotated[
       str,
-      values.choice(studies.REGISTRY, "NAME"),
+      values.choice(studies.REGISTRY),
       tyro.conf.arg(help=_QUESTIONS),
     ]
   ]
   data: settings.Data = dataclasses.field(default_factory=settings.Data)
   quick: bool = False
-  seeds: Annotated[Optional[int], settings.SEEDS, values.default(_SEEDS)] = None
+  seeds: Annotated[
+    Optional[int], settings.SEEDS, values.default("the study's")
+  ] = None
   first_seed: Annotated[
     Optional[int],
     values.integer(
@@ -70,7 +64,7 @@ class Settings:
       remedy="those below choose hyperparameters",
       metavar="SEED",
     ),
-    values.default(f"2000, {_FIRST}"),
+    values.default("the study's"),
   ] = None
   epochs: settings.Epochs = None
   arms: tuple[str, ...] = ()
@@ -80,7 +74,6 @@ class Settings:
 
 def run(given: Settings) -> None:
   """Runs the command."""
-  extras.require("scipy.stats", "matplotlib.figure", "rich.progress", "matfree")
   study = studies.REGISTRY[given.study]
   if unknown := set(given.arms) - set(study.arms):
     raise flags.FlagError(
@@ -122,7 +115,7 @@ def run(given: Settings) -> None:
     **found.pop("config", {}),
   }
   described = {"study": study.name, "question": study.question}
-  result = _finite({**described, "config": config, **found})
+  result = files.finite({**described, "config": config, **found})
   title = paired_report.title_of(config)
   print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
   title = f"{study.name}: {title}"
@@ -137,14 +130,3 @@ COMMAND = flags.Command(
   settings=Settings,
   run=run,
 )
-
-
-def _finite(tree: Any) -> Any:
-  """The tree with None for numbers that are not finite: JSON has none."""
-  if isinstance(tree, dict):
-    return {key: _finite(value) for key, value in tree.items()}
-  if isinstance(tree, (list, tuple)):
-    return [_finite(value) for value in tree]
-  if isinstance(tree, float) and not math.isfinite(tree):
-    return None
-  return tree

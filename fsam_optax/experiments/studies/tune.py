@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
@@ -19,12 +18,10 @@ _SHOWN = 10  # Points of each optimizer.
 
 def run(given: settings.Settings) -> None:
   """Runs the command."""
-  extras.require("rich.progress")
   output = given.training.output
   grids = settings.grids(given, is_grid=True)
-  recipe = settings.recipe_of(given.data)
   lab = settings.laboratory(
-    given, recipe.tuning_seeds, tuned_values.TUNING_FIRST_SEED
+    given, tuned_values.TUNING_SEEDS, tuned_values.TUNING_FIRST_SEED
   ).at(store=Store(output / "tune.jsonl"))
   print(
     f"{lab.pool.name}, {lab.model}, label noise {lab.label_noise:g}: "

@@ -1,7 +1,7 @@
 """One real run: a network on CIFAR or your own images, as the paper trains it.
 
 The command (``start``) reads its flags (``settings``), loads the images
-(``rows``), completes the configuration (``config``, ``paper``), builds the step
-(``program``) and trains each seed (``loop``) in a folder that it goes on from
-after any end.
+(``rows``), completes the configuration (``config``), builds the step
+(``program``) and trains each seed (``loop``) in a folder, from which the same
+command goes on.
 """

@@ -1,8 +1,7 @@
 """The batches of a run: which rows, in which order, fetched ahead."""
 
-from collections.abc import Iterator
 import functools
-from typing import Any
+from typing import Any, Iterator
 
 import jax
 import numpy as np
@@ -23,8 +22,8 @@ def rows_of(number: int, seed: int, rows: int, batch_size: int) -> np.ndarray:
   """The rows of a batch, counted from the first one of the run.
 
   They depend on the seed and the number alone, so that a resumed run sees the
-  batches that it would have seen. Rows that fill no batch wait for another
-  epoch, of which each has an order of its own.
+  same batches. Each epoch has an order of its own, and leaves out rows that
+  fill no batch.
   """
   epoch, position = divmod(number, rows // batch_size)
   start = position * batch_size
@@ -32,7 +31,6 @@ def rows_of(number: int, seed: int, rows: int, batch_size: int) -> np.ndarray:
 
 
 def rows_of_process(rows: int) -> slice:
-  """Which rows of a global batch are this process's."""
   index, count = jax.process_index(), jax.process_count()
   return slice(index * rows // count, (index + 1) * rows // count)
 
@@ -47,12 +45,7 @@ def stream(
   start: int,
   stop: int,
 ) -> Iterator[dict[str, Any]]:
-  """The batches from ``start`` to ``stop``, on the devices.
-
-  Each has ``batch_size`` rows of images, shape ``[N, H, W, C]``, and labels,
-  shape ``[N]``, split along the axis ``batch`` of the mesh. They are fetched
-  ahead, on threads.
-  """
+  """The batches from ``start`` to ``stop``, on the devices, fetched ahead."""
   import grain
 
   mine = rows_of_process(batch_size)

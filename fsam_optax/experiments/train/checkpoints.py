@@ -1,17 +1,16 @@
 """The checkpoints of a seed: the last two and the best, by Orbax.
 
 A checkpoint has two items: ``progress``, the arrays with a checksum, and
-``record``, which is the seed and the line of each epoch up to there. A report
-is made of that record, so that no number of another run or epoch gets into it.
+``record``, the seed and the line of each epoch. Reports are made of that
+record, so that no number of another run or epoch gets into them.
 """
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 import zlib
 
 import jax
@@ -29,18 +28,13 @@ from fsam_optax.experiments.train.run_state import RunState
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which looks for no signal to end and tells of a failure.
-
-  Attributes:
-    failure: why a part of a checkpoint could not be written, if so.
-  """
+  """A manager that looks for no signal to end, and says why it failed."""
 
   failure: Optional[str] = None
 
   def reached_preemption(self, step: int) -> bool:
-    # JAX finds the step at which all processes end by a count that never goes
-    # back. The run asks it by such a count of its own; Orbax would ask by the
-    # number of a batch, which goes back at the next seed.
+    # JAX asks for a count that never goes back, which the run has. The number
+    # of a batch goes back at the next seed.
     del step
     return False
 
@@ -56,8 +50,6 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclasses.dataclass
 class _LastAndBest(preservation_policy.PreservationPolicy):
-  """Keeps the last one, another for when that cannot be read, and the best."""
-
   best: Optional[int] = None
 
   def should_preserve(self, checkpoints, *, context):
@@ -91,7 +83,7 @@ class Checkpoints:
       )
 
   def save(self, batches: int, run_state: RunState) -> None:
-    """Begins to write a checkpoint, after which the state may be donated.
+    """Begins to write a checkpoint; the state may be donated then.
 
     Raises:
       RunError: if this one or the one before cannot be written.
@@ -140,19 +132,18 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Ends the threads, unless one waits in vain after an error."""
+    """Ends the threads; after an error one may wait forever."""
     if not self.has_failed:
       with contextlib.suppress(Exception):  # It was reported.
         self._manager.close()
 
   def restore(self, abstract: RunState) -> Optional[RunState]:
-    """Reads the last checkpoint that is whole; None where there is none at all.
+    """Reads the last checkpoint that is whole; None where there are none.
 
-    One that is not, because a file in it was cut, lost or changed, is moved
-    aside once the one before has been read. Where all are broken, all stay.
+    Those after it, in which a file was cut, lost or changed, are moved aside.
 
     Raises:
-      RunError: if none of them can be read, or they are of another run.
+      RunError: if none of the checkpoints can be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     broken: dict[int, str] = {}
@@ -180,7 +171,6 @@ class Checkpoints:
   def _read(
     self, batches: int, abstract: RunState
   ) -> tuple[RunState, list[dict[str, Any]]]:
-    """What is in a checkpoint, or some error if it is not whole."""
     kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
     words = jax.ShapeDtypeStruct(
       (len(kinds(abstract)),), np.uint32, sharding=abstract.batches.sharding
@@ -240,11 +230,10 @@ def best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
 
 @jax.jit
 def checksum(tree: Any) -> jax.Array:
-  """One word for each array: of its bits, each by a weight of its place.
+  """One word for each array: its bits, each word by a weight of its place.
 
-  Orbax does not notice every file that was cut or changed: it fills what is
-  lost with zeros. A sum of integers does not depend on how an array is split
-  over devices, and is taken where the array is, without moving it.
+  Orbax fills what is lost with zeros. A sum of integers does not depend on how
+  an array is split over devices.
   """
 
   def word_of(x):

@@ -1,25 +1,18 @@
 """The configuration of a run: all that its numbers depend on, but for the data.
 
-It is complete when it exists: what the flags leave open, the recipe, the
-network and the images have said. What must hold between flags is checked here.
+What the flags leave open is taken from the recipe, the network and the images.
+What must hold between flags is checked here.
 """
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
 import re
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train.settings import RECIPES
-from fsam_optax.experiments.train.settings import Ascent
-from fsam_optax.experiments.train.settings import Descent
-from fsam_optax.experiments.train.settings import Images
-from fsam_optax.experiments.train.settings import Network
-from fsam_optax.experiments.train.settings import Settings
-from fsam_optax.experiments.train.settings import by_flag
+from fsam_optax.experiments.train import settings as settings_lib
 
 
 class Config(NamedTuple):
@@ -31,23 +24,24 @@ class Config(NamedTuple):
   """
 
   name: str
-  ascent: Ascent
-  descent: Descent
-  network: Network
-  images: Images
+  ascent: settings_lib.Ascent
+  descent: settings_lib.Descent
+  network: settings_lib.Network
+  images: settings_lib.Images
 
   def by_flag(self) -> dict[str, Any]:
     """All values, as ``{"--rho": 0.2, ...}``."""
-    return by_flag(*self[1:])
+    return settings_lib.by_flag(*self[1:])
 
 
-def config_of(settings: Settings, images: data.Images) -> Config:
+def config_of(settings: settings_lib.Settings, images: data.Images) -> Config:
   """The configuration of the flags, with what they leave open.
 
   Raises:
     FlagError: if flags contradict each other or do not fit the images.
   """
-  recipe, network = RECIPES[settings.recipe], settings.network
+  recipe = settings_lib.RECIPES[settings.recipe]
+  network = settings.network
   model = network.model or recipe.model
   kind = "uniform" if images.name == recipe.dataset else "symmetric"
   mean, standard_deviation = images.moments()
@@ -74,19 +68,14 @@ def config_of(settings: Settings, images: data.Images) -> Config:
   return config
 
 
-def check_flags(settings: Settings) -> None:
+def check_flags(settings: settings_lib.Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
   ascent, descent = settings.ascent, settings.descent
-  network = settings.network
-  model, depth = network.model or RECIPES[settings.recipe].model, network.depth
+  network, depth = settings.network, settings.network.depth
+  model = network.model or settings_lib.RECIPES[settings.recipe].model
   must = depth and networks.REGISTRY[model].check_depth(depth)
   for is_wrong, flag, message in (
     (must, "--depth", f"must be {must}, got {depth}"),
-    (
-      descent.nesterov and not descent.momentum,
-      "--nesterov",
-      "must have a --momentum, got 0",
-    ),
     (
       ascent.eta and not ascent.adaptive,
       "--eta",
@@ -106,8 +95,8 @@ def check_flags(settings: Settings) -> None:
     if is_wrong:
       raise FlagError(flag, message)
   if ascent.optimizer == "sgd":
-    without = by_flag(Ascent(optimizer="sgd"))
-    for flag, value in by_flag(ascent).items():
+    without = settings_lib.by_flag(settings_lib.Ascent(optimizer="sgd"))
+    for flag, value in settings_lib.by_flag(ascent).items():
       if value != without[flag]:
         raise FlagError(
           flag, "must be left out with --optimizer sgd, which does not ascend"
@@ -124,7 +113,6 @@ def _check_images(config: Config, images: data.Images) -> None:
       f"got rows of shape {list(shape)}",
     )
   *sides, channels = shape
-  model = config.network.model
   for flag in ("--mean", "--standard-deviation"):
     if (number := len(config.by_flag()[flag])) not in (1, channels):
       raise FlagError(
@@ -132,13 +120,9 @@ def _check_images(config: Config, images: data.Images) -> None:
         f"must be one number, or one for each of the {channels} channels, got "
         f"{number}",
       )
-  rows, least = len(images.y_train), networks.REGISTRY[model].least_image
-  if min(sides) < least:
-    raise FlagError(
-      "--model",
-      f"{model} must have images of {least} x {least} pixels at least, "
-      f"got {sides[0]} x {sides[1]}. Use resnet",
-    )
+  if message := networks.REGISTRY[config.network.model].check_rows(shape):
+    raise FlagError("--model", message)
+  rows = len(images.y_train)
   for flag, value, most, what in (
     ("--validation", config.images.validation, rows - 1, "training rows"),
     ("--batch-size", config.descent.batch_size, rows - config.images.validation,
@@ -160,7 +144,8 @@ def naming_flags() -> Iterator[None]:
   except (TypeError, ValueError) as error:
     match = re.match(r"`(\w+)` (.*)", str(error), re.DOTALL)
     flag = f"--{match[1].replace('_', '-')}" if match else ""
-    if match is None or flag not in by_flag(Ascent(), Descent()):
+    options = settings_lib.Ascent(), settings_lib.Descent()
+    if match is None or flag not in settings_lib.by_flag(*options):
       raise
     message = re.sub(r"`(\w+)`", r"\1", match[2]).removesuffix(".")
     raise FlagError(flag, message) from error

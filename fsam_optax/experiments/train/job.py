@@ -32,8 +32,7 @@ def join(processes: Processes) -> None:
   if not processes.distributed and job == (None, None, None):
     return
   if address is not None:
-    # Said before, as JAX ends a process that waits in vain from within C++,
-    # where nothing can be added to its message.
+    # Said before: JAX ends a process that waits in vain from within C++.
     print(
       f"process {processes.process_id} of {number}: waiting for the others, "
       f"up to {processes.timeout} s, at {address}",
@@ -44,8 +43,7 @@ def join(processes: Processes) -> None:
     jax.distributed.initialize(
       *job,
       initialization_timeout=processes.timeout,
-      # At that address alone: JAX's service would listen at every one that the
-      # machine has, and it asks nobody who they are.
+      # Else JAX listens at every address, and it asks nobody who they are.
       coordinator_bind_address=address,
     )
   except (RuntimeError, ValueError) as error:
@@ -75,11 +73,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_alike(values: dict[str, Any]) -> None:
-  """Raises unless every process of a job has the same values, by flag.
-
-  Raises:
-    RunError: names the flags, and the values of both processes.
-  """
+  """Raises a RunError unless all processes have the same values, by flag."""
   first, *others = gather(values)
   for number, other in enumerate(others, start=1):
     form = f"{{}} in process 0 and {{}} in process {number}"
@@ -91,11 +85,7 @@ def check_alike(values: dict[str, Any]) -> None:
 
 
 def check_shared(path: pathlib.Path, timeout: float = 30.0) -> None:
-  """Raises unless every process sees a file of the first, after a while.
-
-  Raises:
-    RunError: names the processes that do not.
-  """
+  """Raises a RunError unless every process sees a file of the first."""
   end = time.monotonic() + timeout
   while not (is_seen := path.exists()) and time.monotonic() < end:
     time.sleep(0.1)

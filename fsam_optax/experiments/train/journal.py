@@ -15,9 +15,8 @@ from fsam_optax.experiments.train.run_folder import writing
 class Journal:
   """Writes the metrics of a seed, and shows them; a context.
 
-  Each is a line of JSON with the ``batches`` it was written after. Where stdout
-  is a terminal there is a bar besides, and elsewhere a line an epoch. In a
-  process but the first nothing is written.
+  Each is a line of JSON with the number of ``batches`` before it. A terminal
+  shows a bar besides. Only the first process writes.
   """
 
   def __init__(
@@ -30,10 +29,9 @@ class Journal:
     total: int,
     done: int,
   ) -> None:
-    """Opens what is written to, after ``done`` of ``total`` batches.
+    """Opens the files, after ``done`` of ``total`` batches.
 
-    Of the file that is there those lines on steps stay that a resumed run will
-    not write again, and those on epochs become the ones of its checkpoint.
+    Lines on steps up to there stay; those on epochs are the checkpoint's.
     """
     self._path, self._shown = folder / "metrics.jsonl", done
     self._board: Any = None
@@ -65,7 +63,7 @@ class Journal:
       self._board.close()
 
   def write(self, line: dict[str, Any]) -> None:
-    """Writes the metrics of one step, or the means of an epoch, at once."""
+    """Writes the metrics of one step, or the means of an epoch."""
     if not job.is_first():
       return
     with writing(self._path), self._path.open("a") as file:
@@ -82,7 +80,7 @@ class Journal:
 
 
 def _steps(path: pathlib.Path, batches: int) -> list[dict[str, Any]]:
-  """The lines on steps up to a number of batches, as far as they are whole."""
+  """The whole lines on steps up to a number of batches."""
   found = []
   text = path.read_text(errors="replace") if path.is_file() else ""
   for part in text.splitlines():
@@ -98,7 +96,6 @@ def _as_line(line: dict[str, Any]) -> str:
 
 
 def short_line(line: dict[str, Any]) -> str:
-  """What is shown of a step or an epoch beside a bar."""
   numbers = {k: math.nan if x is None else x for k, x in line.items()}
   return (
     "epoch {epoch:.1f}  loss {loss:.3f}  accuracy {accuracy:.1f} %  "
@@ -107,7 +104,6 @@ def short_line(line: dict[str, Any]) -> str:
 
 
 def epoch_line(line: dict[str, Any]) -> str:
-  """One line for a log, on an epoch."""
   evaluated = next(k for k in line if k.endswith("_accuracy"))
   text = (
     f"{short_line(line)}  {evaluated.replace('_', ' ')} {line[evaluated]:.2f} "
@@ -117,11 +113,3 @@ def epoch_line(line: dict[str, Any]) -> str:
   if line["skipped"]:
     text += f"  skipped {line['skipped']} steps that were not finite"
   return text
-
-
-def finite(numbers: dict[str, Any]) -> dict[str, Any]:
-  """None for what JSON has no number for."""
-  return {
-    name: value if value is not None and math.isfinite(value) else None
-    for name, value in numbers.items()
-  }

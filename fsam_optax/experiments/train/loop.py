@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fsam_optax.experiments.common import files
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
@@ -26,13 +27,7 @@ class Runner:
   """Trains seeds by the same compiled program."""
 
   def __init__(self, program: Program, step: Any, run: Run) -> None:
-    """Compiles nothing yet.
-
-    Args:
-      program: the functions.
-      step: that of :meth:`Program.lower_step`.
-      run: what is written, and how often.
-    """
+    """Takes the step of :meth:`Program.lower_step`; compiles nothing yet."""
     self._program, self._run = program, run
     self._interruption = Interruption()
     self._evaluate = program.evaluator(run.evaluation_batch_size)
@@ -41,14 +36,11 @@ class Runner:
   def __call__(
     self, rows: Rows, seed: int, folder: pathlib.Path
   ) -> list[dict[str, Any]]:
-    """Trains a seed from the last checkpoint of its folder to the end.
-
-    Returns:
-      One line of metrics for each epoch.
+    """Trains a seed from the last checkpoint to the end: a line an epoch.
 
     Raises:
       Interrupted: if a signal came; everything is saved.
-      RunError: if an epoch left what is not finite, or the folder cannot be
+      RunError: if the loss of an epoch is not finite, or the folder cannot be
         read or written.
     """
     program = self._program
@@ -88,7 +80,6 @@ class Runner:
     journal: journal_lib.Journal,
     checkpoints: Checkpoints,
   ) -> None:
-    """The steps that are left, with what is due after each."""
     program, run = self._program, self._run
     batch_size = program.config.descent.batch_size
     stream = batches.stream(
@@ -106,9 +97,8 @@ class Runner:
       batch = next(stream)
       waited += time.perf_counter() - asked
       run_state, metrics = self._compiled()(run_state, batch)
-      # The devices compute on while the host goes on, but for a CPU: there
-      # steps in flight divide few threads among them, and their collectives can
-      # wait for each other forever.
+      # On a CPU the collectives of steps in flight can wait for each other
+      # forever.
       if jax.default_backend() == "cpu":
         jax.block_until_ready(run_state)
       epoch, position = divmod(number, program.steps_an_epoch)
@@ -117,7 +107,7 @@ class Runner:
       at = {"batches": number, "epoch": at}
       if is_logged:
         found = {name: np.asarray(x).item() for name, x in metrics.items()}
-        line = {"kind": "step", **at, **journal_lib.finite(found)}
+        line = {"kind": "step", **at, **files.finite(found)}
         journal.write(line)
       if is_end:
         line = {"kind": "epoch", **at, **self._measure(run_state, rows)}
@@ -158,7 +148,7 @@ class Runner:
     rate = self._program.learning_rate(int(state.step))
     return {
       "learning_rate": np.asarray(rate).item(),
-      **journal_lib.finite(means),
+      **files.finite(means),
       "skipped": int(run_state.skipped),
       **{f"{rows.evaluated}_{k}": v for k, v in evaluated.items()},
     }

@@ -17,11 +17,7 @@ Results = dict[int, list[dict[str, Any]]]
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
-  """The outcome over the seeds, as its JSON holds it.
-
-  It is the evaluated accuracy after the last epoch of each seed, in percent,
-  their mean and its standard error, and which epoch was the best of each.
-  """
+  """The outcome over the seeds, as its JSON holds it; accuracies in percent."""
   first = next(iter(results.values()))
   name = next(k for k in first[-1] if k.endswith("_accuracy"))
   final = [lines[-1][name] for lines in results.values()]

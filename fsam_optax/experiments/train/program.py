@@ -45,7 +45,7 @@ class Program:
   ) -> None:
     """Builds the functions for images of these shapes; compiles nothing yet.
 
-    The mesh has one axis, ``batch``; None is that of all devices.
+    The mesh has one axis, ``batch``; None is a mesh of all devices.
 
     Raises:
       FlagError: if the flags do not fit the devices, or no step ascends.
@@ -90,11 +90,7 @@ class Program:
     self._tx = optax.chain(
       # Before the momentum, which so averages the decay too: PyTorch's SGD.
       optax.add_decayed_weights(config.descent.weight_decay),
-      optax.sgd(
-        self.learning_rate,
-        momentum=config.descent.momentum,
-        nesterov=config.descent.nesterov,
-      ),
+      optax.sgd(self.learning_rate, momentum=config.descent.momentum),
     )
     with naming_flags():
       self._perturbation = perturbation(config)
@@ -102,7 +98,7 @@ class Program:
     self._check_devices()
 
   def create(self, seed: int) -> RunState:
-    """The state of a run before its first step, not on the mesh yet."""
+    """The state of a run before its first step, on one device."""
     init, dropout = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *self.image), self._dtype)
     # One program, not one for every layer.
@@ -141,7 +137,7 @@ class Program:
   def lower_step(self) -> Any:
     """The step, to be compiled: from state and batch to state and metrics.
 
-    It takes the state of the run over.
+    The state that it is called with is donated.
 
     Raises:
       FlagError: if a batch does not split as the flags ask for.
@@ -154,8 +150,7 @@ class Program:
       "image": leaf((rows, *self.image), self._image_dtype),
       "label": leaf((rows,), jnp.int32),
     }
-    # Every array comes out as it went in: the compiler, left to choose, may
-    # move one, and the next call would be refused.
+    # Else the compiler may move an array, and the next call would be refused.
     shardings = jax.tree.map(lambda x: x.sharding, run_state)
     step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
     with naming_flags():
@@ -165,8 +160,7 @@ class Program:
     self, run_state: RunState, batch: dict[str, jax.Array]
   ) -> tuple[RunState, dict[str, jax.Array]]:
     """Augments a batch, takes the step and counts; a pure function."""
-    # By the batches, not by the step that the state counts: that stands still
-    # when one is skipped, and the next batch would get the same draws.
+    # By the batches: the step of the state stands still where one is skipped.
     key = jax.random.fold_in(
       jax.random.fold_in(cast(Any, run_state.state.rng), AUGMENTATION_STREAM),
       run_state.batches,
@@ -185,16 +179,16 @@ class Program:
     return after, metrics
 
   def evaluator(self, rows: int) -> Callable[..., dict[str, float]]:
-    """Builds the evaluation, of so many rows at a time on all devices.
+    """The evaluation, of so many rows at a time on all devices.
 
     It is a function of a state, all images and all labels, which each process
-    has, and returns ``loss`` and ``accuracy``, the latter in percent.
+    has, and returns ``loss`` and ``accuracy`` in percent.
     """
     rows = min(rows, self._evaluated)  # No more than there are.
     rows += -rows % self.mesh.size
     feed = fsam_optax.sharding.BatchFeeder(self.mesh)
     mine = batches.rows_of_process(rows)
-    # On every device, or no process could read all of it.
+    # On every device, so that each process reads all of it.
     count = jax.jit(
       self._count, out_shardings=NamedSharding(self.mesh, PartitionSpec())
     )
@@ -221,7 +215,6 @@ class Program:
     return evaluate
 
   def _count(self, params, model_state, batch):
-    """Sums over those rows of a batch that are rows of the data."""
     images = augmentation.normalize(batch["image"], *self._moments)
     logits: Any = self._network.apply(
       {"params": params, **model_state}, images, train=False
@@ -242,7 +235,6 @@ class Program:
 
   @property
   def _is_local(self) -> bool:
-    """Whether each device ascends by itself."""
     return not self.config.ascent.sync_perturbation and self.mesh.size > 1
 
   def _check_devices(self) -> None:
@@ -260,7 +252,6 @@ class Program:
       )
 
   def _make_train_step(self) -> Any:
-    """The library's step, of each device by itself where it ascends so."""
     ascent, descent = self.config.ascent, self.config.descent
     start = steps_of(ascent.start, self.steps_an_epoch)
     stop = None
@@ -287,8 +278,7 @@ class Program:
         f"must leave some of the {self.steps} steps that ascend. --optimizer "
         "sgd trains without an ascent",
       )
-    # A device has a gradient of its own only where the devices have a name. The
-    # images are augmented before, by draws for all of them.
+    # A device has a gradient of its own only where the devices have a name.
     if self._is_local:
       step = fsam_optax.sharding.shard_map_step(step, self.mesh, axes)
     return step

@@ -1,6 +1,5 @@
 """The rows of a run: what a seed trains on, and what it is evaluated on."""
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +38,7 @@ class Rows(NamedTuple):
 def load(settings: Settings) -> tuple[data.Images, Config]:
   """Loads the images, and completes the configuration by them.
 
-  A path that says nothing else is of the recipe's data set.
+  A path that no data set recognizes is of the recipe's.
 
   Raises:
     FlagError: if there are no such images, or they do not fit the flags.
@@ -59,24 +58,19 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
       image_size=settings.images.image_size,
       otherwise=recipe.dataset,
     )
-    for note in images.notes:
-      print(f"note: {note}", file=sys.stderr)
     if images.white:  # As the compiled step divides integers.
       images = images._replace(
         x_train=images.x_train / np.float32(images.white),
         x_test=images.x_test / np.float32(images.white),
         white=None,
       )
-    config = config_of(settings, images)
-    if settings.network.dtype != "float64":
-      images = images.in_float32()
   except data.DataError as error:
     raise FlagError("--data", error) from error
-  return images, config
+  return images, config_of(settings, images)
 
 
 def unread(settings: Settings) -> tuple[data.Images, Config]:
-  """Images of the size of the recipe's, which take no memory, for a plan."""
+  """Images of the recipe's size that take no memory, for a dry run."""
   check_flags(settings)
   name = RECIPES[settings.recipe].dataset
   sizes = data.REGISTRY[name].sizes

@@ -1,10 +1,9 @@
 """The folder of a run: who holds it, and what it was begun with."""
 
-from collections.abc import Iterator
 import contextlib
 import json
 import pathlib
-from typing import Any
+from typing import Any, Iterator
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.terminal import printable
@@ -20,11 +19,7 @@ class RunError(RuntimeError):
 
 
 def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[Any]:
-  """Holds a folder for this process, for as long as it lives.
-
-  Raises:
-    RunError: if another process holds it.
-  """
+  """Holds a folder for this process, or raises a RunError."""
   import filelock
 
   try:
@@ -39,7 +34,7 @@ def lock(folder: pathlib.Path) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Makes a RunError of what goes wrong while a file is written."""
+  """Makes a RunError of an OSError."""
   try:
     yield
   except OSError as error:
@@ -51,12 +46,12 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 def check_config(
   folder: pathlib.Path, config: dict[str, Any], defaults: dict[str, Any]
 ) -> str:
-  """Compares with what the folder was begun with, by flag, or begins it.
+  """Compares the flags with those that the folder was begun with.
 
-  A run of before a flag existed was begun with its default.
+  A new folder is begun. An older run lacks flags: it had their defaults.
 
   Returns:
-    The packages whose version is another than at the beginning, if any.
+    The packages of which the run was begun with another version, if any.
 
   Raises:
     RunError: if something differs; names the flags and both values.

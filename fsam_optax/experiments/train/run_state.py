@@ -36,7 +36,6 @@ class RunState(struct.PyTreeNode):
 
   @classmethod
   def begin(cls, state: fsam_optax.TrainState, dtype: Any) -> "RunState":
-    """That of a state which has taken no step."""
     sums = {name: jnp.zeros(2, dtype) for name in MEANS}
     return cls(state, jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), sums)
 
@@ -47,10 +46,7 @@ class RunState(struct.PyTreeNode):
     rows: int,
     steps_an_epoch: int,
   ) -> "RunState":
-    """The progress after a batch of so many rows, with the step's metrics.
-
-    After so many steps an epoch the sums begin anew.
-    """
+    """The progress after a batch; at the start of an epoch sums begin anew."""
     is_first = self.batches % steps_an_epoch == 0
     skipped = metrics["skipped"]
 
@@ -67,7 +63,7 @@ class RunState(struct.PyTreeNode):
     )
 
   def means(self) -> dict[str, float]:
-    """The means of the epoch so far, NaN where every step was skipped."""
+    """The means of the epoch, NaN where every step was skipped."""
     sums = {name: np.asarray(self.sums[name]).tolist() for name in MEANS}
     return {
       name: x / rows if rows else np.nan for name, (x, rows) in sums.items()

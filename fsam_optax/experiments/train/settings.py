@@ -38,21 +38,20 @@ MASKS = {
   "norms_only": fsam_optax.masks.norms_only,
 }
 
-_WHOLE = values.integer(1, remedy="write a whole number")
-_NATURAL = values.integer(0, remedy="write a whole number")
-_SOME = "write one such as 0.05"
+_WHOLE, _NATURAL = values.integer(1), values.integer(0)
 _NONE = values.default("")
-_Number = Annotated[float, values.number(0, remedy=_SOME)]
-_Positive = Annotated[float, values.number(0, above=True, remedy=_SOME)]
-_Fraction = Annotated[float, values.number(0, 1, remedy=_SOME)]
-_AboveZero = Annotated[float, values.number(0, 1, above=True, remedy=_SOME)]
-_BelowOne = Annotated[float, values.number(0, 1, below=True, remedy=_SOME)]
+_Number = Annotated[float, values.number(0)]
+_Positive = Annotated[float, values.number(0, above=True)]
+_Fraction = Annotated[float, values.number(0, 1)]
+_AboveZero = Annotated[float, values.number(0, 1, above=True)]
+_BelowOne = Annotated[float, values.number(0, 1, below=True)]
 _Count = Annotated[int, _WHOLE]
 _Natural = Annotated[int, _NATURAL]
 _NetworksOwn = Annotated[int, _WHOLE, values.default("the network's")]
-_RGB = "0.5,0.5,0.5"
-_CIFARS = values.default("CIFAR's, or that of the training images")
-_Floats = tuple[float, ...]
+_Moments = Annotated[
+  tuple[float, ...],
+  values.default("CIFAR's, or that of the training images"),
+]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -103,7 +102,7 @@ class Ascent:
   """The perturbation at which the second gradient is taken.
 
   Attributes:
-    optimizer: who ascends, and along what; sgd does not.
+    optimizer: sgd does not ascend.
     rho: radius of the perturbation.
     sigma: fraction of the average that F-SAM subtracts from the gradient.
     lmbda: decay of the average.
@@ -117,8 +116,8 @@ class Ascent:
     ema_gradient: which gradient the average takes in, the first or the second.
     ascent_fraction: of the rows that the ascent takes.
     sync_perturbation: ascend along the gradient of all devices and parts of the
-      batch, and not each along its own; BatchNorm then sees the rows of one
-      device alone.
+      batch. With --no-sync-perturbation each ascends along its own, and
+      BatchNorm sees the rows of one device alone.
     every: ascend at one step in so many.
     start: first step that ascends, from 0, or the first epoch as in 10epochs. A
       step that was skipped does not count.
@@ -154,14 +153,13 @@ class Descent:
   Attributes:
     learning_rate: at the first step; a cosine takes it to 0.
     momentum: of SGD.
-    nesterov: take Nesterov's momentum.
     weight_decay: coupled, of all parameters.
     label_smoothing: of the loss that is trained on.
     epochs: passes over the training rows.
     batch_size: rows a step, of all devices together; rows that fill no whole
-      batch wait for another epoch.
-    num_microbatches: parts of a batch that go through one at a time, in less
-      memory.
+      batch are left out of an epoch.
+    num_microbatches: parts of a batch that are computed one after the other, in
+      less memory.
     skip_nonfinite: leave the parameters as they were at a step whose loss or
       gradient is not finite.
     sharding: keep the parameters whole on every device (replicated), or in
@@ -170,7 +168,6 @@ class Descent:
 
   learning_rate: _Positive = 0.05
   momentum: _BelowOne = 0.9
-  nesterov: bool = False
   weight_decay: _Number = 1e-3
   label_smoothing: _BelowOne = 0.0
   epochs: _Count = 200
@@ -216,18 +213,16 @@ class Images:
     label_noise: fraction of the training labels that are replaced.
     label_noise_kind: each by another class (symmetric), by any class (uniform),
       or by one that is easily taken for it (asymmetric).
-    validation: training rows to evaluate on in the place of the test rows,
-      which nothing may be chosen by.
+    validation: training rows to evaluate on in place of the test rows, by which
+      nothing may be chosen.
   """
 
   flip: bool = True
   crop_padding: _Natural = 4
   cutout: _Natural = 16
   cutout_probability: _Fraction = 0.5
-  mean: Annotated[_Floats, values.numbers(_RGB), _CIFARS] = ()
-  standard_deviation: Annotated[
-    _Floats, values.numbers(_RGB, above=0), _CIFARS
-  ] = ()
+  mean: _Moments = ()
+  standard_deviation: _Moments = ()
   image_size: Annotated[Optional[int], _WHOLE, _NONE] = None
   label_noise: _Fraction = 0.0
   label_noise_kind: Annotated[

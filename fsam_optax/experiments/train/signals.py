@@ -21,13 +21,12 @@ class Interrupted(Exception):
 class Interruption:
   """Takes note of SIGTERM, SIGINT and SIGHUP, for a run to save and end.
 
-  Outside of the context they end the process as always: there is nothing to
-  save. With several processes JAX takes note of SIGTERM, and tells all of them
-  of the step to end at. The other two become that one.
+  Outside of the context they end the process as always. With several processes
+  JAX takes note of SIGTERM, and tells all of them the step to end at; the other
+  two signals become SIGTERM.
   """
 
   def __init__(self) -> None:
-    """Nothing is installed before the context is entered."""
     self._signal: Optional[int] = None
     self._before: dict[int, Any] = {}
     self._steps = 0
@@ -45,18 +44,16 @@ class Interruption:
       signal.signal(*self._before.popitem())
 
   def status(self, *, has_failed: bool = False) -> Optional[int]:
-    """What to end with, or None to go on; to be asked once after each batch.
+    """The status to end with, or None to go on; asked once after each batch.
 
-    A process that has failed ends like one that was told to, and so the others
-    with it, which learn why when they save.
+    A process that has failed ends as if it was told to, and the others with it.
     """
     if has_failed and self._signal is None:
       self._tell(signal.SIGTERM)
     if jax.process_count() == 1:
       return None if self._signal is None else STATUS[self._signal]
-    # Every process must end after the same batch, or the others would wait for
-    # its part of a sum: JAX agrees on one among them, by a count that must
-    # never go back, as that of a seed's batches does at the next seed.
+    # Every process must end after the same batch. JAX agrees on one, by a count
+    # that must never go back, as a seed's batches do at the next seed.
     self._steps += 1
     if not multihost_utils.reached_preemption_sync_point(self._steps):
       return None

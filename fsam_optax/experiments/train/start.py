@@ -6,10 +6,8 @@ import pathlib
 import traceback
 
 import jax
-import numpy as np
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments.common import extras
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
@@ -31,9 +29,6 @@ def run(settings: Settings) -> None:
   Raises:
     FlagError: if a flag asks for what cannot be.
   """
-  extras.require("filelock", "grain", "orbax.checkpoint")
-  if settings.run.tensorboard:
-    extras.require("tensorboardX")
   if settings.processes.cpu_devices:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", settings.processes.cpu_devices)
@@ -64,8 +59,7 @@ def _run_or_end(
     with contextlib.ExitStack() as stack:
       job.join(settings.processes)
       if job.is_first():
-        if message := files.make_directory(path):
-          raise FlagError("--output", message)
+        files.make_output(path)
         stack.enter_context(run_folder.lock(path))
       _train(settings, config, images, path)
   except run_folder.RunError as error:
@@ -92,14 +86,14 @@ def _train(
     "--recipe": settings.recipe,
     **config.by_flag(),
     "--data (SHA-256)": images.fingerprint(),
-    "random numbers": _random_numbers(),
   }
   run = settings.run
   job.check_alike({**begun_with, **by_flag(run), **files.versions()})
   program = Program(config, images)
   # Before anything is written: the library checks its options in here.
   step = program.lower_step()
-  job.check_alike({"the program": _digest(step.as_text())})
+  compiled = hashlib.sha256(step.as_text().encode()).hexdigest()[:16]
+  job.check_alike({"the program": compiled})
   if job.is_first():
     defaults = by_flag(*(group() for group in GROUPS))
     if since := run_folder.check_config(path, begun_with, defaults):
@@ -117,18 +111,3 @@ def _train(
   with run_folder.writing(path / "summary.json"):
     files.write_json(summary, path / "summary.json")
   print(f"\nwrote {path / 'summary.json'}")
-
-
-def _random_numbers() -> str:
-  """A digest of a few draws: what a seed means depends on JAX's settings."""
-  key = jax.random.key(0)
-  draws = (
-    jax.random.normal(key, (9,)),
-    jax.random.randint(key, (9,), 0, 99),
-    jax.random.key_data(jax.random.split(key, 9)),
-  )
-  return _digest("".join(f"{x.dtype}{np.asarray(x).tolist()}" for x in draws))
-
-
-def _digest(text: str) -> str:
-  return hashlib.sha256(text.encode()).hexdigest()[:16]

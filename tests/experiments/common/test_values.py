@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Optional
 
+from printed import plain
 import pytest
 
 from fsam_optax.experiments.common import flags
@@ -37,6 +38,7 @@ class Settings:
     mean: of each channel.
     rho: a radius.
     part: a fraction.
+    some: a few schedules.
   """
 
   group: Group = dataclasses.field(default_factory=Group)
@@ -46,16 +48,14 @@ class Settings:
     values.default("3"),
   ] = None
   schedule: Annotated[str, values.choice(SCHEDULES)] = "cosine"
-  mean: Annotated[
-    Optional[tuple[float, ...]],
-    values.numbers("0.5,0.5,0.5", above=0),
-  ] = None
+  mean: tuple[float, ...] = ()
   rho: Annotated[
     values.PerOptimizer, values.per_optimizer(("sam", "fsam"), metavar="R")
   ] = dataclasses.field(default_factory=dict)
-  part: Annotated[
-    float, values.number(0, 1, above=True, below=True, remedy="write 0.5")
-  ] = 0.5
+  part: Annotated[float, values.number(0, 1, above=True, below=True)] = 0.5
+  some: Annotated[tuple[str, ...], values.some_of(tuple(SCHEDULES))] = (
+    "cosine",
+  )
 
 
 def parse(words):
@@ -70,51 +70,40 @@ def test_defaults_are_those_of_the_dataclass():
 
 def test_words_become_values():
   found = parse(
-    "--rate 1e-3 --no-flip --count 3 --schedule constant --mean 0.5,1 "
-    "--rho sam=1,fsam=2 --part=0.25"
+    "--rate 1e-3 --no-flip --count 3 --schedule constant --mean 0.5 1 "
+    "--rho sam=1,fsam=0.4:0.2 --part=0.25 --some constant cosine"
   )
   assert found.group == Group(rate=1e-3, flip=False)
   assert found.count == 3
   assert found.schedule == "constant"
   assert found.mean == (0.5, 1.0)
-  assert found.rho == {"sam": (1.0,), "fsam": (2.0,)}
+  assert found.rho == {"sam": (1.0,), "fsam": (0.2, 0.4)}
   assert found.part == 0.25
+  assert found.some == ("constant", "cosine")
 
 
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    ("--rate 0", "--rate: must be a finite number above 0, got '0'; write 0.1"),
-    ("--rate nan", "--rate: must be a finite number above 0, got 'nan'"),
-    (
-      "--rate 1e39",
-      "--rate: must be a finite number above 0 in float32, too, where it is i",
-    ),
-    (
-      "--rate 1e-46",
-      "--rate: must be a finite number above 0 in float32, too, where it is 0",
-    ),
-    (
-      "--part .999999999",
-      "--part: must be a number in (0, 1) in float32, too, where it is 1",
-    ),
-    ("--rate inf", "--rate: must be a finite number above 0, got 'inf'"),
-    ("--rate -1", "--rate: must be a finite number above 0, got '-1'"),
-    ("--rate x", "--rate: must be a finite number above 0, got 'x'"),
-    ("--part 0", r"--part: must be a number in (0, 1), got '0'"),
-    ("--part 1", r"--part: must be a number in (0, 1), got '1'"),
+    ("--rate 0", "--rate: must be a number in (0, inf), got '0'; write 0.1"),
+    ("--rate nan", "--rate: must be a number in (0, inf), got 'nan'"),
+    ("--rate inf", "--rate: must be a number in (0, inf), got 'inf'"),
+    ("--rate x", "--rate: must be a number in (0, inf), got 'x'"),
+    ("--part 0", "--part: must be a number in (0, 1), got '0'"),
+    ("--part 1", "--part: must be a number in (0, 1), got '1'"),
     ("--count 0", "--count: must be an integer from 1 to 9, got '0'; 3 is us"),
     ("--count 2.5", "--count: must be an integer from 1 to 9, got '2.5'"),
     ("--schedule x", "--schedule: must be one of cosine, constant, got 'x'"),
-    ("--mean 1,0", "--mean: must be numbers above 0 with commas between, that"),
-    ("--mean a", "--mean: must be numbers above 0 with commas between, that"),
+    ("--some x", "'x' for argument '--some'"),
+    ("--mean a", "--mean: Could not find valid parse for arguments: ['a']"),
     ("--rho sgd=1", "--rho: must be one value or one for each of sam, fsam"),
   ],
 )
-def test_a_value_is_refused_in_a_sentence_with_its_flag(words, message):
-  with pytest.raises(flags.FlagError) as error:
+def test_a_value_is_refused_in_a_sentence_with_its_flag(words, message, capsys):
+  with pytest.raises(SystemExit) as stop:
     parse(words)
-  assert f"argument {message}" in str(error.value)
+  assert stop.value.code == 2
+  assert message in plain(capsys.readouterr().err)
 
 
 def test_a_registry_that_has_grown_is_looked_at_again(monkeypatch):
@@ -132,8 +121,3 @@ def test_help_says_defaults_and_groups(capsys):
   assert "some flags." in printed
   assert "--flip, --no-flip" in printed
   assert "a number of things. (default: 3)" in printed
-
-
-def test_what_float32_holds_is_taken():
-  assert values.parse_number("1e-3", 0, remedy="") == 1e-3
-  assert values.parse_number("3.4028234e38", 0, remedy="") == 3.4028234e38

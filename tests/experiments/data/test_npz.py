@@ -48,7 +48,10 @@ TRAIN, TEST = np.arange(10) % 2, np.arange(4) % 2
     ),
     ({"x_train": np.zeros((0, 8, 8), np.uint8)}, "and no input be empty"),
     ({"x_train": ROWS[:8], "x_test": ROWS[10:]}, r"a row, shape \[8\]"),
-    ({"x_train": 0 * ROWS[:10], "x_test": ROWS[10:]}, "must not be constant"),
+    (
+      {"x_train": 1e9 + ROWS[:10], "x_test": 1e9 + ROWS[10:]},
+      "must hold differences that survive float32, got values up to 1e",
+    ),
     ({"x_test": np.zeros((4, 8), np.uint8)}, "must have rows of the shape"),
     ({"x_test": np.zeros((4, 8, 8), np.float32)}, "of one integer or floating"),
     (
@@ -105,14 +108,12 @@ def test_images_keep_their_pixels_and_their_dtype(tmp_path):
 @pytest.mark.parametrize(
   "x",
   [
-    1e9 + ROWS,
-    2**30 + np.arange(70).reshape(14, 5),
     *(np.array(9 * ROWS, dtype) for dtype in (">f4", "<f2", ">i8", "i1")),
-    np.array(ROWS, order="F"),
+    np.array(ROWS, np.float32, order="F"),
   ],
-  ids=["wide", "whole", ">f4", "<f2", ">i8", "i1", "fortran"],
+  ids=[">f4", "<f2", ">i8", "i1", "fortran"],
 )
-def test_every_number_is_held_exactly(tmp_path, x):
+def test_numbers_of_every_dtype_are_read(tmp_path, x):
   path = tmp_path / "order.npz"
   save(path, x_train=x[:10], x_test=x[10:])
   images = npz.load(str(path))
@@ -121,36 +122,26 @@ def test_every_number_is_held_exactly(tmp_path, x):
   np.testing.assert_array_equal(images.x_test, x[10:])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_channels_that_come_first_are_put_last(tmp_path, channels):
+@pytest.mark.parametrize("shape", [(3, 8, 6), (1, 8, 1), (1, 1, 3), (4, 8, 8)])
+def test_channels_that_may_come_first_are_refused(tmp_path, shape):
   path = tmp_path / "first.npz"
-  rng = np.random.default_rng(0)
-  draw = lambda rows: rng.integers(0, 256, (rows, channels, 8, 6), np.uint8)
-  arrays = save(path, x_train=draw(10), x_test=draw(4))
-  images = npz.load(str(path))
-  assert images.x_train.shape[1:] == (8, 6, channels)
-  for row, place in ((0, (2, 5)), (9, (7, 1))):
-    np.testing.assert_array_equal(
-      images.x_train[row][place], arrays["x_train"][row, :, *place]
-    )
-  (note,) = images.notes
-  assert f"as 8 x 6 x {channels}, channels last" in note
-  # The other order is as it was, and says nothing.
-  turn = lambda name: np.moveaxis(arrays[name], 1, 3)
-  save(path, x_train=turn("x_train"), x_test=turn("x_test"))
-  last = npz.load(str(path))
-  assert not last.notes
-  assert last.fingerprint() == images.fingerprint()
+  save(path, x_train=np.ones((10, *shape)), x_test=np.ones((4, *shape)))
+  refuse(path, r"seem to come first.*x\.transpose\(0, 2, 3, 1\)")
 
 
-@pytest.mark.parametrize(
-  "shape", [(3, 8, 3), (1, 8, 1), (3, 8, 1), (1, 1, 3), (4, 8, 8), (2, 9, 9)]
-)
-def test_channels_that_may_be_first_or_last_are_refused(tmp_path, shape):
-  path = tmp_path / "either.npz"
-  save(path, x_train=np.ones((10, *shape)) * np.arange(10).reshape(-1, 1, 1, 1),
-       x_test=np.ones((4, *shape)))  # fmt: skip
-  refuse(path, r"first or last.*x\.transpose\(0, 2, 3, 1\)")
+@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 6, 1), (2, 2, 3)])
+def test_channels_that_come_last_are_read(tmp_path, shape):
+  path = tmp_path / "last.npz"
+  x = np.random.default_rng(0).integers(0, 256, (14, *shape), np.uint8)
+  save(path, x_train=x[:10], x_test=x[10:])
+  np.testing.assert_array_equal(npz.load(str(path)).x_train, x[:10])
+
+
+def test_a_constant_feature_is_no_lost_difference(tmp_path):
+  path, x = tmp_path / "constant.npz", ROWS.copy()
+  x[:, 1] = 1e9 + 0.1
+  save(path, x_train=x[:10], x_test=x[10:])
+  assert np.ptp(npz.load(str(path)).x_train[:, 1]) == 0
 
 
 def test_an_image_size_is_never_passed_over(tmp_path):

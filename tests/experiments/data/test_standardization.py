@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.lab import settings as lab_settings
 from fsam_optax.experiments.lab import splits
 
 
@@ -28,7 +26,6 @@ def test_every_feature_of_a_table_has_its_own_scale(tmp_path):
   x = rng.normal(size=(64, 3)) * scale + 100 * scale
   pool = splits.load(save(tmp_path / "a.npz", x))
   found = splits.split(pool, [0, 1], 0.0)
-  assert pool.standardized_by == "feature"
   assert found.mean.shape == found.standard_deviation.shape == (2, 3)
   # In the file, test rows come last in the pool.
   rows = np.concatenate([x[4:], x[:4]])[found.train_rows[0]]
@@ -43,20 +40,9 @@ def test_every_channel_has_its_own_scale(tmp_path):
   x = rng.normal(size=(64, 6, 6, 3)) * [1, 50, 0.1] + [0, 100, 7]
   pool = splits.load(save(tmp_path / "a.npz", x))
   found = splits.split(pool, [3], 0.0)
-  assert pool.standardized_by == "channel"
   seen = standardized(pool, found)
   np.testing.assert_allclose(seen.mean((0, 1, 2)), 0, atol=1e-4)
   np.testing.assert_allclose(seen.std((0, 1, 2)), 1, atol=1e-4)
-
-
-def test_one_channel_has_one_scale_as_ever():
-  pool = splits.load("digits")
-  found = splits.split(pool, [0], 0.4)
-  assert pool.standardized_by == "data set"
-  assert found.mean.shape == (1,)
-  rows = pool.x[found.train_rows[0]].astype(np.float64)
-  assert found.mean[0] == np.float32(rows.mean())
-  assert found.standard_deviation[0] == np.float32(rows.std())
 
 
 @pytest.mark.parametrize("constant", [0.1, 1e9 + 0.1, 0.0, -7.3])
@@ -73,32 +59,3 @@ def test_constant_features_are_0_and_not_divided_by_it(
   seen = standardized(pool, found)
   np.testing.assert_allclose(seen[:, 1], 0, atol=1e-6)
   assert abs(seen[:, 0].std() - 1) < 1e-5
-
-
-def test_differences_that_float32_does_not_hold_survive(tmp_path):
-  rng = np.random.default_rng(0)
-  x = 1e9 + rng.normal(size=(64, 2))
-  pool = splits.load(save(tmp_path / "a.npz", x))
-  found = splits.split(pool, [0], 0.0)
-  rows = np.concatenate([x[4:], x[:4]])[found.train_rows[0]]
-  np.testing.assert_allclose(
-    standardized(pool, found),
-    (rows - rows.mean(0)) / rows.std(0),
-    atol=1e-4,
-  )
-
-
-def test_what_scales_and_what_was_read_are_visible(tmp_path, capsys):
-  rng = np.random.default_rng(0)
-  path = save(tmp_path / "a.npz", rng.normal(size=(40, 3, 8, 8)))
-  pool = lab_settings.load(lab_settings.Data(data=path))
-  assert pool.standardized_by == "channel"
-  assert "note: the images of" in capsys.readouterr().err
-
-
-def test_a_data_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
-  path = save(tmp_path / "a.npz", np.random.default_rng(0).normal(size=(40, 3)))
-  portable = {"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 20}
-  monkeypatch.setattr(splits.os, "sysconf", portable.__getitem__)
-  with pytest.raises(FlagError, match="--data: must fit into memory"):
-    lab_settings.load(lab_settings.Data(data=path))

@@ -2,16 +2,15 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
+from printed import plain
 import pytest
 
 from fsam_optax import __main__ as command_line
 from fsam_optax.experiments.lab import trainer
-from fsam_optax.experiments.studies import compare
 
 
 @pytest.fixture
@@ -54,29 +53,24 @@ def run(*argv):
   [
     (
       "--label-noise 1",
-      r"argument --label-noise: must be a number in \[0, 1\)",
+      r"--label-noise: must be a number in \[0, 1\)",
     ),
-    ("--optimizers sgd,adam", "--optimizers: must be one or more of sgd, sam"),
-    ("--optimizers sam,sam", "each once"),
-    ("--rho -1", "--rho: must be a finite number, 0 or more"),
+    ("--optimizers sgd adam", "invalid choice 'adam' for argument '--optim"),
+    ("--rho=-1", r"--rho: must be a number in \[0, inf\), got '-1'; write"),
     ("--rho sgd=1", "--rho: must be one value or one for each of sam, fsam"),
     ("--rho sam=1,sam=2", "--rho: must be one value or one for each"),
     ("--rho 0.1:0.2", "--rho: must be one value for each optimizer"),
     ("--rho sam=1 --optimizers fsam", "got sam, which --optimizers leaves out"),
-    ("--learning-rate 0", "--learning-rate: must be positive"),
-    ("--weight-decay -1", "--weight-decay: must be a finite number, 0 or more"),
+    ("--learning-rate 0", r"--learning-rate: must be a number in \(0, inf"),
     ("--weight-decay adam=1", "--weight-decay: must be one value or one for"),
-    ("--learning-rate 1e99", "--learning-rate: must be .* in float32, too"),
     ("--seeds 0", "--seeds: must be an integer from 1"),
-    ("--first-seed 4294967295", "--first-seed: must leave the last seed"),
     ("--batch-size 801", "--batch-size: must be at most the 800 training rows"),
     (
       "--data cifar",
       "--data: must be one of cifar100:PATH, cifar10:PATH, digits",
     ),
     ("--data none.npz", "--data: .*No such file"),
-    ("--model rnn", "--model: must be one of cnn, mlp, .* got 'rnn'"),
-    ("--model resnet", "--model: must be one of cnn, mlp, which keep no stat"),
+    ("--model resnet", "--model: must be one of cnn, mlp, got 'resnet'"),
     ("--image-size 3", "--data: .*--image-size 3 divides, got rows"),
     ("--label-noise-kind odd", "--label-noise-kind: must be one of symmetric"),
     ("--output {file}", "--output: must be a directory that can be written to"),
@@ -94,7 +88,7 @@ def test_bad_flag_ends_with_status_2_before_any_training(
   with pytest.raises(SystemExit) as stop:
     run("compare", "--data", "digits", "--output", tmp_path, *flags)
   assert stop.value.code == 2
-  error = capsys.readouterr().err.splitlines()[-1]
+  error = plain(capsys.readouterr().err)
   assert re.search(message, error), error
 
 
@@ -116,7 +110,7 @@ def test_json_has_the_promised_schema(two_seeds):
   for name, result in written["results"].items():
     assert (result["rho"] is None) == (name == "sgd")
     assert f"{result['weight_decay']:g}" in process.stdout
-    assert result["seconds"] > result["compile_seconds"] > 0
+    assert result["seconds"] > 0
     assert result["diverged_seeds"] == []
     for key in ("test_accuracy", "train_accuracy", "validation_accuracy"):
       assert len(result[key]) == 2
@@ -134,24 +128,6 @@ def test_json_has_the_promised_schema(two_seeds):
   assert "F-SAM over SAM" in process.stdout
 
 
-def test_paired_values_follow_from_the_accuracies_of_the_seeds(two_seeds):
-  written = json.loads((two_seeds[1] / "compare.json").read_text())
-  for name, pair in written["paired"].items():
-    first, second = (
-      np.array(written["results"][part]["test_accuracy"])
-      for part in name.split("-")
-    )
-    d = first - second
-    error = np.sqrt(np.sum((d - d.mean()) ** 2) / (len(d) - 1) / len(d))
-    assert pair["mean"] == pytest.approx(d.mean())
-    assert pair["standard_error"] == pytest.approx(error)
-    # Student's distribution with one degree of freedom is Cauchy's.
-    p_value = 1 - 2 / np.pi * np.arctan(abs(d.mean()) / error)
-    assert pair["p_value"] == pytest.approx(p_value)
-    assert pair["median"] == pytest.approx(d.mean())  # Of two.
-    assert (pair["above"], pair["seeds"]) == (sum(d > 0), 2)
-
-
 def test_figure_is_a_png_and_nothing_else_is_left(two_seeds):
   output = two_seeds[1]
   assert (output / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -159,14 +135,6 @@ def test_figure_is_a_png_and_nothing_else_is_left(two_seeds):
     "compare.json",
     "compare.png",
   ]
-
-
-def test_no_progress_bar_where_stdout_is_no_terminal(two_seeds):
-  process = two_seeds[0]
-  assert "\x1b" not in process.stdout
-  assert "\r" not in process.stdout
-  assert "━" not in process.stdout
-  assert process.stderr == ""
 
 
 def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
@@ -190,7 +158,7 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   run(
     *("compare", "--data", path, "--seeds", 1, "--epochs", 3),
     *("--learning-rate", "sgd=1e30", "--output", tmp_path),
-    *("--optimizers", "sgd,fsam"),
+    *("--optimizers", "sgd", "fsam"),
   )
   written = json.loads(
     (tmp_path / "compare.json").read_text(), parse_constant=pytest.fail
@@ -207,38 +175,13 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   assert "n/a" in printed
 
 
-def test_a_folder_that_is_gone_at_the_end_costs_no_result(
-  tmp_path, arrays, capsys, monkeypatch
-):
-  path, output = tmp_path / "mine.npz", tmp_path / "output"
-  np.savez(path, **arrays)
-  trained = compare.train
-
-  def train_and_lose(lab, points):
-    outcomes = trained(lab, points)
-    shutil.rmtree(output)
-    return outcomes
-
-  monkeypatch.setattr(compare, "train", train_and_lose)
-  with pytest.raises(SystemExit) as ended:
-    run(
-      *("compare", "--data", path, "--seeds", 1, "--epochs", 1),
-      *("--output", output, "--optimizers", "sgd"),
-    )
-  assert ended.value.code == 2
-  shown = capsys.readouterr()
-  assert re.search(r"SGD +\S+ +\S", shown.out)
-  assert "--output: must be a directory that can be written to" in shown.err
-  assert "The results were printed above" in shown.err
-
-
 def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
   """Split, noise, initialization and batches are paired over optimizers."""
   run(
     *("compare", "--data", "digits", "--seeds", 2, "--epochs", 1),
     *("--rho", 0, "--learning-rate", 0.02, "--weight-decay", 0.01),
     *("--output", tmp_path),
-    *("--optimizers", "sgd,fsam"),
+    *("--optimizers", "sgd", "fsam"),
   )
   results = json.loads((tmp_path / "compare.json").read_text())["results"]
   assert results["sgd"]["test_accuracy"] == results["fsam"]["test_accuracy"]

@@ -6,8 +6,6 @@ import gc
 import json
 import os
 import pathlib
-import random
-import shutil
 import signal
 import sys
 
@@ -228,25 +226,6 @@ def test_a_file_that_is_cut_or_empty_costs_one_checkpoint(
   assert "checkpoint 1 cannot be read and was moved" in capsys.readouterr().err
 
 
-def mutated(content, rng):
-  """Bytes with one to three of them flipped, cut, doubled or inserted."""
-  content = bytearray(content)
-  for _ in range(rng.randint(1, 3)):
-    at = rng.randrange(len(content) or 1)
-    match rng.randrange(5):
-      case 0 if content:
-        content[at] ^= 1 << rng.randrange(8)
-      case 1:
-        del content[at:]
-      case 2:
-        del content[at : at + rng.randint(1, 40)]
-      case 3:
-        content[at:at] = content[at : at + rng.randint(1, 40)]
-      case _:
-        content[at:at] = rng.randbytes(rng.randint(1, 8))
-  return bytes(content)
-
-
 @pytest.mark.parametrize(
   ("value", "changes"),
   [(3e38, {}), (0.5, {"learning_rate": 1e38, "skip_nonfinite": False})],
@@ -275,36 +254,3 @@ def test_signals_are_those_of_before_outside_of_the_context():
     os.kill(os.getpid(), signal.SIGTERM)
     assert interruption.status() == 0
   assert signal.getsignal(signal.SIGTERM) == before
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quiet")
-def test_damaged_checkpoints_are_read_right_or_the_one_before_is(
-  program, tmp_path, capsys
-):
-  save(tmp_path / "whole", program, [line_of("epoch", 0)], seeds=(0, 1))
-  expected = [jax.device_get(program.create(n).state.params) for n in (0, 1)]
-  rng, ends = random.Random(2), set()
-  for i in range(60):
-    run = tmp_path / f"run-{i}"
-    shutil.copytree(tmp_path / "whole", run / "checkpoints")
-    files = sorted((run / "checkpoints" / "1").rglob("*"))
-    victim = rng.choice([x for x in files if x.is_file() and x.stat().st_size])
-    victim.write_bytes(mutated(victim.read_bytes(), rng))
-    capsys.readouterr()
-    try:
-      progress, epochs = restore(run / "checkpoints", program)
-    except RunError as error:
-      refusal = str(error)
-      assert "\n" not in refusal
-      ends.add("refused")
-      continue
-    number = int(progress.batches)
-    assert epochs == [line_of("epoch", 0)]
-    jax.tree.map(
-      np.testing.assert_array_equal, progress.state.params, expected[number]
-    )
-    assert number == 1 or "cannot be read" in capsys.readouterr().err
-    ends.add(number)
-    shutil.rmtree(run)
-  assert {0, 1} <= ends

@@ -19,7 +19,6 @@ from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import config as config_lib
 from fsam_optax.experiments.train import program as program_lib
-from fsam_optax.experiments.train import settings as settings_lib
 from fsam_optax.experiments.train.run_state import MEANS
 from fsam_optax.experiments.train.run_state import RunState
 
@@ -249,27 +248,6 @@ def test_learning_rate_is_the_cosine_of_the_authors():
   expected = 0.05 * 0.5 * (1 + np.cos(at / steps * np.pi))
   found = jax.jit(program.learning_rate)(at)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-  ("recipe", "count"),
-  [
-    ("cifar10-resnet18", 11_173_962),
-    ("cifar100-resnet18", 11_220_132),
-    ("cifar100-vgg16bn", 15_299_748),
-    ("cifar100-wrn28x10", 36_536_884),
-  ],
-)
-def test_parameters_are_those_of_the_standard_network(recipe, count):
-  dataset, model = settings_lib.RECIPES[recipe]
-  network = network_of(model, int(dataset.removeprefix("cifar")))
-  variables = jax.eval_shape(
-    lambda: network.init(
-      jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
-    )
-  )
-  sizes = [x.size for x in jax.tree.leaves(variables["params"])]
-  assert sum(sizes) == count
 
 
 def test_initialization_is_that_of_the_authors_framework():

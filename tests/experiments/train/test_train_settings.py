@@ -6,6 +6,7 @@ import json
 import jax
 from jax import numpy as jnp
 import numpy as np
+from printed import plain
 import pytest
 from small_program import images_of
 from small_program import network_of
@@ -13,7 +14,6 @@ from small_program import settings_of
 
 from fsam_optax.__main__ import main
 from fsam_optax.experiments.common import flags as common_flags
-from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import images as images_lib
 from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train import settings as settings_lib
@@ -65,9 +65,7 @@ def error_of(capsys, *words):
   with pytest.raises(SystemExit) as error:
     main(["train", *words])
   assert error.value.code == 2
-  printed = capsys.readouterr().err
-  assert printed.count("\n") == 1, printed
-  return printed
+  return plain(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +74,11 @@ def error_of(capsys, *words):
     ("", "--data: must be given: the path of cifar-100-binary.tar.gz"),
     ("--depth=12", "--depth: must be 8 n + 2, such as 10 or 18, for resnet"),
     ("--model=vgg --depth=12", "--depth: must be one of 11, 13, 16, 19"),
-    ("--learning-rate=0", "--learning-rate: must be a finite number above 0"),
-    ("--momentum=.999999999", "in float32, too, where it is 1, got"),
-    ("--rho=1e-300", "in float32, too, where it is 0, got '1e-300'"),
-    ("--nesterov --momentum=0", "--nesterov: must have a --momentum"),
+    ("--learning-rate=0", "--learning-rate: must be a number in (0, inf)"),
     ("--data=digits --ascent-fraction=.9999995", "got 0.9999995 of 128 rows"),
     ("--ascent-fraction=0", "--ascent-fraction: must be a number in (0, 1]"),
-    ("--rho=-1", "--rho: must be a finite number, 0 or more, got '-1'"),
+    ("--rho=-1", "--rho: must be a number in [0, inf), got '-1'"),
     ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
-    ("--mean=a,b", "--mean: must be finite numbers with commas between"),
-    ("--standard-deviation=0", "--standard-deviation: must be numbers above 0"),
     ("--optimizer=adam", "--optimizer: must be one of sgd, sam, fsam, got"),
     ("--mask=heads", "--mask: must be one of none, exclude_biases_and_norms"),
     ("--start=5%", "--start: must be a number of steps such as 3000, or of"),
@@ -95,8 +88,8 @@ def error_of(capsys, *words):
     ("--accumulator-dtype=float64", "must have --dtype float64 to be float64"),
     ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
     ("--coordinator-address=host", "-address: must be a host and a port such"),
-    ("--data=digits --mean=1,2,3", "--mean: must be one number, or one for ea"),
-    ("--data=digits --model=vgg", "--model: vgg must have images of 32 x 32"),
+    ("--data=digits --mean 1 2 3", "--mean: must be one number, or one for ea"),
+    ("--data=digits --model=vgg", "--model: vgg must have 32 x 32 pixels"),
     ("--data=digits --validation=1297", "--validation: must be at most 1296"),
     ("--data=digits --batch-size=1298", "--batch-size: must be at most 1297"),
     ("--data=digits --crop-padding=8", "--crop-padding: must be at most 7"),
@@ -177,34 +170,13 @@ def test_label_noise_is_exact_but_for_the_authors_own_data():
 # The means and deviations that the images are normalized by.
 
 
-def load(path, x, dtype="float32", image_size=None):
+def load(path, x, image_size=None):
   """A file whose first four rows are those of the test, and its flags."""
   y = np.arange(len(x)) % 2
   np.savez(path, x_train=x[4:], y_train=y[4:], x_test=x[:4], y_test=y[:4])
-  settings = settings_of(
-    dtype=dtype, image_size=image_size, batch_size=8, model="mlp"
-  )
+  settings = settings_of(image_size=image_size, batch_size=8, model="mlp")
   images, config = rows.load(dataclasses.replace(settings, data=str(path)))
   return images, config.images
-
-
-def test_moments_are_measured_in_float64_and_notes_are_said(tmp_path, capsys):
-  x = 1e4 + np.random.default_rng(0).normal(size=(40, 3, 32, 32))
-  images, flags = load(tmp_path / "a.npz", x)
-  assert images.x_train.dtype == images.x_test.dtype == np.float32
-  mean, deviation = x[4:].mean((0, 2, 3)), x[4:].std((0, 2, 3))
-  np.testing.assert_allclose(flags.mean, mean, rtol=1e-12)
-  np.testing.assert_allclose(flags.standard_deviation, deviation, rtol=1e-9)
-  assert "as 32 x 32 x 3, channels last" in capsys.readouterr().err
-
-
-def test_what_float32_would_round_away_is_refused(tmp_path):
-  x = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
-  x[..., 1] += 1e9
-  with pytest.raises(FlagError, match=r"--data: .*in channel 1\. Subtract"):
-    load(tmp_path / "a.npz", x)
-  images, _ = load(tmp_path / "a.npz", x, "float64")
-  assert images.x_train.dtype == np.float64
 
 
 def test_no_constant_channel_is_divided_by_0(tmp_path):
@@ -212,7 +184,7 @@ def test_no_constant_channel_is_divided_by_0(tmp_path):
   x[..., 2] = 0.1
   _, flags = load(tmp_path / "a.npz", x)
   assert flags.standard_deviation[2] == 1
-  assert flags.mean[2] == 0.1
+  assert flags.mean[2] == np.float32(0.1)
 
 
 def test_whole_numbers_are_measured_a_part_at_a_time(tmp_path, monkeypatch):

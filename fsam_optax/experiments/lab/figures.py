@@ -1,0 +1,79 @@
+"""Figures: panels of lines with their errors, as a JSON holds and a PNG shows.
+
+A panel is ``{"series": [...]}`` with what :meth:`matplotlib.axes.Axes.set`
+takes. A series has a ``label``, and as lists its ``x``, ``mean`` and ``error``,
+None where a value is missing; perhaps a ``color``.
+"""
+
+import pathlib
+from typing import Any, Iterable, Mapping, Sequence
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from fsam_optax.experiments.common import files
+from fsam_optax.experiments.common import statistics
+
+
+def line(label: str, x: Iterable[Any], columns: Any) -> dict[str, Any]:
+  """Mean and error of the values at each ``x``, a gap if one is not finite."""
+  pairs = [
+    statistics.mean_and_error(values)
+    if np.all(np.isfinite(np.asarray(values, float)))
+    else (None, None)
+    for values in columns
+  ]
+  return {
+    "label": label,
+    "x": list(x),
+    "mean": [mean for mean, _ in pairs],
+    "error": [error for _, error in pairs],
+  }
+
+
+def panel(
+  xlabel: str,
+  lines: list[dict[str, Any]],
+  ylabel: str = "test accuracy (%)",
+  **look: Any,
+) -> dict[str, Any]:
+  """A panel of lines."""
+  return {"xlabel": xlabel, "ylabel": ylabel, "series": lines, **look}
+
+
+def draw(
+  title: str, panels: Sequence[Mapping[str, Any]], path: pathlib.Path
+) -> None:
+  """Writes a PNG of panels, four in a row."""
+  columns, rows = min(4, len(panels)), -(-len(panels) // 4)
+  # No pyplot: it would choose a window system and keep the figure.
+  figure = Figure((max(5.4, 3.6 * columns), 3.6 * rows), layout="constrained")
+  for i, shown in enumerate(panels):
+    _draw_panel(figure.add_subplot(rows, columns, i + 1), shown)
+  figure.suptitle(f"{title}, mean ± standard error", fontsize="medium")
+  files.write(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
+  for series in shown["series"]:
+    x, label, color = series["x"], series["label"], series.get("color")
+    mean, error = (np.asarray(series[k], float) for k in ("mean", "error"))
+    if isinstance(x[0], str):
+      axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3, label=label)
+      axes.set_xticks(range(len(x)), x, rotation=60, ha="right")
+      continue
+    # Few points are to be seen as such, and a single one makes no line.
+    marker = "." if len(x) < 30 else None
+    (drawn,) = axes.plot(x, mean, marker=marker, label=label, color=color)
+    axes.fill_between(
+      x,
+      mean - error,
+      mean + error,
+      color=drawn.get_color(),
+      alpha=0.25,
+      linewidth=0,
+    )
+  axes.set(**{what: shown[what] for what in shown if what != "series"})
+  axes.grid(alpha=0.3)
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(fontsize="x-small")
