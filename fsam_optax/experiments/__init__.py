@@ -9,6 +9,5 @@ Rooms, of which each imports only those above it:
 - ``train``: one real run, ``train``, which knows nothing of ``lab``.
 
 Nothing of the core imports this, and this imports the core's public names. It
-needs the packages of ``pip install -e ".[experiments]"`` in a clone, each
-imported where it is used.
+needs the packages of ``pip install -e ".[experiments]"`` in a clone.
 """

@@ -19,12 +19,7 @@ class FlagError(ValueError):
   """A value of a flag that a command cannot work with."""
 
   def __init__(self, flag: str, message: object) -> None:
-    """Names the flag, what must hold, what it got and the remedy.
-
-    Args:
-      flag: such as ``"--rho"``.
-      message: such as ``"must be positive, got 0. Choose 0.05"``.
-    """
+    """For example ``("--rho", "must be positive, got 0. Choose 0.05")``."""
     super().__init__(f"argument {flag}: {message}")
 
 
@@ -35,8 +30,7 @@ class Command(NamedTuple):
     name: its word on the command line.
     help: one line, without a capital or a full stop.
     settings: dataclass of its flags.
-    run: does the work, from an instance of ``settings``. It may raise
-      :class:`FlagError`.
+    run: takes an instance of it; may raise a :class:`FlagError`.
   """
 
   name: str

@@ -8,13 +8,10 @@ import fsam_optax
 
 
 class Optimizer(NamedTuple):
-  """A way to train: the base optimizer behind an ascent, or without one.
+  """A way to train: its name in prose, its color in figures and its ascent.
 
-  Attributes:
-    label: its name as prose writes it.
-    color: of its lines in figures.
-    perturbation: makes the ascent from the options of
-      :func:`fsam_optax.friendly_perturbation`; None where there is none.
+  The ascent is made from the options of
+  :func:`fsam_optax.friendly_perturbation`; None is none.
   """
 
   label: str

@@ -57,13 +57,8 @@ def parse_number(
 ) -> float:
   """Reads a number from ``lower`` to ``upper``; infinity is never taken.
 
-  Args:
-    text: the word.
-    lower: the least number.
-    upper: the greatest number.
-    above: whether ``lower`` itself is too low.
-    below: whether ``upper`` itself is too high.
-    remedy: what to write, such as ``"1 is F-SAM, 0 is SAM"``.
+  With ``above`` the lower end itself is refused, with ``below`` the upper end.
+  The remedy says what to write, such as ``"1 is F-SAM, 0 is SAM"``.
   """
   below = below or upper == math.inf
   try:

@@ -77,7 +77,6 @@ def load(path: str, size: Optional[int] = None) -> Images:
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
-  """What is in a folder, but for what is hidden, sorted by name."""
   return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 

@@ -134,14 +134,7 @@ def drawn(
 
 
 class Sizes(NamedTuple):
-  """What is known of a data set before it is read.
-
-  Attributes:
-    train: number of training rows.
-    test: number of test rows.
-    image: height, width and channels.
-    classes: number of classes.
-  """
+  """Rows, height, width and channels, and classes of a data set."""
 
   train: int
   test: int

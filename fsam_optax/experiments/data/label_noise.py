@@ -33,7 +33,7 @@ def corrupt(
   Args:
     labels: shape ``[N]``, integers in ``[0, classes)``.
     classes: number of classes.
-    fraction: of the labels that are replaced, rounded to whole rows.
+    fraction: of the rows, rounded to whole ones.
     kind: ``"symmetric"``: by one of the other classes; ``"uniform"``: by one of
       all classes, so that one in ``classes`` stays right, as in the script of
       the authors; ``"asymmetric"``: by the class that ``targets`` has for it.

@@ -48,7 +48,6 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
 
 
 def _arrays(path: str) -> list[np.ndarray]:
-  """The four arrays, whose checksums are right."""
   try:
     with (
       open(path, "rb") as file,

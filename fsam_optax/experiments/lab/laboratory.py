@@ -204,7 +204,7 @@ class Lab:
     Args:
       name: of the arm.
       point: to train at.
-      seeds: of the splits, initializations and batches.
+      seeds: one for each run.
       phase: what for; the row of a ``"search"`` says nothing of test rows.
       measure: from the ``(loss_fn, params, data)`` of a run and a key to
         functions, by the names of what they measure. The row has a value for

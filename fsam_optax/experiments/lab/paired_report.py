@@ -167,10 +167,7 @@ def points_table(
 
 
 def _short_difference(first: Row, second: Row) -> dict[str, Any]:
-  """A paired difference whose error includes the search where it is known.
-
-  Its median stands with it only where runs collapsed or diverged.
-  """
+  """A difference; a median only where runs collapsed or diverged."""
   cell = _difference(first, second)
   cell["error"] = cell.pop("search_error", cell["error"])
   accuracies = [x["test_accuracy"] for x in (first, second)]
@@ -223,14 +220,9 @@ def publish(
   title: str = "",
   panels: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-  """Prints the tables of a result, then writes NAME.json and perhaps NAME.png.
+  """Prints the tables of a result, then writes NAME.json.
 
-  Args:
-    result: what the JSON holds, ``"tables"`` among it.
-    name: of the files.
-    directory: to write them to.
-    title: of the figure.
-    panels: of the figure.
+  Where there are panels it draws them in NAME.png, below the title.
   """
   for table in result["tables"]:
     print(f"\n{tables.text(table)}", flush=True)

@@ -69,10 +69,7 @@ class Found(NamedTuple):
   on_edge: list[str]
 
   def candidates(self) -> list[int]:
-    """Indices of the points that 1 % of the bootstrap's draws choose, or more.
-
-    The best one is the first.
-    """
+    """The best point, then those that 1 % of the bootstrap's draws choose."""
     drawn = choices(self.accuracy, resamples(self.accuracy.shape[1]))
     counts = collections.Counter(drawn.tolist())
     best = self.points.index(self.best)

@@ -152,14 +152,6 @@ def recipe_of(data: Data) -> tuned_values.Recipe:
   return tuned_values.recipe(data.data, data.model, data.image_size)
 
 
-def label_noise_of(data: Data) -> float:
-  """The label noise of the flags, or that of the data set."""
-  if data.label_noise is not None:
-    return data.label_noise
-  is_published = data_lib.REGISTRY[data_lib.name_of(data.data)].sizes
-  return tuned_values.LABEL_NOISE if is_published else 0.0
-
-
 def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
   """The laboratory of the optimizers, whose data are loaded.
 
@@ -180,6 +172,10 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
       f"must be at most the {pool.train_size} training rows, got {batch_size}. "
       "Choose a smaller batch",
     )
+  label_noise = data.label_noise
+  if label_noise is None:
+    is_published = data_lib.REGISTRY[data_lib.name_of(data.data)].sizes
+    label_noise = tuned_values.LABEL_NOISE if is_published else 0.0
   first = default_first if given.first_seed is None else given.first_seed
   seeds = range(first, first + (given.seeds or default_seeds))
   files.make_output(training.output)
@@ -187,7 +183,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
     pool=pool,
     model=data.model,
     network=networks.REGISTRY[data.model].create,
-    label_noise=label_noise_of(data),
+    label_noise=label_noise,
     label_noise_kind=data.label_noise_kind,
     epochs=training.epochs or recipe.epochs,
     batch_size=batch_size,
@@ -221,16 +217,11 @@ def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
   default = recipe.grid if is_grid else recipe.alone
   found = {name: default(name) for name in names}
   for what in Grid._fields:
-    flag, of = f"--{what.replace('_', '-')}", getattr(given, what)
-    if unused := [name for name in of if name and name not in names]:
-      raise FlagError(
-        flag,
-        f"must name optimizers that run, got {unused[0]}, which --optimizers "
-        "leaves out. Drop one or add the other",
-      )
+    of = getattr(given, what)
     if not is_grid and any(len(numbers) > 1 for numbers in of.values()):
       raise FlagError(
-        flag, "must be one value for each optimizer; `tune` takes grids"
+        f"--{what.replace('_', '-')}",
+        "must be one value for each optimizer; `tune` takes grids",
       )
     for name in names:
       if what != "rho" or name in optimizers_lib.ASCENDING:

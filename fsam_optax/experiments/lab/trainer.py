@@ -82,13 +82,13 @@ class Trainer:
     augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None,
     optimize: bool = True,
   ):
-    """Prepares to train.
+    """Prepares to train a network on a data set by arms.
 
     Args:
       model: a module from inputs of shape ``[B, ...]`` to logits.
       pool: the data set.
       arms: by name.
-      epochs: passes over the training rows, positive.
+      epochs: passes over the training rows.
       batch_size: rows a step, at most the training rows.
       is_iid: whether each batch is drawn anew, with replacement.
       make_tx: the base optimizer, from the learning rate, the weight decay and
@@ -119,16 +119,9 @@ class Trainer:
     with_curve: bool = False,
     on_epoch: Callable[[], None] = lambda: None,
   ) -> Outcome:
-    """Trains and tests runs of an arm.
+    """Trains and tests runs of an arm: one split, rate, radius and decay each.
 
-    Args:
-      name: of the arm.
-      splits: one split a run, leading axis ``R``.
-      learning_rate: at the first step, shape ``[R]``.
-      rho: radius, shape ``[R]``; SGD ignores it.
-      weight_decay: shape ``[R]``.
-      with_curve: whether to measure the validation accuracy every epoch.
-      on_epoch: called after each epoch, for a progress bar.
+    The curve is measured where it is asked for; ``on_epoch`` is for a bar.
     """
     start = time.perf_counter()
     values = learning_rate, rho, weight_decay
@@ -213,10 +206,7 @@ class Trainer:
     return state.replace(tx=None, perturbation=None)
 
   def _transforms(self, name, run) -> dict[str, Any]:
-    """Base optimizer and ascent, which close over traced rates.
-
-    So they are put into the state for each step, and do not leave the program.
-    """
+    # They close over traced rates, and so must not leave the program.
     _, learning_rate, rho, weight_decay = run
     ascent = self._arms[name].perturbation
     return {
@@ -267,7 +257,6 @@ class Trainer:
     return 100 * np.asarray(hits, np.float64) / rows.shape[1]
 
   def _hits(self, name, pool, variables, scale, rows, labels):
-    """How many rows are classified as labeled, a few at a time."""
     del name
     padding = (0, -len(rows) % _ROWS_AT_ONCE)
     rows = jnp.pad(rows, padding).reshape(-1, _ROWS_AT_ONCE)
@@ -313,7 +302,6 @@ def _inputs(pool, scale, rows) -> jax.Array:
 
 
 def _are_finite(params: Any, runs: int) -> list[np.ndarray]:
-  """For each leaf, which runs have nothing but finite numbers in it."""
   return [
     np.all(np.isfinite(np.asarray(leaf).reshape(runs, -1)), axis=1)
     for leaf in jax.tree.leaves(params)

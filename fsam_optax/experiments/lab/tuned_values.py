@@ -21,7 +21,7 @@ class Recipe(NamedTuple):
     seeds: number of seeds of ``compare``.
     best: hyperparameters of each optimizer.
     image_size: side in pixels to scale the images to; None to leave them.
-    is_tuned: whether the hyperparameters were chosen so on this data.
+    is_tuned: whether the best was searched on these images.
   """
 
   epochs: int

@@ -44,15 +44,7 @@ class Network(NamedTuple):
     dropout: float = 0.5,
     dtype: Any = jnp.float32,
   ) -> nn.Module:
-    """Builds the module.
-
-    Args:
-      classes: number of outputs.
-      depth: None for the default.
-      width: None for the default.
-      dropout: probability that a unit is dropped, in networks that drop units.
-      dtype: of the computation; parameters are float32.
-    """
+    """Builds the module; parameters are float32, whatever it computes in."""
     return self.build(
       classes=classes,
       depth=depth or self.depth,

@@ -22,8 +22,8 @@ class ResNet(nn.Module):
     width: channels of the first stage.
     blocks: number of blocks of each stage.
     dtype: of the computation; parameters and statistics are float32.
-    kernel_init: of the convolutions and the linear layer; the default for the
-      convolutions alone is He's, by the outputs.
+    kernel_init: of the convolutions and the linear layer; None is He's, by the
+      outputs, for the convolutions alone.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition

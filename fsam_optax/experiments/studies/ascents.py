@@ -26,12 +26,9 @@ def with_memory(
 ) -> optax.GradientTransformationExtraArgs:
   """An ascent that remembers, and may do something else by what it remembers.
 
-  Args:
-    inner: the ascent.
-    start: from the parameters to the memory before the first step.
-    change: from the memory, the number of the step, the gradient, the ascent by
-      it and the ``gradient_on`` of :func:`step_on_other_rows`, to the ascent
-      instead and the memory after.
+  ``start`` makes the memory from the parameters. ``change`` takes the memory,
+  the number of the step, the gradient, the ascent by it and the ``gradient_on``
+  of :func:`step_on_other_rows`; it returns another ascent and the memory.
   """
 
   def init_fn(params):

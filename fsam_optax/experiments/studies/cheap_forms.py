@@ -89,7 +89,6 @@ def _run(lab: Lab) -> dict[str, Any]:
 
 
 def _report(results: Results) -> dict[str, Any]:
-  """Of the searched forms, and of those by the rule."""
   searched, by_rule = (
     {
       title: {name: of[name] for name in of if name in names}

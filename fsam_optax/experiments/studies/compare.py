@@ -119,7 +119,6 @@ def _summary(seeds: Any, outcome: Outcome) -> dict[str, Any]:
 
 
 def _tables(results, paired) -> list[dict[str, Any]]:
-  """The paired differences, and each optimizer over the one before it."""
   tables, rows, below = [], [], dict(reversed(_pairs(results)))
   if paired:
     header = ["paired over seeds", "difference", "median", "seeds above"]

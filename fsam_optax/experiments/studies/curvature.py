@@ -75,7 +75,6 @@ def _measures(
 
 
 def _density(measured: list[Any]) -> list[dict[str, Any]]:
-  """The mean density of the runs as a line, where there are any."""
   found = [x for x in measured if x is not None]
   if not found:
     return []

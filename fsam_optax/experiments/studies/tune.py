@@ -67,7 +67,6 @@ COMMAND = flags.Command(
 
 
 def _result(found: search.Found) -> dict[str, Any]:
-  """Every point, the best, and which of its values lie at an end."""
   columns = zip(found.points, found.accuracy, found.diverged, strict=True)
   return {
     "best": found.best._asdict(),
@@ -84,7 +83,6 @@ def _result(found: search.Found) -> dict[str, Any]:
 
 
 def _table(name: str, found: search.Found) -> dict[str, Any]:
-  """The best points, the best first."""
   order = np.argsort(-found.accuracy.mean(axis=1), kind="stable")[:_SHOWN]
   rows = [
     [*found.points[i], paired_report.mean(found.accuracy[i])] for i in order

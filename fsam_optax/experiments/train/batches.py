@@ -19,11 +19,9 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 
 def rows_of(number: int, seed: int, rows: int, batch_size: int) -> np.ndarray:
-  """The rows of a batch, counted from the first one of the run.
+  """The rows of a batch, by the seed and its number in the run alone.
 
-  They depend on the seed and the number alone, so that a resumed run sees the
-  same batches. Each epoch has an order of its own, and leaves out rows that
-  fill no batch.
+  Each epoch has an order of its own, and leaves out rows that fill no batch.
   """
   epoch, position = divmod(number, rows // batch_size)
   start = position * batch_size

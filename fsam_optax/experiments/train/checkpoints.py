@@ -54,6 +54,7 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
 
   def should_preserve(self, checkpoints, *, context):
     del context
+    # Two of the last ones: the newest may turn out to be damaged.
     kept = [self.best, *(x.step for x in checkpoints[-2:])]
     return [x.step in kept for x in checkpoints]
 

@@ -82,11 +82,6 @@ def check_flags(settings: settings_lib.Settings) -> None:
       "must have --adaptive, whose metric it is added to",
     ),
     (
-      ascent.accumulator_dtype == "float64" != network.dtype,
-      "--accumulator-dtype",
-      f"must have --dtype float64 to be float64, got --dtype {network.dtype}",
-    ),
-    (
       not ascent.sync_perturbation and descent.sharding == "fsdp",
       "--no-sync-perturbation",
       "must have --sharding replicated, where a device has all parameters",
@@ -104,7 +99,6 @@ def check_flags(settings: settings_lib.Settings) -> None:
 
 
 def _check_images(config: Config, images: data.Images) -> None:
-  """Raises unless the images fit the flags."""
   shape = images.x_train.shape[1:]
   if len(shape) != 3:
     raise FlagError(

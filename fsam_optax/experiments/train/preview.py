@@ -12,15 +12,11 @@ from fsam_optax.experiments.train.settings import Settings
 def text(settings: Settings, program: Program, images: data.Images) -> str:
   """A table of what would be run, with XLA's count of its memory and cost."""
   config = program.config
-  descent, ascent = config.descent, config.ascent
-  network = config.network
+  descent, network = config.descent, config.network
   state = program.abstract()
   parameters = sum(
     math.prod(x.shape) for x in jax.tree.leaves(state.state.params)
   )
-  gradients = "1 gradient"
-  if ascent.optimizer != "sgd":
-    gradients = f"{1 + ascent.ascent_fraction:g} gradients"
   compiled = program.lower_step().compile()
   mebi = lambda number: f"{number / 2**20:,.1f} MiB"
   temporary = compiled.memory_analysis().temp_size_in_bytes
@@ -39,12 +35,9 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
     "network": f"{network.model}, depth {network.depth}, width "
     f"{network.width}: {parameters:,} parameters, {network.dtype}",
     "steps": f"{program.steps_an_epoch:,} an epoch, {program.steps:,} in "
-    f"{descent.epochs} epochs, {descent.batch_size} rows and {gradients} a "
-    "step",
+    f"{descent.epochs} epochs, {descent.batch_size} rows a step",
     "devices": f"{program.mesh.size} of "
     f"{program.mesh.devices.flat[0].device_kind}, {descent.sharding}",
-    "checkpoint": f"{whole}, of which three are kept, in "
-    f"{settings.folder_of(config.name)}",
     "memory": f"{mebi(temporary)} beside the state of {whole}, a device",
     "cost": f"{flops / 1e9:,.2f} GFLOP a step and device, "
     f"{total / 1e15:,.3g} PFLOP in all{loop}",

@@ -228,7 +228,6 @@ class Program:
 
   @property
   def _rule(self) -> Optional[Any]:
-    """Which arrays are split over the devices; None for none."""
     if self.config.descent.sharding != "fsdp":
       return None
     return fsam_optax.sharding.fsdp_rule(self.mesh, self.mesh.axis_names)

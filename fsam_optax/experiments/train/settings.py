@@ -52,7 +52,7 @@ _Moments = Annotated[
   tuple[float, ...],
   values.default("CIFAR's, or that of the training images"),
 ]
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def steps_of(text: str, steps_an_epoch: int) -> int:

@@ -53,7 +53,6 @@ COMMAND = Command(
 def _run_or_end(
   settings: Settings, config: Config, images: data.Images
 ) -> None:
-  """Joins the job, trains, and ends with the status that fits."""
   path = settings.folder_of(config.name)
   try:
     with contextlib.ExitStack() as stack:
@@ -78,7 +77,6 @@ def _run_or_end(
 def _train(
   settings: Settings, config: Config, images: data.Images, path: pathlib.Path
 ) -> None:
-  """Trains every seed, or what is left of it, and reports."""
   from fsam_optax.experiments.train import loop
   from fsam_optax.experiments.train import outcome
 

@@ -24,7 +24,6 @@ def ascend(perturbation):
 @pytest.mark.parametrize(
   ("name", "options", "expected"),
   [
-    ("sam", {"rho": 0.2}, fsam_optax.sam_perturbation(0.2)),
     (
       "sam",
       {"rho": 0.2, "adaptive": True, "eta": 0.1},
@@ -34,11 +33,6 @@ def ascend(perturbation):
       "fsam",
       {"rho": 0.2, "sigma": 0.5, "lmbda": 0.8, "order": "paper"},
       fsam_optax.friendly_perturbation(0.2, 0.5, 0.8, order="paper"),
-    ),
-    (
-      "fsam",
-      {"rho": 0.2, "mask": {"w": True, "b": False}},
-      fsam_optax.friendly_perturbation(0.2, mask={"w": True, "b": False}),
     ),
   ],
 )

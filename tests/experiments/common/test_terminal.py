@@ -22,19 +22,6 @@ def test_what_steers_a_terminal_is_spelled_out(text, shown):
   assert terminal.printable(text) == shown
 
 
-def test_a_closed_stdout_is_outlived(monkeypatch):
-  reading, writing = os.pipe()
-  with os.fdopen(writing, "w", buffering=1) as stream:
-    monkeypatch.setattr(sys, "stdout", stream)
-    with terminal.outliving_streams():
-      print("heard", flush=True)
-      assert os.read(reading, 100) == b"heard\n"
-      os.close(reading)
-      for _ in range(3):
-        print("to nobody", flush=True)
-    assert sys.stdout is stream
-
-
 def test_both_streams_may_be_closed(monkeypatch):
   """As by ``2>&1 | head``."""
   reading, writing = os.pipe()

@@ -24,12 +24,6 @@ def test_defaults_lie_inside_grids_of_as_many_points_for_each(dataset, model):
       assert ratios == pytest.approx([step] * len(ratios), rel=0.05)
 
 
-def test_only_the_digits_of_mnist_are_made_smaller():
-  assert tuned_values.recipe("mnist", "mlp").image_size == 14
-  assert tuned_values.recipe("digits", "cnn").image_size is None
-  assert tuned_values.recipe("my.npz", "mlp").image_size is None
-
-
 def test_another_image_size_says_that_nothing_was_tuned_for_it():
   assert "tuned on validation" in tuned_values.recipe("mnist", "mlp", 14).origin
   assert "not tuned" in tuned_values.recipe("mnist", "mlp", 28).origin

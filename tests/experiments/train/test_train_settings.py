@@ -85,7 +85,7 @@ def error_of(capsys, *words):
     ("--eta=0.1", "--eta: must have --adaptive"),
     ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
     ("--data=digits --average=optimizer", "--lmbda: must be the decay of the"),
-    ("--accumulator-dtype=float64", "must have --dtype float64 to be float64"),
+    ("--accumulator-dtype=int8", "--accumulator-dtype: must be one of float32"),
     ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
     ("--coordinator-address=host", "-address: must be a host and a port such"),
     ("--data=digits --mean 1 2 3", "--mean: must be one number, or one for ea"),
@@ -122,7 +122,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   )
   count = sum(x.size for x in jax.tree.leaves(variables["params"]))
   assert f"depth 2, width 4: {count:,} parameters, float32" in printed
-  assert "390 an epoch, 7,800 in 20 epochs, 128 rows and 2 gradients" in printed
+  assert "390 an epoch, 7,800 in 20 epochs, 128 rows a step" in printed
   assert "--rho 0.2 --sigma 1.0 --lmbda 0.95" in printed
   for name in ("memory", "cost"):
     (line,) = (x for x in printed.splitlines() if x.startswith(name))
