@@ -1,16 +1,10 @@
-"""F-SAM by hand around any loop: the oracle on one vector of all parameters.
-
-What follows F-SAM, the base optimizer, is optax's own; the ascent is NumPy. And
-how trees are compared: to a tolerance, or bit by bit.
-"""
+"""Both passes by hand, trees as vectors, and how trees are compared."""
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
-from oracle import FriendlySam
 
-RHO, SIGMA, LMBDA = 0.2, 1.0, 0.6
 # Of parameters of order one, in float32, over a few steps.
 TOLERANCE = 1e-5
 
@@ -40,43 +34,6 @@ def two_passes(loss_fn, perturbation, state, params, *args, **kwargs):
   epsilon, state = perturbation.update(clean[1], state, params)
   perturbed = fn(optax.apply_updates(params, epsilon), *args, **kwargs)
   return clean, perturbed, state
-
-
-class ByHand:
-  """F-SAM in front of an optimizer of optax, and the optimizer alone.
-
-  Attributes:
-    params: what F-SAM trains.
-    plain: what the optimizer trains alone, on the same batches: a loop that
-      lost its perturbation would end there.
-  """
-
-  def __init__(self, params, tx):
-    self.params = self.plain = params
-    self._state = self._plain_state = tx.init(params)
-    self._update = jax.jit(tx.update)
-    self._ascent = FriendlySam(RHO, SIGMA, LMBDA)
-
-  def perturbed_gradient(self, gradient_of):
-    weights = flat(self.params)
-    gradient = flat(gradient_of(self.params))
-    perturbation = self._ascent(gradient, weights)
-    return gradient_of(unflat(weights + perturbation, self.params))
-
-  def step(self, gradient_of):
-    """One step on the gradient of one batch, a function of the parameters."""
-    gradient = self.perturbed_gradient(gradient_of)
-    updates, self._state = self._update(gradient, self._state, self.params)
-    self.params = optax.apply_updates(self.params, updates)
-    updates, self._plain_state = self._update(
-      gradient_of(self.plain), self._plain_state, self.plain
-    )
-    self.plain = optax.apply_updates(self.plain, updates)
-
-  def assert_followed_by(self, params, tolerance=TOLERANCE):
-    assert_close(params, self.params, tolerance)
-    away = np.abs(flat(self.plain) - flat(self.params)).max()
-    assert away > 20 * tolerance, f"the plain loop ends only {away} away"
 
 
 def assert_close(found, expected, tolerance=TOLERANCE):

@@ -46,24 +46,8 @@ class FriendlySam:
     return rho * direction / (np.sqrt(np.sum(direction**2)) + 1e-12)
 
 
-def train(ascent, gradient_of, weights, batches, learning_rate, momentum=0.0):
-  """Gradient descent with the heavy ball on the gradients of `ascent`."""
-  velocity = np.zeros_like(weights)
-  for batch in batches:
-    perturbation = ascent(gradient_of(weights, batch), weights)
-    gradient = gradient_of(weights + perturbation, batch)
-    velocity = momentum * velocity + gradient
-    weights = weights - learning_rate * velocity
-  return weights
-
-
 class LeastSquares:
   """The mean squared error of a linear model, with its gradient by hand."""
-
-  @staticmethod
-  def value(weights, batch):
-    inputs, targets = batch
-    return np.mean((inputs @ weights - targets) ** 2)
 
   @staticmethod
   def gradient(weights, batch):

@@ -55,11 +55,11 @@ def make_state(*, key=None, width=8, tx=ADAMW):
   )
 
 
-def batch_of(step, width=8):
+def batch_of(step):
   """The batch of a step: a resumed run must see the data it would have seen."""
   rng = np.random.default_rng((2, step))
   draw = lambda *shape: np.asarray(rng.normal(size=shape), np.float32)
-  return draw(16, width), draw(16)
+  return draw(16, 8), draw(16)
 
 
 def make_manager(directory):
@@ -67,13 +67,6 @@ def make_manager(directory):
     directory,
     options=ocp.CheckpointManagerOptions(max_to_keep=2),
     item_handlers=ocp.StandardCheckpointHandler(),
-  )
-
-
-def restore_latest(manager, state):
-  checkpoint.check(manager.item_metadata(manager.latest_step()), state)
-  return manager.restore(
-    manager.latest_step(), args=ocp.args.StandardRestore(state)
   )
 
 
@@ -101,7 +94,9 @@ def save(directory, state):
 
 def restore(directory, state):
   with make_manager(directory) as manager:
-    return restore_latest(manager, state)
+    step = manager.latest_step()
+    checkpoint.check(manager.item_metadata(step), state)
+    return manager.restore(step, args=ocp.args.StandardRestore(state))
 
 
 def metadata_of(directory, state):
@@ -151,19 +146,6 @@ def test_a_state_without_rng_and_model_state_restores(tmp_path):
   assert restored.perturbation_state is None
 
 
-def test_the_loss_scale_is_converted_and_restored(tmp_path):
-  flax = flax_state()
-  make = lambda scale: fsam_optax.TrainState.from_flax(
-    flax,
-    perturbation=PERTURBATION,
-    dynamic_scale=DynamicScale(scale=scale, fin_steps=7),
-  )
-  save(tmp_path, make(8.0))
-  restored = restore(tmp_path, make(2.0))
-  assert_same_bits(restored, make(8.0))
-  assert float(restored.dynamic_scale.scale) == 8.0
-
-
 def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
   tmp_path, train_step
 ):
@@ -188,30 +170,11 @@ def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
   kernel = restored.perturbation_state[0].ema["hidden"]["kernel"]
   assert kernel.addressable_shards[0].data.shape == (1, 8)
 
-  # The unbroken run goes on there, bit for bit, and back to one.
+  # And back to one.
   save(tmp_path / "eight", restored)
-  again = restore(tmp_path / "eight", target)
-  assert_same_bits(train(train_step, again, 2), train(train_step, restored, 2))
   one = restore(tmp_path / "eight", make_state())
   assert_same_bits(one, state)
   assert one.params["output"].sharding == state.params["output"].sharding
-
-
-def test_steps_that_donate_the_state_do_not_reach_a_save_on_its_way(
-  tmp_path, train_step
-):
-  width = 512
-  state = make_state(width=width)
-  state, _ = train_step(state, batch_of(0, width))
-  # Of a copy, to leave no view behind that would keep the state from donation.
-  expected = bits(jax.tree.map(jnp.copy, state))
-  with make_manager(tmp_path) as manager:
-    manager.save(1, args=ocp.args.StandardSave(state))
-    for step in range(1, 4):
-      state, _ = train_step(state, batch_of(step, width))
-    manager.wait_until_finished()
-    restored = restore_latest(manager, state)
-  assert bits(restored) == expected
 
 
 def with_params(**changes):
@@ -232,11 +195,6 @@ DIFFERENCES = {
   "a further layer": (
     lambda: with_params(head=jnp.ones(2)),
     r"missing in the checkpoint: params\.head\. Build",
-  ),
-  "a layer less": (
-    lambda: make_state().replace(params={}),
-    r"missing in the state: params\.hidden\.bias, params\.hidden\.kernel, "
-    r"params\.output\. Build",
   ),
   "another optimizer": (
     lambda: make_state(tx=optax.sgd(0.1, momentum=0.9)),
@@ -282,20 +240,10 @@ def test_what_fits_is_not_an_error(metadata):
   )
 
 
-@pytest.mark.parametrize(
-  "step", [np.int64(3), 3, np.int16(3)], ids=["int64", "int", "int16"]
-)
-def test_the_width_of_a_count_is_no_difference(tmp_path, step):
+def test_the_width_of_a_count_is_no_difference():
   """Flax's own train state saves the Python int that it begins with."""
-  state = make_state()
-  saved = metadata_of(tmp_path, state.replace(step=step))
-  checkpoint.check(saved, state)
-  assert restore_state(tmp_path, state).step == 3
-
-
-def restore_state(directory, state):
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(directory / "state", state)
+  for saved in (np.int64(3), 3, np.int16(3)):
+    checkpoint.check({"step": saved}, {"step": jnp.int32(0)})
 
 
 @pytest.mark.parametrize(
@@ -321,11 +269,6 @@ def test_a_long_list_of_differences_is_cut(metadata):
     checkpoint.check(metadata, more)
 
 
-def test_a_manager_without_a_handler_is_told_what_it_lacks(tmp_path):
-  with pytest.raises(ValueError, match="Create the manager with"):
-    checkpoint.check(None, make_state())
-
-
 def flax_state():
   state = make_state()
   return train_state.TrainState.create(
@@ -333,27 +276,12 @@ def flax_state():
   )
 
 
-@jax.jit
-def flax_train_step(state, model_state, batch):
-  """A step as flax's users write it, with the rng folded as ours."""
-  rng = jax.random.fold_in(jax.random.key(2), state.step)
-  grads, (model_state, _) = jax.grad(loss_fn, has_aux=True)(
-    state.params, model_state, batch, rng
-  )
-  return state.apply_gradients(grads=grads), model_state
-
-
-def flax_train(state, model_state, number):
-  for step in range(int(state.step), int(state.step) + number):
-    batch = batch_of(step)
-    state, model_state = flax_train_step(state, model_state, batch)
-  return state, model_state
-
-
 def test_a_checkpoint_of_flax_goes_on_with_its_step_and_optimizer_state(
   tmp_path, train_step
 ):
-  old, model_state = flax_train(flax_state(), make_state().model_state, 3)
+  old = flax_state()
+  old = old.apply_gradients(grads=old.params)
+  model_state = make_state().model_state
   save(tmp_path, old)
   with pytest.raises(ValueError, match=r"TrainState\.from_flax"):
     restore(tmp_path, make_state())
@@ -363,7 +291,10 @@ def test_a_checkpoint_of_flax_goes_on_with_its_step_and_optimizer_state(
     perturbation=PERTURBATION,
     model_state=model_state,
     rng=key,
+    dynamic_scale=DynamicScale(scale=8.0),
   )
+  assert state.dynamic_scale.scale == 8.0
+  state = state.replace(dynamic_scale=None)
   assert isinstance(state, fsam_optax.TrainState)
   assert state.apply_fn is old.apply_fn
   assert state.tx is old.tx
@@ -376,21 +307,12 @@ def test_a_checkpoint_of_flax_goes_on_with_its_step_and_optimizer_state(
   expected_loss, _ = loss_fn(
     old.params,
     model_state,
-    batch_of(3),
-    jax.random.fold_in(jax.random.key(2), 3),
+    batch_of(1),
+    jax.random.fold_in(jax.random.key(2), 1),
   )
-  state, metrics = train_step(state, batch_of(3))
-  assert int(state.step) == 4
-  assert int(state.opt_state[0].count) == 4
+  state, metrics = train_step(state, batch_of(1))
+  assert int(state.step) == int(state.opt_state[0].count) == 2
   np.testing.assert_allclose(metrics["loss"], expected_loss, rtol=1e-5)
   np.testing.assert_allclose(metrics["perturbation_norm"], 0.05, rtol=1e-5)
   # The step took its state, and not the key of the caller.
   assert (jax.random.split(key) == jax.random.split(jax.random.key(2))).all()
-
-
-def test_only_a_state_of_flax_is_converted():
-  perturbation = fsam_optax.friendly_perturbation()
-  with pytest.raises(TypeError, match=r"must be a flax.*got dict"):
-    fsam_optax.TrainState.from_flax({}, perturbation=perturbation)
-  with pytest.raises(TypeError, match=r"state\.replace\("):
-    fsam_optax.TrainState.from_flax(make_state(), perturbation=perturbation)

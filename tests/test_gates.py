@@ -13,59 +13,48 @@ import pytest
 import fsam_optax
 
 STEPS = 9
+# One object each, so that the states share the compiled steps.
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+PERTURBATION = fsam_optax.friendly_perturbation(rho=0.5, lmbda=0.5)
 
 
-def train(options, face="value_and_grad", steps=STEPS):
-  """Trains and returns evaluations by step, perturbation norms, the state."""
+def train(options, on_host=False, steps=STEPS):
+  """Evaluations and perturbation norms by step, and the states of the ascent.
+
+  The weights stay, so that what the ascents do to the averages compares.
+  """
   calls = []
 
   def loss_fn(params, batch):
     jax.debug.callback(lambda: calls.append(None))
     return jnp.sum((params["w"] - batch) ** 2)
 
-  perturbation = fsam_optax.friendly_perturbation(rho=0.5, lmbda=0.5)
-  params = {"w": jnp.arange(3.0)}
-  if face == "value_and_grad":
-    fn = jax.jit(fsam_optax.value_and_grad(loss_fn, perturbation, **options))
-    carry = perturbation.init(params)
-
-    def step(state, batch):
-      _, _, state, info = fn(params, state, batch)
-      return state, info.perturbation_norm
-
-  else:
-    both = step_of(loss_fn, **options)
-    carry = state_of(params, perturbation)
-
-    def step(state, batch):
-      state, metrics = both(state, batch)
-      return state, metrics["perturbation_norm"]
-
+  step = step_of(loss_fn, jit=on_host, **options)
+  step = step if on_host else jax.jit(step)
+  state = state_of({"w": jnp.arange(3.0)}, PERTURBATION, optax.set_to_zero())
   evaluations, norms = [], []
   for i in range(steps):
     # Batches that differ: of equal gradients the average leaves nothing.
-    batch = jnp.full(3, float(i**2))
-    carry, norm = jax.block_until_ready(step(carry, batch))
+    state, metrics = step(state, jnp.full(3, float(i**2)))
+    norms.append(float(metrics["perturbation_norm"]))
     jax.effects_barrier()
     evaluations.append(len(calls))
-    norms.append(float(norm))
     calls.clear()
-  return evaluations, norms, carry
+  return evaluations, norms, state.perturbation_state
 
 
 ALL_GATES = {"every": 2, "start": 1, "stop": 6}
 
 
 @pytest.mark.parametrize(
-  ("face", "options", "ascends"),
-  [
-    ("value_and_grad", {"every": 3}, [0, 3, 6]),
-    ("value_and_grad", ALL_GATES, [1, 3, 5]),
-    ("train_step", ALL_GATES, [1, 3, 5]),
-  ],
+  ("on_host", "options", "ascends"),
+  [(False, {"every": 3}, [0, 3, 6]), (True, ALL_GATES, [1, 3, 5])],
+  ids=["graph", "host"],
 )
-def test_the_second_pass_runs_where_the_gates_are_open(face, options, ascends):
-  evaluations, norms, _ = train(options, face)
+def test_the_second_pass_runs_where_the_gates_are_open(
+  on_host, options, ascends
+):
+  evaluations, norms, _ = train(options, on_host)
   # An evaluation is a forward pass: one a pass.
   expected = [2 if i in ascends else 1 for i in range(STEPS)]
   assert evaluations == expected
@@ -75,10 +64,11 @@ def test_the_second_pass_runs_where_the_gates_are_open(face, options, ascends):
 
 
 def test_the_average_and_the_schedules_move_at_every_step():
-  _, _, gated = train({"every": 4})
-  _, _, always = train({})
-  np.testing.assert_array_equal(gated[0].ema["w"], always[0].ema["w"])
-  assert int(gated[0].count) == int(gated[1].count) == STEPS
+  (gated, radius), (always, _) = (
+    train(options)[2] for options in ({"every": 4}, {})
+  )
+  np.testing.assert_array_equal(gated.ema["w"], always.ema["w"])
+  assert int(gated.count) == int(radius.count) == STEPS
 
 
 def test_between_the_steps_the_gradient_is_the_clean_one():
@@ -91,11 +81,13 @@ def test_between_the_steps_the_gradient_is_the_clean_one():
   assert float(info.perturbed_value) == float(loss)
 
 
-def test_gates_work_on_micro_batches_of_their_own():
-  options = {"every": 2, "num_microbatches": 3, "sync_perturbation": False}
-  evaluations, norms, _ = train(options, steps=4)
+@pytest.mark.parametrize("sync", [True, False])
+def test_of_a_step_in_parts_the_gates_and_the_schedules_count_one(sync):
+  options = {"every": 2, "num_microbatches": 3, "sync_perturbation": sync}
+  evaluations, norms, (average, radius) = train(options, steps=4)
   assert evaluations == [6, 3, 6, 3]
   np.testing.assert_allclose(norms, [0.5, 0.0, 0.5, 0.0], rtol=1e-6)
+  assert int(average.count) == int(radius.count) == 4
 
 
 # Compiled by `make_train_step`: two steps, between which the host picks.
@@ -103,11 +95,6 @@ def test_gates_work_on_micro_batches_of_their_own():
 
 def loss_fn(params, batch):
   return jnp.sum(jnp.tanh(params["w"] @ batch) ** 2)
-
-
-# One object each, so that the states share the compiled steps.
-OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-PERTURBATION = fsam_optax.friendly_perturbation(rho=0.5, lmbda=0.5)
 
 
 def make_state(size=3, step=0):

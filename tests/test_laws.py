@@ -1,7 +1,5 @@
 """What F-SAM is, law by law; each test is named after the law it checks."""
 
-import functools
-
 from by_hand import assert_near
 import chex
 from faces import FACES
@@ -130,7 +128,7 @@ def test_one_constant_scale_on_all_gradients_changes_nothing(
   )
   gradients = problem.gradients(5)
   epsilons, states = ascend(perturbation, gradients, problem.params)
-  for scale in (1e-5, 2.0**-10, 3.0, 1e8):
+  for scale in (1e-5, 1e8):
     scaled = [optax.tree.scale(scale, gradient) for gradient in gradients]
     again, scaled_states = ascend(perturbation, scaled, problem.params)
     assert_near(again, epsilons, CANCELLATION)
@@ -168,7 +166,6 @@ def test_lmbda_zero_remembers_the_last_gradient_alone(problem, order):
 SHAPES = {
   "scalar": (),
   "nested": {"a": ((2, 3), None, {"b": (), "c": (1,)}), "d": (3,)},
-  "a leaf": {"leaf": (2, 3)},
 }
 
 
@@ -229,49 +226,6 @@ def test_both_orders_give_the_same_direction_at_sigma_one(wide, lmbda):
   np.testing.assert_allclose(lmbda * norm, paper_norm, rtol=tolerance)
 
 
-def test_the_averages_of_both_orders_differ_by_the_faded_first_gradient(wide):
-  params, gradients, tolerance = wide
-  official, paper = (
-    ascend(friendly_perturbation(lmbda=0.6, order=order), gradients, params)[1]
-    for order in ("official", "paper")
-  )
-  for t, (one, other) in enumerate(zip(official, paper, strict=True)):
-    faded = optax.tree.scale(0.6 ** (t + 1), gradients[0])
-    assert_near(one[0].ema, optax.tree.add(other[0].ema, faded), tolerance)
-
-
-@pytest.mark.parametrize(
-  ("rho", "sigma"), [(0.0, 0.5), (7.0, 0.0), (7.0, 1.0), (0.0, 1.5)]
-)
-def test_the_ema_averages_the_raw_gradients(wide, rho, sigma):
-  """Not the subtracted ones: so it depends on neither sigma nor rho."""
-  params, gradients, tolerance = wide
-  _, states = ascend(
-    friendly_perturbation(rho, sigma, lmbda=0.7), gradients, params
-  )
-  weights = [0.7**5] + [0.3 * 0.7 ** (5 - t) for t in range(1, 6)]
-  expected = jax.tree.map(
-    lambda *g: sum(w * x for w, x in zip(weights, g, strict=True)), *gradients
-  )
-  assert_near(states[-1][0].ema, expected, tolerance)
-
-
-def test_a_bfloat16_average_takes_half_the_memory_and_strays_by_its_rounding(
-  problem,
-):
-  """It rounds by 2 ** -9 every step, of which lmbda 0.9 keeps ten."""
-  gradients = problem.gradients(30)
-  exact, half = (
-    ascend(
-      friendly_perturbation(accumulator_dtype=x), gradients, problem.params
-    )
-    for x in (None, jnp.bfloat16)
-  )
-  ema = half[1][-1][0].ema
-  assert {x.dtype for x in jax.tree.leaves(ema)} == {jnp.dtype(jnp.bfloat16)}
-  assert_near(ema, exact[1][-1][0].ema, 2.0**-6)
-
-
 def test_constant_gradients_leave_nothing_to_ascend(problem):
   """At sigma 1 the full gradient goes entirely, not by half."""
   (gradient,) = problem.gradients(1)
@@ -322,9 +276,8 @@ MASKS = {
 @pytest.mark.parametrize(
   ("mask", "adaptive", "order"),
   [
-    ("tree", False, "official"),
     ("tree", True, "paper"),
-    ("prefix", True, "official"),
+    ("prefix", False, "official"),
     ("callable", False, "paper"),
   ],
 )
@@ -386,43 +339,29 @@ def trained_plainly(problem, tx):
   return run((problem.params, tx.init(problem.params)))[0]
 
 
+SGD = optax.sgd(0.05, momentum=0.9)
+
+
 @pytest.fixture(scope="module")
 def plainly(problem):
-  """What a base trains alone, of which each does so once."""
-  return functools.cache(lambda base: trained_plainly(problem, BASES[base]))
+  """What the base trains alone."""
+  return trained_plainly(problem, SGD)
 
 
-SGD = optax.sgd(0.05, momentum=0.9)
-BASES = {
-  "sgd": optax.sgd(0.05, momentum=0.9, nesterov=True),
-  "adamw": optax.adamw(0.01),
-  "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)),
-}
-
-
-@pytest.mark.parametrize(
-  ("face", "base"),
-  [
-    *((face, "sgd") for face in FACES),
-    ("chain", "adamw"),
-    ("chain", "clipped"),
-  ],
-)
+@pytest.mark.parametrize("face", FACES)
 def test_zero_radius_is_the_base_optimizer_bit_for_bit(
-  problem, plainly, face, base, device
+  problem, plainly, face, device
 ):
   # Skipping takes the update in a branch, where XLA rounds it differently.
   options = {"skip_nonfinite": False} if face == "train_step" else {}
-  found = trained(
-    problem, face, BASES[base], friendly_perturbation(0.0), **options
-  )
+  found = trained(problem, face, SGD, friendly_perturbation(0.0), **options)
   # Two programs may round differently, and on a device they do.
-  assert_near(found, plainly(base), ROUNDING if device else 0.0)
+  assert_near(found, plainly, ROUNDING if device else 0.0)
 
 
 def test_zero_radius_hands_the_base_the_same_bits(problem):
   """On any device, where both loops call one compiled gradient."""
-  base = BASES["adamw"]
+  base = optax.adamw(0.01)
   tx = optax.chain(fsam_optax.fsam(rho=0.0), base)
   grad_fn = jax.jit(jax.grad(problem.loss_fn))
   ours = theirs = problem.params
@@ -434,31 +373,6 @@ def test_zero_radius_hands_the_base_the_same_bits(problem):
     updates, base_state = base.update(at(theirs), base_state, theirs)
     theirs = optax.apply_updates(theirs, updates)
   chex.assert_trees_all_equal(ours, theirs)
-
-
-def test_zero_sigma_trains_as_optax_contrib_sam(problem):
-  theirs = optax.contrib.sam(
-    SGD,
-    optax.chain(optax.contrib.normalize(), optax.sgd(0.1)),
-    sync_period=2,
-    opaque_mode=True,
-    reset_state=False,
-  )
-  params, state = problem.params, theirs.init(problem.params)
-
-  @jax.jit
-  def step(params, state, batch):
-    grad_fn = lambda p, _=None: jax.grad(problem.loss_fn)(p, batch)
-    updates, state = theirs.update(
-      grad_fn(params), state, params, grad_fn=grad_fn
-    )
-    return optax.apply_updates(params, updates), state
-
-  for t in range(len(problem.batches[0])):
-    params, state = step(params, state, problem.batch(t))
-  perturbation = friendly_perturbation(0.1, sigma=0.0)
-  found = trained(problem, "chain", SGD, perturbation)
-  assert_near(found, params, CANCELLATION)
 
 
 def test_a_linear_loss_rises_by_rho_times_its_gradient():

@@ -89,36 +89,6 @@ def test_a_part_that_is_not_finite_leaves_the_average_as_it_was(problem):
   jax.tree.map(np.testing.assert_array_equal, kept, state[0])
 
 
-def test_temporary_memory_is_that_of_one_micro_batch():
-  width, rows = 64, 8192
-  params = [jnp.eye(width)] * 4
-
-  def deep_loss(params, batch):
-    for w in params:
-      batch = jnp.tanh(batch @ w)
-    return jnp.mean(batch**2)
-
-  perturbation = fsam_optax.friendly_perturbation()
-
-  def temporary(rows, **options):
-    fn = fsam_optax.value_and_grad(deep_loss, perturbation, **options)
-    compiled = (
-      jax.jit(fn)
-      .lower(params, perturbation.init(params), jnp.ones((rows, width)))
-      .compile()
-    )
-    return compiled.memory_analysis().temp_size_in_bytes
-
-  whole = temporary(rows)
-  part = temporary(rows // 16)
-  accumulated = temporary(rows, num_microbatches=16)
-  rows_bytes = rows * width * 4
-  weight_bytes = 4 * 4 * width * width
-  # Of one part: its rows, its activations, and the sums of the gradients.
-  assert accumulated <= part + rows_bytes // 16 + 3 * weight_bytes
-  assert accumulated < whole / 8
-
-
 def test_statistics_fold_in_order_and_keys_differ_by_part():
   def stateful_loss(params, model_state, batch, rng):
     loss = jnp.mean((batch @ params["w"]) ** 2)

@@ -3,10 +3,9 @@
 import functools
 import inspect
 
-from by_hand import LMBDA
-from by_hand import RHO
-from by_hand import ByHand
+from by_hand import assert_close
 import chex
+import faces
 from flax import nnx
 import jax
 from jax import numpy as jnp
@@ -111,7 +110,7 @@ FACES = {
   "optimizer": (sharpness_aware_step, sharpness_aware),
   "chain": (chained_step, chained),
 }
-faces = pytest.mark.parametrize("face", FACES)
+both_faces = pytest.mark.parametrize("face", FACES)
 
 
 def train(problem, step, make_optimizer, model=None, **kwargs):
@@ -121,7 +120,7 @@ def train(problem, step, make_optimizer, model=None, **kwargs):
   return model, optimizer, losses
 
 
-@faces
+@both_faces
 def test_statistics_and_rngs_move_as_in_the_plain_loop(problem, face):
   step, make_optimizer = FACES[face]
   model = Network(nnx.Rngs(0))
@@ -140,7 +139,7 @@ def test_statistics_and_rngs_move_as_in_the_plain_loop(problem, face):
   assert optimizer.step[...] == STEPS
 
 
-@faces
+@both_faces
 def test_both_passes_see_the_same_dropout_mask(problem, face):
   """And the loss is traced in the first step alone."""
   passes, traces = [], []
@@ -188,68 +187,30 @@ def test_no_perturbation_is_the_plain_loop_bit_for_bit(problem):
   chex.assert_trees_all_equal(others_of(model), others_of(expected))
 
 
-def test_a_restored_optimizer_goes_on_as_the_unbroken_run(problem):
-  model = Network(nnx.Rngs(0))
-  optimizer = sharpness_aware(model)
-  sharpness_aware_step(model, optimizer, problem.batch(0))
-  saved = jax.tree.map(jnp.copy, nnx.state((model, optimizer)))
-  sharpness_aware_step(model, optimizer, problem.batch(1))
+def test_aux_info_rngs_and_metrics_are_those_of_the_first_pass(problem):
+  """And each moves once a step."""
+  model, dropout = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)
+  rngs, metric = nnx.Rngs(dropout=1), nnx.metrics.Average()
 
-  resumed = Network(nnx.Rngs(7))
-  resumed_optimizer = sharpness_aware(resumed)
-  nnx.update((resumed, resumed_optimizer), saved)
-  sharpness_aware_step(resumed, resumed_optimizer, problem.batch(1))
-  chex.assert_trees_all_equal(params_of(resumed), params_of(model))
-  chex.assert_trees_all_equal(others_of(resumed), others_of(model))
-
-
-def test_aux_and_info_come_from_the_first_pass(problem):
-  def loss_with_aux(model, batch, *, scale):
-    loss = scale * loss_fn(model, batch)
-    return loss, {"output": model.output.bias[...] + 0}
-
-  model = Network(nnx.Rngs(0))
-  bias = jnp.copy(model.output.bias[...])
-  optimizer = sharpness_aware(model, rho=0.1)
-
-  @nnx.jit
-  def step(model, optimizer, batch):
-    fn = optimizer.value_and_grad(loss_with_aux, has_aux=True, return_info=True)
-    value, _, info = fn(model, batch, scale=2.0)
-    return value, info
-
-  (loss, aux), info = step(model, optimizer, problem.batch(0))
-  np.testing.assert_array_equal(aux["output"], bias)
-  np.testing.assert_allclose(info.perturbation_norm, 0.1, rtol=1e-5)
-  assert info.perturbed_value > loss
-
-
-def test_rngs_and_metrics_among_the_arguments_move_once(problem):
-  class Explicit(nnx.Module):
-    def __init__(self, rngs):
-      self.linear = nnx.Linear(3, 2, rngs=rngs)
-      self.dropout = nnx.Dropout(0.5)
-
-    def __call__(self, inputs, rngs):
-      return self.dropout(self.linear(inputs), rngs=rngs)
-
-  def loss_of(model, batch, rngs, *, metric):
-    loss = jnp.mean((model(batch[0], rngs) - batch[1]) ** 2)
+  def loss_of(model, batch, rngs, *, metric, scale):
+    outputs = dropout(model(batch[0]), rngs=rngs)
+    loss = scale * jnp.mean((outputs - batch[1]) ** 2)
     metric.update(values=jax.lax.stop_gradient(loss))
-    return loss
-
-  model, rngs = Explicit(nnx.Rngs(0)), nnx.Rngs(dropout=1)
-  metric = nnx.metrics.Average()
+    return loss, model.bias[...] + 0
 
   @nnx.jit
   def step(model, optimizer, batch, rngs, metric):
-    fn = optimizer.value_and_grad(loss_of)
-    return fn(model, batch, rngs, metric=metric)[0]
+    fn = optimizer.value_and_grad(loss_of, has_aux=True, return_info=True)
+    value, _, info = fn(model, batch, rngs, metric=metric, scale=2.0)
+    return value, info
 
-  optimizer = sharpness_aware(model)
-  losses = [
-    step(model, optimizer, problem.batch(t), rngs, metric) for t in (0, 1)
-  ]
+  optimizer, losses = sharpness_aware(model, rho=0.1), []
+  for t in range(2):
+    (loss, bias), info = step(model, optimizer, problem.batch(t), rngs, metric)
+    np.testing.assert_array_equal(bias, model.bias[...])
+    np.testing.assert_allclose(info.perturbation_norm, 0.1, rtol=1e-5)
+    assert abs(info.perturbed_value - loss) > 1e-3
+    losses.append(loss)
   assert rngs.dropout.count[...] == 2
   np.testing.assert_allclose(metric.compute(), np.mean(losses), rtol=1e-6)
 
@@ -264,22 +225,9 @@ def test_only_what_the_filter_selects_is_perturbed_and_trained(problem):
     perturbation=fsam_optax.friendly_perturbation(),
     wrt=kernels,
   )
-  seen = []
-
-  def loss_seeing_bias(model, batch):
-    jax.debug.callback(seen.append, model.output.bias[...])
-    return loss_fn(model, batch)
-
-  @nnx.jit
-  def step(model, optimizer, batch):
-    _, grads = optimizer.value_and_grad(loss_seeing_bias)(model, batch)
-    optimizer.update(model, grads)
-    return grads
-
-  grads = step(model, optimizer, problem.batch(0))
-  assert len(jax.tree.leaves(grads)) == 2
-  jax.effects_barrier()
-  chex.assert_trees_all_equal(*seen)
+  sharpness_aware_step(model, optimizer, problem.batch(0))
+  # An average, and so a gradient and a perturbation, of the two kernels alone.
+  assert len(jax.tree.leaves(optimizer.perturbation_state[0].ema)) == 2
   after = params_of(model)
   chex.assert_trees_all_equal(after["norm"], before["norm"])
   assert not np.array_equal(
@@ -298,13 +246,12 @@ def test_tied_weights_are_one_parameter(problem):
 
   model = Tied(nnx.Rngs(0))
   optimizer = sharpness_aware(model)
-  first = loss_fn(model, problem.batch(0))
-  for _ in range(3):
-    _, grads = optimizer.value_and_grad(loss_fn)(model, problem.batch(0))
-    optimizer.update(model, grads)
-  assert len(jax.tree.leaves(grads)) == 2
+  first, second = (
+    sharpness_aware_step(model, optimizer, problem.batch(0)) for _ in range(2)
+  )
+  assert second < first
   assert model.decoder is model.encoder
-  assert loss_fn(model, problem.batch(0)) < first
+  assert len(jax.tree.leaves(optimizer.perturbation_state[0].ema)) == 2
 
 
 # Half-adopted loops, and the options.
@@ -340,17 +287,6 @@ def test_both_halves_can_be_compiled_apart(problem):
   )
 
 
-class Perceptron(nnx.Module):
-  """Without statistics: a batch in parts is the batch as a whole."""
-
-  def __init__(self, rngs):
-    self.hidden = nnx.Linear(3, 8, rngs=rngs)
-    self.output = nnx.Linear(8, 2, rngs=rngs)
-
-  def __call__(self, inputs):
-    return self.output(jnp.tanh(self.hidden(inputs)))
-
-
 def test_statistics_and_dropout_pass_from_part_to_part(problem):
   """As a loop over the parts moves them: the pass at the clean weights."""
   batch = problem.batch(0)
@@ -361,52 +297,25 @@ def test_statistics_and_dropout_pass_from_part_to_part(problem):
   )(model, optimizer, batch)
   expected = Network(nnx.Rngs(0))
   for i in range(2):
-    loss_fn(expected, jax.tree.map(lambda x, i=i: x[i::2], batch))
+    part = jax.tree.map(lambda x, i=i: x[i::2], batch)
+    nnx.jit(loss_fn)(expected, part)
   chex.assert_trees_all_close(
     others_of(model), others_of(expected), rtol=1e-5, atol=1e-7
   )
 
 
-def test_under_nnx_pmap_all_replicas_hold_one_average(problem):
-  """Each on two rows of eight, as one device on all of them."""
-  replicas = 4
-  model = Perceptron(nnx.Rngs(0))
-  optimizer = sharpness_aware(model)
-  batch = problem.batch(0)
-  graphdef, state = nnx.split((model, optimizer))
-
-  def step(state, batch):
-    model, optimizer = nnx.merge(graphdef, state)
-    fn = optimizer.value_and_grad(loss_fn, axis_name="batch")
-    loss, grads = fn(model, batch)
-    optimizer.update(model, grads)
-    return loss, nnx.state((model, optimizer))
-
-  tile = lambda x: jnp.stack([x] * replicas)
-  split = lambda x: x.reshape(replicas, -1, *x.shape[1:])
-  loss, found = jax.pmap(
-    step, axis_name="batch", devices=jax.devices()[:replicas]
-  )(jax.tree.map(tile, state), jax.tree.map(split, batch))
-  for leaf in jax.tree.leaves(found):
-    assert (leaf == leaf[:1]).all()
-  expected_loss = sharpness_aware_step(model, optimizer, batch)
-  np.testing.assert_allclose(loss, np.full(replicas, expected_loss), rtol=1e-5)
-  chex.assert_trees_all_close(
-    as_pure(jax.tree.map(lambda x: x[0], found)),
-    as_pure(nnx.state((model, optimizer))),
-    rtol=1e-4,
-    atol=1e-6,
-  )
-
-
 def test_gates_count_the_passes_of_a_loop_with_an_update_of_its_own(problem):
   """One that never calls `optimizer.update`, so that `step` stays at 0."""
-  model = Perceptron(nnx.Rngs(0))
+  model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
   optimizer = sharpness_aware(model)
-  fn = optimizer.value_and_grad(loss_fn, return_info=True, every=2)
+  passes = nnx.jit(
+    lambda model, optimizer, batch: optimizer.value_and_grad(
+      loss_fn, return_info=True, every=2
+    )(model, batch)
+  )
   lengths = []
   for t in range(4):
-    _, grads, info = fn(model, problem.batch(t))
+    _, grads, info = passes(model, optimizer, problem.batch(t))
     moved = jax.tree.map(lambda p, g: p - 0.1 * g, params_of(model), grads)
     nnx.update(model, as_pure(moved))
     lengths.append(float(info.perturbation_norm))
@@ -428,9 +337,7 @@ class ShardedNetwork(nnx.Module):
     return self.down(jnp.tanh(self.up(x)), out_sharding=self.out_sharding)
 
 
-@jax.jit
-@jax.grad
-def two_layers_gradient(params, batch):
+def two_layers_loss(params, batch):
   up, down = params["up"], params["down"]
   hidden = jnp.tanh(batch[0] @ up["kernel"] + up["bias"])
   return jnp.mean((hidden @ down["kernel"] + down["bias"] - batch[1]) ** 2)
@@ -441,30 +348,28 @@ def two_layers_gradient(params, batch):
   reason="Flax's layers take no sharding of what they return",
 )
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_parameters_and_batch_over_a_mesh_train_as_the_loop_by_hand(
-  problem, kind
-):
+def test_parameters_and_batch_over_a_mesh_train_as_on_one_device(problem, kind):
   """In the form of Flax's guide to many devices: annotated parameters."""
-  batches = [problem.batch(t) for t in range(STEPS)]
-  perturbation = fsam_optax.friendly_perturbation(RHO, lmbda=LMBDA)
   mesh = make_mesh(kind, data=2, model=4)
-  tx = optax.adam(0.05)
   with set_mesh(mesh):
     model = ShardedNetwork(
       jax.P("data") if kind == "Explicit" else None, nnx.Rngs(0)
     )
-    own = jax.tree.map(np.asarray, as_pure(nnx.state(model, nnx.Param)))
-    optimizer = fsam_optax.nnx.Optimizer(
-      model, tx, wrt=nnx.Param, perturbation=perturbation
-    )
+    own = jax.tree.map(np.asarray, params_of(model))
+    optimizer = sharpness_aware(model, rho=0.2)
     rows = jax.NamedSharding(mesh, jax.P("data"))
-    for batch in batches:
-      loss = sharpness_aware_step(model, optimizer, jax.device_put(batch, rows))
-    assert np.isfinite(loss)
-  by_hand = ByHand(jax.tree.map(jnp.asarray, own), tx)
-  for batch in batches:
-    by_hand.step(lambda p, batch=batch: two_layers_gradient(p, batch))
-  by_hand.assert_followed_by(as_pure(nnx.state(model, nnx.Param)))
+    for t in range(STEPS):
+      batch = jax.device_put(problem.batch(t), rows)
+      sharpness_aware_step(model, optimizer, batch)
+  (expected, *_), _ = faces.train(
+    faces.chain,
+    two_layers_loss,
+    jax.tree.map(jnp.asarray, own),
+    jax.tree.map(lambda x: x[:STEPS], problem.batches),
+    sgd(),
+    perturbation_of(0.2),
+  )
+  assert_close(params_of(model), expected)
   average = optimizer.perturbation_state[0].ema
   for tree in (nnx.state(model, nnx.Param), average):
     assert tree["up"]["kernel"][...].sharding.spec == jax.P(None, "model")

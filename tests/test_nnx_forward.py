@@ -47,15 +47,6 @@ class CreatesVariables(Model):
     return features + 1e-2 * self.regularizer[...]
 
 
-class MakesStatisticsLate(Model):
-  def see(self, features, mean):
-    if not hasattr(self, "norm"):
-      self.norm = nnx.BatchNorm(
-        2, use_bias=False, use_scale=False, rngs=nnx.Rngs(1)
-      )
-    return self.norm(features)
-
-
 class MovesAnArray(Model):
   def prepare(self):
     self.mean = nnx.data(jnp.zeros(2))
@@ -237,14 +228,8 @@ def trained(loop, name, is_compiled):
 
 
 @pytest.mark.filterwarnings("ignore:[^.]*Module:DeprecationWarning")
-@pytest.mark.parametrize(
-  ("name", "is_compiled"),
-  [
-    *((name, False) for name in MODELS),
-    ("TrainsStatistics", True),
-    ("DoesItAll", True),
-  ],
-)
+@pytest.mark.parametrize("name", ["TrainsStatistics", "DoesItAll"])
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("loop", ["optimizer", "chain"])
 def test_the_forward_leaves_what_the_plain_loop_leaves(loop, name, is_compiled):
   expected = trained("plain", name, is_compiled)
@@ -281,16 +266,6 @@ def test_what_no_micro_batch_can_hand_to_the_next_is_named(name, found):
   message = f"`loss_fn` must .*`num_microbatches`, got a change of .*{found}"
   with pytest.raises(ValueError, match=message):
     fn(model, INPUTS)
-
-
-def test_arrays_of_the_model_pass_from_part_to_part():
-  model, expected = MovesAnArray(), MovesAnArray()
-  optimizer = LOOPS["optimizer"][1](model)
-  optimizer.value_and_grad(small_loss, num_microbatches=2)(model, INPUTS)
-  for part in (INPUTS[::2], INPUTS[1::2]):
-    expected(part)
-  np.testing.assert_allclose(model.mean, expected.mean, rtol=1e-6)
-  assert model.nested["count"] == 2
 
 
 def test_replicas_average_what_the_forward_moved():

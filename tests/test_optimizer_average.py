@@ -127,17 +127,10 @@ DENSE = {"dense": True, "norm": False}
 GROUPS = {"dense": "sgd", "norm": "other"}
 WRAPPED = {
   "sgd": SGD,
-  "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
   "bfloat16": optax.adam(0.1, mu_dtype=jnp.bfloat16),
-  "adamw": optax.adamw(0.1),
-  "lamb": optax.lamb(0.1),
-  "adabelief": optax.adabelief(0.1),
-  "amsgrad": optax.amsgrad(0.1),
   "lion": optax.lion(0.1, b2=0.9),
-  "clip": optax.chain(optax.clip_by_global_norm(10.0), SGD),
   "inject": optax.inject_hyperparams(optax.sgd)(0.1, momentum=0.9),
   "partition": optax.partition({"sgd": SGD, "other": ADAM}, GROUPS),
-  "finite": optax.apply_if_finite(SGD, 3),
   "accumulated": optax.MultiSteps(SGD, 3),
 }
 
@@ -197,9 +190,7 @@ REFUSED = {
     "got one in TraceState of 0.5 times the gradients at .* Put the link",
   ),
   "novograd": (optax.novograd(0.1), "got none in ScaleByNovogradState"),
-  "adafactor": (optax.adafactor(0.1), "got none in FactoredState"),
   "of rows": (optax.sm3(0.1), "got none in ScaleBySM3State"),
-  "linesearch": (optax.lbfgs(), "got none in ScaleByLBFGSState"),
   "two": (
     optax.chain(optax.trace(0.9), optax.scale_by_adam()),
     "got those of TraceState and ScaleByAdamState",

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import by_hand
 import chex
 from faces import state_of
 from faces import step_of
@@ -37,15 +36,6 @@ def step(problem):
 # Half-adopted loops.
 
 
-def test_gradients_of_one_pass_are_refused_by_a_state_with_a_perturbation(
-  problem,
-):
-  state = make_state(problem)
-  grads = jax.grad(problem.loss_fn)(state.params, problem.batch(0))
-  with pytest.raises(ValueError, match=r"`perturbation_state`.*make_train_st"):
-    state.apply_gradients(grads=grads)
-
-
 def test_gradients_of_two_passes_are_taken_with_their_state(problem, step):
   state, expected = make_state(problem), make_state(problem)
   fn = fsam_optax.value_and_grad(problem.loss_fn, state.perturbation)
@@ -60,7 +50,7 @@ def test_gradients_of_two_passes_are_taken_with_their_state(problem, step):
   assert int(state.step) == 1
 
 
-def test_a_chain_with_fsam_gets_its_grad_fn(problem):
+def test_a_chain_with_fsam_gets_its_grad_fn(problem, step):
   tx = optax.chain(fsam_optax.fsam(rho=RHO), SGD)
   state = make_state(problem, tx, perturbation=None)
   batch = problem.batch(0)
@@ -69,15 +59,8 @@ def test_a_chain_with_fsam_gets_its_grad_fn(problem):
   with pytest.raises(ValueError, match="`grad_fn` must be given"):
     state.apply_gradients(grads=grads)
   state = state.apply_gradients(grads=grads, grad_fn=grad_fn)
-  # By hand: the first direction of F-SAM is the gradient.
-  norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
-  perturbed = jax.tree.map(
-    lambda w, g: w + RHO / norm * g, problem.params, grads
-  )
-  expected = jax.tree.map(
-    lambda w, g: w - RATE * g, problem.params, grad_fn(perturbed)
-  )
-  chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
+  expected, _ = step(make_state(problem), batch)
+  chex.assert_trees_all_close(state.params, expected.params, rtol=1e-5)
 
 
 # What the optimizer gets by name.
@@ -106,33 +89,6 @@ def test_metrics_reach_the_optimizer_by_name(problem, step):
   wrong = fsam_optax.make_train_step(loss_fn, extra_args=("heat",))
   with pytest.raises(ValueError, match=r"extra_args.*'temperature'.*'heat'"):
     wrong(make_state(problem, scaled_by_a_metric()), problem.batch(0))
-
-
-# Two networks.
-
-
-def test_networks_in_turn_have_averages_of_their_own(problem):
-  """As in a GAN, where each is an input to the other's loss, not a constant."""
-  traces = []
-
-  def loss_fn(params, batch):
-    rows, other = batch
-    product = jnp.sum(params["output"] * other["output"])
-    return problem.loss_fn(params, rows) + 0.1 * product
-
-  step = step_of(lambda *args: (traces.append(None), loss_fn(*args))[1])
-  gradient_of = jax.jit(jax.grad(loss_fn))
-  ascent = fsam_optax.friendly_perturbation(by_hand.RHO, lmbda=by_hand.LMBDA)
-  states = [make_state(problem, perturbation=ascent) for _ in range(2)]
-  own = [by_hand.ByHand(problem.params, SGD) for _ in range(2)]
-  for t in range(6):
-    i, rows = t % 2, problem.batch(t)
-    states[i], _ = step(states[i], (rows, states[1 - i].params))
-    batch = rows, own[1 - i].params
-    own[i].step(lambda params, batch=batch: gradient_of(params, batch))
-  for state, loop in zip(states, own, strict=True):
-    loop.assert_followed_by(state.params)
-  assert len(traces) == 1
 
 
 # Memory that is held twice.
@@ -228,21 +184,6 @@ def test_containers_are_never_compared_by_their_own_equality(problem):
   np.testing.assert_array_equal(state.model_state.x, np.full(3, 2.0))
 
 
-def test_a_model_state_of_another_shape_is_named_in_one_line(problem):
-  layers = {f"layer_{i}": {"mean": jnp.zeros(4)} for i in range(50)}
-
-  def loss_fn(params, model_state, batch, rng):
-    changed = {**model_state, "layer_7": {"mean": jnp.zeros(3)}}
-    return problem.loss_fn(params, batch), (changed, {})
-
-  step = fsam_optax.make_train_step(loss_fn, jit=False)
-  with pytest.raises(ValueError, match="the model state in the") as found:
-    step(make_state(problem, model_state=layers), problem.batch(0))
-  text = str(found.value).split("\n")[0]
-  assert "float32[4] at layer_7/mean, got float32[3]" in text
-  assert len(text) < 250
-
-
 def test_an_empty_array_among_others_is_no_empty_batch(problem, step):
   """A batch of graphs of which none has an edge."""
 
@@ -269,14 +210,12 @@ def test_float16_parameters_keep_their_optimizer_states_types(problem):
   )
   step = step_of(half.loss_fn)
   types = jax.tree.map(lambda x: x.dtype, (state.params, state.opt_state))
-  losses = []
-  for _ in range(5):
+  for _ in range(2):
     state, metrics = step(state, problem.batch(0))
-    losses.append(float(metrics["loss"]))
+    assert metrics["skipped"] == 0
   assert types == jax.tree.map(
     lambda x: x.dtype, (state.params, state.opt_state)
   )
-  assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"every": 2}], ids=str)

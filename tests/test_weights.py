@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import optax.tree
 import pytest
 
 import fsam_optax
@@ -48,43 +49,39 @@ def whole_batch(params, batch):
   return (errors(params, batch) ** 2 * batch["mask"]).sum() / TOKENS
 
 
-def by_hand(batch, steps=3):
-  """F-SAM on the whole batch, from jax.grad and the perturbation alone."""
-  batches = jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
-  (params, *_), seen = faces.train(
-    faces.chain, whole_batch, PARAMS, batches, optax.sgd(0.1), PERTURBATION
+def in_parts(batch, perturbation, **options):
+  """What the two passes return, of four parts."""
+  fn = fsam_optax.value_and_grad(
+    own_mean,
+    perturbation,
+    has_aux=True,
+    num_microbatches=4,
+    weight="tokens",
+    **options,
   )
-  return params, seen.loss[-1], seen.perturbed_loss[-1]
-
-
-def run(fn, batch, steps=3):
-  params, state = PARAMS, PERTURBATION.init(PARAMS)
-  for _ in range(steps):
-    (loss, aux), grads, state, info = fn(params, state, batch)
-    params = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
-  return params, loss, aux, info
+  return jax.jit(fn)(PARAMS, perturbation.init(PARAMS), batch)
 
 
 def test_parts_that_ascend_alone_weigh_their_tokens_too(batch):
   """Without a radius each ascends nowhere: it is one gradient again."""
-  fn = fsam_optax.value_and_grad(
-    own_mean,
-    fsam_optax.friendly_perturbation(rho=0.0),
-    has_aux=True,
-    num_microbatches=4,
-    sync_perturbation=False,
-    weight="tokens",
-  )
-  params, _, _, info = run(jax.jit(fn), batch, steps=1)
+  perturbation = fsam_optax.friendly_perturbation(rho=0.0)
+  _, grads, _, info = in_parts(batch, perturbation, sync_perturbation=False)
   gradient = jax.grad(whole_batch)(PARAMS, batch)
-  expected = jax.tree.map(lambda w, g: w - 0.1 * g, PARAMS, gradient)
-  chex.assert_trees_all_close(params, expected, rtol=1e-5)
+  chex.assert_trees_all_close(grads, gradient, rtol=1e-5)
   assert np.isfinite(info.perturbed_value)
+
+
+def test_a_batch_of_padding_alone_moves_nothing(batch):
+  padding = batch | {"mask": jnp.zeros_like(batch["mask"])}
+  (loss, aux), grads, _, info = in_parts(padding, PERTURBATION)
+  chex.assert_trees_all_equal(grads, optax.tree.zeros_like(PARAMS))
+  assert loss == aux["tokens"] == info.perturbation_norm == 0
 
 
 @pytest.mark.parametrize("axis", ["parts", "replicas"])
 def test_every_token_counts_alike_over_parts_and_replicas(batch, axis):
-  options = {"num_microbatches": 4} if axis == "parts" else {}
+  """Three steps as those of the chain on all tokens."""
+  in_parts = axis == "parts"
   step = fsam_optax.make_train_step(
     lambda params, model_state, batch, rng: (
       own_mean(params, batch)[0],
@@ -92,34 +89,24 @@ def test_every_token_counts_alike_over_parts_and_replicas(batch, axis):
     ),
     weight="tokens",
     jit=False,
-    **(options or {"axis_name": "batch"}),
+    **({"num_microbatches": 4} if in_parts else {"axis_name": "batch"}),
   )
-  if axis == "replicas":
-    step = fsam_optax.sharding.group_step(step, 4)
-  state = state_of(PARAMS, PERTURBATION)
-  step = jax.jit(step)
-  sizes = np.abs(np.asarray(errors(PARAMS, batch)))
-  for t in range(3):
-    state, metrics = step(state, batch)
-    if t == 0:
-      np.testing.assert_allclose(
-        metrics["absolute"], (sizes * batch["mask"]).sum() / TOKENS, rtol=1e-5
-      )
-    assert metrics["tokens"] == TOKENS
-    assert metrics["skipped"] == 0
-  params, loss, perturbed_loss = by_hand(batch)
+  step = step if in_parts else fsam_optax.sharding.group_step(step, 4)
+  batches = jax.tree.map(lambda x: jnp.stack([x] * 3), batch)
+  state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, batches))(
+    state_of(PARAMS, PERTURBATION)
+  )
+  (params, *_), seen = faces.train(
+    faces.chain, whole_batch, PARAMS, batches, optax.sgd(0.1), PERTURBATION
+  )
   chex.assert_trees_all_close(state.params, params, rtol=1e-5)
-  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], seen.loss, rtol=1e-5)
   np.testing.assert_allclose(
-    metrics["perturbed_loss"], perturbed_loss, rtol=1e-5
+    metrics["perturbed_loss"], seen.perturbed_loss, rtol=1e-5
   )
-
-
-def test_a_batch_of_padding_alone_moves_nothing(batch):
-  padding = batch | {"mask": jnp.zeros_like(batch["mask"])}
-  fn = fsam_optax.value_and_grad(
-    own_mean, PERTURBATION, has_aux=True, num_microbatches=4, weight="tokens"
+  sizes = np.abs(np.asarray(errors(PARAMS, batch))) * batch["mask"]
+  np.testing.assert_allclose(
+    metrics["absolute"][0], sizes.sum() / TOKENS, rtol=1e-5
   )
-  params, loss, aux, info = run(fn, padding)
-  chex.assert_trees_all_equal(params, PARAMS)
-  assert loss == aux["tokens"] == info.perturbation_norm == 0
+  assert metrics["tokens"].tolist() == [TOKENS] * 3
+  assert not metrics["skipped"].any()
