@@ -123,8 +123,8 @@ MODES = {
     {"ascent_fraction": 0.5, "ema_gradient": "descent"},
     ("checked",),
   ),
-  "gate, micro-batches": (
-    {"every": 2, "num_microbatches": 2},
+  "gate, fraction, micro-batches": (
+    {"every": 2, "ascent_fraction": 0.5, "num_microbatches": 2},
     ("unchecked", "vmap"),
   ),
 }
