@@ -128,6 +128,10 @@ MODES = {
     ("unchecked", "vmap"),
   ),
 }
+LOCAL_MODES = {
+  "lean_gate_fraction": {**LEAN, "every": 2, "ascent_fraction": 0.5},
+  "lean_micro_batches": {**LEAN, "num_microbatches": 2},
+}
 METRICS = ("loss", "perturbed_loss", "gradient_norm", "perturbation_norm")
 
 
@@ -150,6 +154,14 @@ def test_many_devices_equal_one_device(mode, batches, on_one_device):
       np.testing.assert_allclose(
         metrics[name], expected_metrics[name], rtol=1e-10
       )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", LOCAL_MODES.values(), ids=LOCAL_MODES)
+def test_pmap_shard_map_and_vmap_agree(options, batches):
+  states = {kind: run(kind, batches, **options)[0] for kind in KINDS}
+  for state in states.values():
+    close(state, states["pmap"])
 
 
 @jax.jit
