@@ -109,7 +109,7 @@ def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
 
 
 _OTHER_MODEL_STATE = (
-  "`TrainState.create` gets it by collection, `model_state={\"batch_stats\": "
+  '`TrainState.create` gets it by collection, `model_state={"batch_stats": '
   'variables["batch_stats"]}`, and the loss returns it before the metrics.'
 )
 NO_MODEL_STATE = (

@@ -9,6 +9,7 @@ import functools
 import math
 from typing import Any, Callable, Iterable, Sequence
 
+import numpy as np
 import tyro
 
 
@@ -65,7 +66,11 @@ def parse_number(
     found = float(text)
   except ValueError:
     found = math.nan
-  is_end = (above and found == lower) or (below and found == upper)
+  # JAX computes in float32, where a number may be an end of the range.
+  with np.errstate(over="ignore"):
+    rounded = float(np.float32(found))
+  is_end = (above and rounded == lower) or (below and rounded == upper)
+  is_end = is_end or (rounded != found and rounded in (lower, upper))
   if not lower <= found <= upper or is_end:
     span = f"{'(' if above else '['}{lower:g}, {upper:g}{')' if below else ']'}"
     message = f"must be a number in {span}, got {text!r}"
