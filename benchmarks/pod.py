@@ -39,9 +39,9 @@ import workloads
 
 import fsam_optax
 from fsam_optax.experiments.common import flags as flags_lib
+from fsam_optax.experiments.train import flag_groups
+from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import program
-from fsam_optax.experiments.train import rows
-from fsam_optax.experiments.train import settings as train_settings
 
 LEAN = {"sync_perturbation": False, "ema_gradient": "descent"}
 MEBI = 2**20
@@ -137,12 +137,12 @@ def train_row(
 ) -> dict[str, Any]:
   """A row of the table: the step of ``train`` on some chips of a topology."""
   settings = flags_lib.parse(
-    train_settings.Settings,
+    flag_groups.Settings,
     shlex.split(flags),
     program="--train",
     description="The flags of train.",
   )
-  images, config = rows.unread(settings)
+  images, config = image_rows.unread(settings)
   devices = absent_device.devices(topology)[:chips]
   built = program.Program(config, images, Mesh(devices, ("batch",)))
   names = {

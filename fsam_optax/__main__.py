@@ -13,7 +13,7 @@ _MODULES = {
   "compare": "studies.compare",
   "tune": "studies.tune",
   "study": "studies.study_command",
-  "train": "train.start",
+  "train": "train.main",
 }
 
 

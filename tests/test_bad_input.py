@@ -131,7 +131,7 @@ CASES = [
    lambda: passes(batch=(None,), ascent_fraction=0.5)),
   ("symbolic_rows", ValueError, r"multiple of 4, got b\..*'?4\*b",
    lambda: export_rows("b", num_microbatches=2, ascent_fraction=0.5)),
-  ("ragged_micro_batches", ValueError, "`num_microbatches` must divide",
+  ("ragged_micro_batches", ValueError, "for 4 rows. Drop 1 of them, or add 2",
    lambda: passes(num_microbatches=3)),
   # The parameters.
   ("bool_params", TypeError, r"`params` must hold floating-point.*\['w'\]",
@@ -177,9 +177,21 @@ CASES = [
    lambda: step(metrics=("norm",))),
   # The state of the train step.
   ("state_of_flax", TypeError, r"`state` must be .*flax.*TrainState.from_flax",
-   lambda: fsam_optax.make_train_step(loss, jit=False)(flax_state(), BATCH)),
+   lambda: faces.step_of(loss, jit=False)(flax_state(), BATCH)),
   ("gated_state_of_flax", TypeError, "`state` must be a fsam_optax.TrainState",
-   lambda: fsam_optax.make_train_step(loss, every=2)(flax_state(), BATCH)),
+   lambda: faces.step_of(loss, every=2)(flax_state(), BATCH)),
+  ("loss_of_other_arguments", TypeError,
+   r"`loss_fn` must take the arguments \(params, model_state, batch, rng\)",
+   lambda: fsam_optax.make_train_step(loss)),
+  ("model_state_without_its_collection", ValueError,
+   r"got nothing\. `TrainState.create` gets it by collection",
+   lambda: step(
+     lambda p, s, b, r: (loss(p, b), ({"batch_stats": s}, {})),
+     model_state={"mean": jnp.ones(2)})),
+  ("dynamic_scale_that_is_none", TypeError, "`dynamic_scale` must be a flax",
+   lambda: fsam_optax.TrainState.create(
+     apply_fn=None, params=W, tx=optax.sgd(0.1), perturbation=None,
+     dynamic_scale=True)),
   ("gradients_of_one_pass", ValueError, "`perturbation_state`.*make_train_step",
    lambda: train_state_of().apply_gradients(grads=W)),
   ("state_of_flax_that_is_none", TypeError, "must be a flax.*got dict",
@@ -366,6 +378,8 @@ CASES = [
    lambda: fsam_optax.scale_to_radius(0.1, eta=-1.0)),
   ("radius_of_a_variable", TypeError, "`rho` must be a real number or a sched",
    lambda: fsam_optax.fsam(nnx.Param(0.1))),
+  ("optimizer_for_a_radius", TypeError, r"got an optimizer.*chain\(fsam",
+   lambda: fsam_optax.fsam(optax.sgd(0.1))),
 ]  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def test_processes_that_disagree_get_an_error_each():
     assert "got at [1] int32[], digest" in structure
     assert "in process 1 for nothing in process 0" in structure
     assert "evenly over 4 devices or groups, got 6 rows" in printed
+    assert "Drop 2 of them, or add 2." in printed
     assert "{'w': 21.0}" in printed
 
 

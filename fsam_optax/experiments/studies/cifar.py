@@ -96,11 +96,21 @@ SETTINGS = [
     "cifar10",
     "three convolutions",
     noise,
-    best={"sgd": sgd, "sam": ascending, "fsam": ascending},
+    best={"sgd": sgd, "sam": sam, "fsam": fsam},
   )
-  for noise, sgd, ascending in (
-    (0.4, Point(0.056, 0.0, 0.02), Point(0.04, 0.14, 0.014)),
-    (0.0, Point(0.056, 0.0, 0.007), Point(0.056, 0.1, 0.007)),
+  for noise, sgd, sam, fsam in (
+    (
+      0.4,
+      Point(0.056, 0.0, 0.02),
+      Point(0.04, 0.024, 0.02),
+      Point(0.04, 0.05, 0.02),
+    ),
+    (
+      0.0,
+      Point(0.04, 0.0, 0.02),
+      Point(0.04, 0.017, 0.02),
+      Point(0.04, 0.017, 0.02),
+    ),
   )
 ]
 _ARMS = {

@@ -7,9 +7,6 @@ study ``cifar`` has the same on CIFAR.
 import functools
 from typing import Any
 
-from flax import linen as nn
-import jax
-from jax import numpy as jnp
 import optax
 
 from fsam_optax.experiments.lab import arms
@@ -39,39 +36,16 @@ def _clipped(
   )
 
 
-class Transformer(nn.Module):
-  """Two blocks of attention over patches of 2 x 2 pixels, 32 channels wide."""
-
-  classes: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images `[B, H, W, C]` to logits `[B, classes]`."""
-    del train
-    rows, height, width, channels = x.shape
-    x = x.reshape(rows, height // 2, 2, width // 2, 2 * channels)
-    x = nn.Dense(32)(x.swapaxes(2, 3).reshape(rows, -1, 4 * channels))
-    x += self.param("position", nn.initializers.normal(0.02), x.shape[1:])
-    for _ in range(2):
-      y = nn.LayerNorm()(x)
-      x += nn.MultiHeadDotProductAttention(4)(y, y)
-      x += nn.Dense(32)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
-    return nn.Dense(self.classes)(jnp.mean(nn.LayerNorm()(x), axis=1))
-
-
 def _setting(
   title: str,
   optimizer: str = "SGD",
   make_tx: Any = trainer.descent,
-  network: Any = None,
   **fields: Any,
 ) -> Setting:
   changes = {
     "described": {"optimizer": optimizer},
     "trainer_options": {"make_tx": make_tx},
   }
-  if network is not None:
-    changes["network"] = network
   return Setting(title, changes=changes, **fields)
 
 
@@ -92,15 +66,6 @@ SETTINGS = [
     dataset="digits",
   ),
   _setting("digits, convolutions, SGD", dataset="digits", model="cnn"),
-  _setting(
-    "digits, a transformer, AdamW",
-    "AdamW",
-    _adamw,
-    Transformer,
-    dataset="digits",
-    model="transformer",
-    best=_AT_ADAMW,
-  ),
 ]
 STUDY = Study(
   "momentum",

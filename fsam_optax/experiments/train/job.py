@@ -13,9 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from fsam_optax.experiments.train.flag_groups import Processes
 from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_folder import differences
-from fsam_optax.experiments.train.settings import Processes
 
 _SECONDS_FOR_OTHERS = 5.0
 

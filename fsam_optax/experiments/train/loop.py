@@ -14,11 +14,11 @@ from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train.checkpoints import Checkpoints
+from fsam_optax.experiments.train.flag_groups import Run
+from fsam_optax.experiments.train.image_rows import Rows
 from fsam_optax.experiments.train.program import Program
-from fsam_optax.experiments.train.rows import Rows
 from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_state import RunState
-from fsam_optax.experiments.train.settings import Run
 from fsam_optax.experiments.train.signals import Interrupted
 from fsam_optax.experiments.train.signals import Interruption
 

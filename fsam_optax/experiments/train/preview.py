@@ -5,8 +5,8 @@ import math
 import jax
 
 from fsam_optax.experiments import data
+from fsam_optax.experiments.train.flag_groups import Settings
 from fsam_optax.experiments.train.program import Program
-from fsam_optax.experiments.train.settings import Settings
 
 
 def text(settings: Settings, program: Program, images: data.Images) -> str:

@@ -21,9 +21,9 @@ from fsam_optax.experiments.networks import loss
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.config import naming_flags
+from fsam_optax.experiments.train.flag_groups import MASKS
+from fsam_optax.experiments.train.flag_groups import steps_of
 from fsam_optax.experiments.train.run_state import RunState
-from fsam_optax.experiments.train.settings import MASKS
-from fsam_optax.experiments.train.settings import steps_of
 
 AUGMENTATION_STREAM = 2**32 - 1
 

@@ -8,8 +8,8 @@ import numpy as np
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.flag_groups import Settings
 from fsam_optax.experiments.train.program import Program
-from fsam_optax.experiments.train.settings import Settings
 
 # That with the fewest layers to compile.
 DEFAULTS = {

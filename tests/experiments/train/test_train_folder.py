@@ -21,9 +21,9 @@ from small_program import settings_of
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments.train import checkpoints as checkpoints_lib
+from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train import loop
-from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train.config import config_of
 from fsam_optax.experiments.train.program import Program
@@ -243,7 +243,7 @@ def test_an_epoch_that_is_not_finite_ends_the_run(value, changes, tmp_path):
   program = Program(config, images, mesh_of(1))
   run = loop.Runner(program, program.lower_step(), settings.run)
   with pytest.raises(RunError, match="with mean losses that are finite, got"):
-    run(rows.rows_of(images, config, 1), 1, tmp_path)
+    run(image_rows.rows_of(images, config, 1), 1, tmp_path)
 
 
 def test_signals_are_those_of_before_outside_of_the_context():

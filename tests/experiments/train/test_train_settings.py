@@ -15,14 +15,14 @@ from small_program import settings_of
 from fsam_optax.__main__ import main
 from fsam_optax.experiments.common import flags as common_flags
 from fsam_optax.experiments.data import images as images_lib
-from fsam_optax.experiments.train import rows
-from fsam_optax.experiments.train import settings as settings_lib
+from fsam_optax.experiments.train import flag_groups
+from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train.config import config_of
 
 
 def parse(*words):
   return common_flags.parse(
-    settings_lib.Settings, words, program="train", description="Train."
+    flag_groups.Settings, words, program="train", description="Train."
   )
 
 
@@ -35,12 +35,12 @@ def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
   assert [found[x] for x in ("--model", "--depth", "--width")] == (
     ["resnet", 18, 64]
   )
-  assert found.items() >= settings_lib.by_flag(settings_lib.Descent()).items()
+  assert found.items() >= flag_groups.by_flag(flag_groups.Descent()).items()
   found = by_flag("--recipe=cifar100-wrn28x10", "--rho=0.1", "--no-flip")
   assert [found[x] for x in ("--model", "--depth", "--width")] == (
     ["wide_resnet", 28, 10]
   )
-  ascent = settings_lib.by_flag(settings_lib.Ascent(rho=0.1))
+  ascent = flag_groups.by_flag(flag_groups.Ascent(rho=0.1))
   assert found.items() >= ascent.items()
   assert not found["--flip"]
   assert None not in [found[x] for x in ("--mean", "--label-noise-kind")]
@@ -153,18 +153,24 @@ def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
 
 
 def test_label_noise_is_exact_but_for_the_authors_own_data():
-  options = {"model": "mlp", "validation": 97, "crop_padding": 1}
-  load = lambda **more: rows.load(
+  options = {"model": "mlp", "validation": 97}
+  load = lambda **more: image_rows.load(
     dataclasses.replace(settings_of(**options, **more), data="digits")
   )
   images, config = load(label_noise=0.4)
   assert config.images.label_noise_kind == "symmetric"
-  noisy, clean = rows.rows_of(images, config, 1), rows.rows_of(*load(), 1)
+  assert (config.images.crop_padding, config.images.cutout) == (1, 4)
+  noisy, clean = (
+    image_rows.rows_of(images, config, 1),
+    image_rows.rows_of(*load(), 1),
+  )
   assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
   np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
-  for recipe in settings_lib.RECIPES:
+  for recipe in flag_groups.RECIPES:
     settings = dataclasses.replace(settings_of(), recipe=recipe)
-    assert rows.unread(settings)[1].images.label_noise_kind == "uniform"
+    flags = image_rows.unread(settings)[1].images
+    assert flags.label_noise_kind == "uniform"
+    assert (flags.crop_padding, flags.cutout) == (4, 16)  # The authors'.
 
 
 # The means and deviations that the images are normalized by.
@@ -175,7 +181,9 @@ def load(path, x, image_size=None):
   y = np.arange(len(x)) % 2
   np.savez(path, x_train=x[4:], y_train=y[4:], x_test=x[:4], y_test=y[:4])
   settings = settings_of(image_size=image_size, batch_size=8, model="mlp")
-  images, config = rows.load(dataclasses.replace(settings, data=str(path)))
+  images, config = image_rows.load(
+    dataclasses.replace(settings, data=str(path))
+  )
   return images, config.images
 
 

@@ -11,16 +11,16 @@ from fsam_optax.experiments import data
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import Command
 from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
-from fsam_optax.experiments.train import rows
 from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.flag_groups import GROUPS
+from fsam_optax.experiments.train.flag_groups import Settings
+from fsam_optax.experiments.train.flag_groups import by_flag
 from fsam_optax.experiments.train.program import Program
-from fsam_optax.experiments.train.settings import GROUPS
-from fsam_optax.experiments.train.settings import Settings
-from fsam_optax.experiments.train.settings import by_flag
 
 
 def run(settings: Settings) -> None:
@@ -35,7 +35,9 @@ def run(settings: Settings) -> None:
   if settings.network.dtype == "float64":
     jax.config.update("jax_enable_x64", True)
   is_read = settings.data is not None or not settings.dry_run
-  images, config = rows.load(settings) if is_read else rows.unread(settings)
+  images, config = (
+    image_rows.load(settings) if is_read else image_rows.unread(settings)
+  )
   if settings.dry_run:
     print(preview.text(settings, Program(config, images), images))
     return
@@ -99,7 +101,7 @@ def _train(
   job.check_shared(path / "config.json")
   runner, results = loop.Runner(program, step, run), {}
   for seed in range(run.first_seed, run.first_seed + run.seeds):
-    seeds_rows = rows.rows_of(images, config, seed)
+    seeds_rows = image_rows.rows_of(images, config, seed)
     results[seed] = runner(seeds_rows, seed, path / f"seed-{seed}")
   if not job.is_first():
     return

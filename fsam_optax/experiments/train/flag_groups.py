@@ -218,8 +218,12 @@ class Images:
   """
 
   flip: bool = True
-  crop_padding: _Natural = 4
-  cutout: _Natural = 16
+  crop_padding: Annotated[
+    Optional[int], _NATURAL, values.default("an eighth of the side")
+  ] = None
+  cutout: Annotated[
+    Optional[int], _NATURAL, values.default("half of the side")
+  ] = None
   cutout_probability: _Fraction = 0.5
   mean: _Moments = ()
   standard_deviation: _Moments = ()
