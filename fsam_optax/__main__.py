@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import difflib
 import importlib
+import os
 import sys
 from typing import Any, Optional
 
@@ -24,8 +25,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     argv: the arguments; those of the process where None.
 
   Raises:
-    SystemExit: with status 2 for a bad flag, 1 for a missing package, 130
-      where it was interrupted.
+    SystemExit: with status 2 for a bad flag, 1 for a missing package. The
+      process ends with 130 where it was interrupted.
   """
   words = list(sys.argv[1:] if argv is None else argv)
   try:
@@ -38,7 +39,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
       'installed. Run in the clone: pip install -e ".[experiments]"'
     )
   except KeyboardInterrupt:
-    sys.exit(130)
+    sys.stderr.write(f"\n{_PROGRAM}: interrupted\n")
+    sys.stderr.flush()
+    # At once: Python's own end crashes where XLA is compiling on a thread.
+    os._exit(130)
 
 
 def _choose(words: Sequence[str]) -> None:

@@ -101,10 +101,15 @@ def _check_inputs(x_train: np.ndarray, x_test: np.ndarray) -> None:
 
 def _labels(name: str, y: np.ndarray, rows: int) -> np.ndarray:
   if y.dtype.kind not in "iu" or y.shape != (rows,):
+    remedy = "Save as many labels as rows"
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+      remedy = (
+        "Of words take np.unique(y, return_inverse=True)[1], of one-hot rows "
+        "y.argmax(axis=1)"
+      )
     raise DataError(
       f"`{name}` must hold one integer label a row, shape [{rows}], got "
-      f"{y.dtype} of shape {list(y.shape)}. Of words take np.unique(y, "
-      "return_inverse=True)[1], of one-hot rows y.argmax(axis=1)"
+      f"{y.dtype} of shape {list(y.shape)}. {remedy}"
     )
   if y.min() < 0 or y.max() >= 2**31:
     raise DataError(
