@@ -128,7 +128,7 @@ def _check_images(config: Config, images: data.Images) -> None:
     ("--validation", config.images.validation, rows - 1, "training rows"),
     ("--batch-size", config.descent.batch_size, rows - config.images.validation,
      "rows that are left to train on"),
-    ("--crop-padding", config.images.crop_padding, min(sides) - 1,
+    ("--crop-padding", config.images.crop_padding or 0, min(sides) - 1,
      "pixels of a side"),
   ):  # fmt: skip
     if value > most:

@@ -79,8 +79,8 @@ class Program:
     )
     self._augmentation = augmentation.Augmentation(
       chosen.flip,
-      chosen.crop_padding,
-      chosen.cutout,
+      chosen.crop_padding or 0,
+      chosen.cutout or 0,
       chosen.cutout_probability,
     )
     self.learning_rate = optax.cosine_decay_schedule(
