@@ -42,12 +42,6 @@ def test_a_directory_is_made_or_refused_with_the_remedy(tmp_path):
     files.make_output(tmp_path / "file")
 
 
-def test_versions_name_the_packages():
-  assert set(files.versions("matfree")) == {
-    *("fsam_optax", "jax", "optax", "flax", "numpy", "matfree")
-  }
-
-
 def test_an_address_is_no_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(FlagError, match="must be a directory of this machine"):

@@ -64,10 +64,6 @@ def parse(words):
   )
 
 
-def test_defaults_are_those_of_the_dataclass():
-  assert parse("") == Settings()
-
-
 def test_words_become_values():
   found = parse(
     "--rate 1e-3 --no-flip --count 3 --schedule constant --mean 0.5 1 "
@@ -109,15 +105,3 @@ def test_a_value_is_refused_in_a_sentence_with_its_flag(words, message, capsys):
 def test_a_registry_that_has_grown_is_looked_at_again(monkeypatch):
   monkeypatch.setitem(SCHEDULES, "linear", 3)
   assert parse("--schedule linear").schedule == "linear"
-
-
-def test_help_says_defaults_and_groups(capsys):
-  with pytest.raises(SystemExit) as stop:
-    parse("--help")
-  assert not stop.value.code
-  printed = capsys.readouterr().out
-  assert "Does it." in printed
-  assert "group options" in printed
-  assert "some flags." in printed
-  assert "--flip, --no-flip" in printed
-  assert "a number of things. (default: 3)" in printed

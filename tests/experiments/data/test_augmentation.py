@@ -2,8 +2,6 @@
 
 import jax
 from jax import numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
@@ -78,26 +76,3 @@ def test_draws_have_the_frequencies_of_the_recipe():
       chi_square = ((counts - expected) ** 2 / expected).sum()
       assert chi_square < (high - low) + 5 * (2 * (high - low)) ** 0.5
   assert abs(np.corrcoef(draws.offset.T)[0, 1]) < 4 / rows**0.5
-
-
-def test_draws_do_not_depend_on_the_devices():
-  mesh = jax.make_mesh(
-    (8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  images = np.random.default_rng(0).integers(
-    0, 256, (16, 32, 32, 3), dtype=np.uint8
-  )
-  options = augmentation.Augmentation()
-
-  @jax.jit
-  def augment(images):
-    draws = augmentation.draw(options, jax.random.key(3), images.shape)
-    return draws, augmentation.augment(
-      options, draws, images, MEAN, STANDARD_DEVIATION
-    )
-
-  one = augment(images)
-  many = augment(
-    jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch")))
-  )
-  jax.tree.map(np.testing.assert_array_equal, one, many)
