@@ -2,14 +2,10 @@
 
 from by_hand import assert_same_bits
 from by_hand import bits
-from by_hand import is_key
-from faces import state_of
 from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 import jax
 from jax import numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 from meshes import make_mesh
 import numpy as np
 import optax
@@ -18,6 +14,7 @@ import pytest
 
 import fsam_optax
 from fsam_optax import checkpoint
+from fsam_optax import sharding
 
 # One of each, for a jitted step to be compiled once for all states.
 ADAMW = optax.adamw(1e-2)
@@ -70,12 +67,6 @@ def make_manager(directory):
   )
 
 
-KEYS = {
-  "typed": lambda: jax.random.key(2),
-  "legacy": lambda: jax.random.PRNGKey(2),
-}
-
-
 @pytest.fixture(scope="module")
 def train_step():
   return fsam_optax.make_train_step(loss_fn)
@@ -97,13 +88,6 @@ def restore(directory, state):
     step = manager.latest_step()
     checkpoint.check(manager.item_metadata(step), state)
     return manager.restore(step, args=ocp.args.StandardRestore(state))
-
-
-def metadata_of(directory, state):
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(directory / "state", state)
-    checkpointer.wait_until_finished()
-    return checkpointer.metadata(directory / "state")
 
 
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, train_step):
@@ -128,53 +112,21 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, train_step):
   assert all(x.is_deleted() for x in jax.tree.leaves(restored.params))
 
 
-@pytest.mark.parametrize(
-  ("saved", "target"), [("typed", "legacy"), ("legacy", "typed")]
-)
-def test_a_key_is_restored_as_the_kind_that_was_saved(tmp_path, saved, target):
-  save(tmp_path, make_state(key=KEYS[saved]()))
-  state = restore(tmp_path, make_state(key=KEYS[target]()))
-  assert_same_bits(state.rng, KEYS[saved]())
-
-
-def test_a_state_without_rng_and_model_state_restores(tmp_path):
-  state = state_of({"w": jnp.arange(3.0)}, None)
-  save(tmp_path, state)
-  restored = restore(tmp_path, state)
-  assert_same_bits(restored, state)
-  assert restored.rng is restored.model_state is None
-  assert restored.perturbation_state is None
-
-
-def test_a_restore_onto_other_devices_keeps_the_shardings_asked_for(
-  tmp_path, train_step
-):
-  assert jax.device_count() == 8
+def test_a_run_goes_on_with_other_devices(tmp_path):
+  """Where the state that it is restored into is placed."""
   mesh = make_mesh(shard=8)
-
-  def target_of(x):
-    rows = x.shape and x.shape[0] == 8 and not is_key(x)
-    spec = (
-      PartitionSpec("shard" if rows else None) if x.ndim else PartitionSpec()
+  rule = sharding.fsdp_rule(mesh, "shard", min_size=8)
+  state, target = make_state(), sharding.place_state(make_state(), mesh, rule)
+  for directory, saved, into in (
+    (tmp_path / "one", state, target),
+    (tmp_path / "eight", target, state),
+  ):
+    save(directory, saved)
+    restored = restore(directory, into)
+    assert_same_bits(restored, state)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
+      lambda x: x.sharding, into
     )
-    sharding = NamedSharding(mesh, spec)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  shardings_of = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
-  state = train(train_step, make_state(), 2)
-  target = jax.tree.map(target_of, state)
-  save(tmp_path / "one", state)
-  restored = restore(tmp_path / "one", target)
-  assert_same_bits(restored, state)
-  assert shardings_of(restored) == shardings_of(target)
-  kernel = restored.perturbation_state[0].ema["hidden"]["kernel"]
-  assert kernel.addressable_shards[0].data.shape == (1, 8)
-
-  # And back to one.
-  save(tmp_path / "eight", restored)
-  one = restore(tmp_path / "eight", make_state())
-  assert_same_bits(one, state)
-  assert one.params["output"].sharding == state.params["output"].sharding
 
 
 def with_params(**changes):
@@ -214,7 +166,11 @@ DIFFERENCES = {
 
 @pytest.fixture(scope="module")
 def metadata(tmp_path_factory):
-  return metadata_of(tmp_path_factory.mktemp("saved"), make_state())
+  path = tmp_path_factory.mktemp("saved") / "state"
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, make_state())
+    checkpointer.wait_until_finished()
+    return checkpointer.metadata(path)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +194,10 @@ def test_what_fits_is_not_an_error(metadata):
     metadata,
     state.replace(perturbation=fsam_optax.friendly_perturbation(rho=0.2)),
   )
+  # An average of its own is left out where the optimizer's is taken.
+  lean = fsam_optax.friendly_perturbation(average="optimizer")
+  lean_state = lean.init(state.params)
+  checkpoint.check(metadata, state.replace(perturbation_state=lean_state))
 
 
 def test_the_width_of_a_count_is_no_difference():

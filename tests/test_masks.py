@@ -238,12 +238,6 @@ NAMED = {
     },
     {"norm_and_dense/LayerNorm_0/scale", "norm_and_dense/LayerNorm_0/bias"},
   ),
-  # As under jax.eval_shape, before there is an array.
-  "shapes alone": (
-    jax.eval_shape(lambda: {"query": ones(kernel=(4, 2, 2), bias=(2, 2))}),
-    {"query/kernel"},
-    set(),
-  ),
 }
 
 
