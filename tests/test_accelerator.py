@@ -1,6 +1,5 @@
 """The command for a machine with an accelerator, as it runs on a CPU."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -118,17 +117,6 @@ def test_a_job_that_dies_is_an_error_and_loses_no_other(tmp_path):
   jobs = [row["job"] for row in report["errors"]]
   assert jobs == ["device", "cost of resnet-tiny, 8 rows, quick"]
   assert all("no_such_flag" in row["reason"] for row in report["errors"])
-
-
-@pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is not None, reason="libtpu is here"
-)
-def test_counts_for_an_absent_device_say_what_they_need(tmp_path):
-  done, _ = run(tmp_path, "--tpu", script="step_cost.py")
-  assert done.returncode == 2
-  assert done.stderr.endswith(
-    'error: --tpu needs its compiler. Run: pip install -e ".[pod]"\n'
-  )
 
 
 def test_a_step_is_predicted_by_what_bounds_it():

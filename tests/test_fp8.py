@@ -18,7 +18,6 @@ from oracle import FriendlySam
 import pytest
 
 import fsam_optax
-from fsam_optax import _perturbation
 
 RHO, LMBDA, LEARNING_RATE = 0.1, 0.6, 0.2
 STEPS = 4
@@ -101,11 +100,6 @@ def perturbation(**kwargs):
   return fsam_optax.friendly_perturbation(rho=RHO, lmbda=LMBDA, **kwargs)
 
 
-def test_the_collection_is_the_one_that_flax_names(variables):
-  assert _perturbation.OVERWRITTEN == OVERWRITTEN
-  assert set(variables) == {"params", OVERWRITTEN}
-
-
 def overwrite(updates, params):
   return jax.tree.map(lambda new, old: new - old, updates, params)
 
@@ -138,27 +132,8 @@ def test_a_loop_is_fsam_by_hand_on_the_weights_alone(
     assert np.abs(flat(expected[name]) - flat(value)).max() > 0
 
 
-@pytest.mark.parametrize("container", [dict, freeze])
-def test_what_is_overwritten_is_neither_moved_nor_remembered(
-  container, variables, batches
-):
-  variables = container(variables)
-  ascent = perturbation()
-  state = ascent.init(variables)
-  weights = sum(x.size for x in jax.tree.leaves(variables["params"]))
-  assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == weights
-  epsilon, state = ascent.update(
-    container(grad_fn(variables, batches[0])), state, variables
-  )
-  assert jax.tree.structure(epsilon) == jax.tree.structure(variables)
-  assert not flat(epsilon[OVERWRITTEN]).any()
-  np.testing.assert_allclose(
-    np.linalg.norm(flat(epsilon["params"])), RHO, rtol=1e-5
-  )
-  assert jax.tree.structure(state) == jax.tree.structure(ascent.init(variables))
-
-
 MASKS = {
+  "none": None,
   "callable": fsam_optax.masks.by_path("kernel"),
   "all": lambda tree: True,
   "prefix": {"params": True, OVERWRITTEN: True},
@@ -166,29 +141,34 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_no_mask_selects_what_is_overwritten(mask, variables, batches):
-  ascent = fsam_optax.sam_perturbation(rho=RHO, mask=mask)
+@pytest.mark.parametrize(
+  ("name", "container"), [*((x, dict) for x in MASKS), ("none", freeze)]
+)
+def test_no_mask_moves_or_remembers_what_is_overwritten(
+  name, container, variables, batches
+):
+  ascent = perturbation(mask=MASKS[name])
   grads = grad_fn(variables, batches[0])
-  epsilon, _ = ascent.update(grads, ascent.init(variables), variables)
+  variables, grads = container(variables), container(grads)
+  state = ascent.init(variables)
+  weights = sum(x.size for x in jax.tree.leaves(variables["params"]))
+  kept = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+  assert kept < weights if name == "callable" else kept == weights
+  epsilon, _ = ascent.update(grads, state, variables)
+  assert jax.tree.structure(epsilon) == jax.tree.structure(variables)
   assert not flat(epsilon[OVERWRITTEN]).any()
-  np.testing.assert_allclose(
-    np.linalg.norm(flat(epsilon["params"])), RHO, rtol=1e-5
-  )
+  np.testing.assert_allclose(np.linalg.norm(flat(epsilon)), RHO, rtol=1e-5)
 
 
 def test_networks_side_by_side_have_their_collections_below(variables, batches):
-  both = {"actor": variables, "critic": variables}
-  grads = grad_fn(variables, batches[0])
-  ascent = perturbation()
-  epsilon, _ = ascent.update(
-    {"actor": grads, "critic": grads}, ascent.init(both), both
-  )
-  for name in both:
-    assert not flat(epsilon[name][OVERWRITTEN]).any()
-    np.testing.assert_allclose(
-      np.linalg.norm(flat(epsilon[name]["params"])), RHO / 2**0.5, rtol=1e-5
-    )
+  twice = lambda tree: {"actor": tree, "critic": tree}
+  ascent, both = perturbation(), twice(variables)
+  grads = twice(grad_fn(variables, batches[0]))
+  epsilon, _ = ascent.update(grads, ascent.init(both), both)
+  for found in epsilon.values():
+    assert not flat(found[OVERWRITTEN]).any()
+    norm = np.linalg.norm(flat(found["params"]))
+    np.testing.assert_allclose(norm, RHO / 2**0.5, rtol=1e-5)
 
 
 def test_a_mask_of_nothing_else_is_an_error(variables):

@@ -66,9 +66,3 @@ def taken_apart(text):
   """The words of a text, without their spaces, and its numbers."""
   words = [x.strip() for x in NUMBER.split(text)]
   return words, [float(x) for x in NUMBER.findall(text)]
-
-
-def test_a_number_may_differ_in_its_last_digits_and_a_word_may_not():
-  stored = taken_apart("F-SAM: 91.4 % of 250 rows")
-  assert taken_apart("F-SAM:  91.3 % of 250 rows") == (stored[0], [91.3, 250])
-  assert stored == (["F-SAM:", "% of", "rows"], [91.4, 250])

@@ -14,11 +14,9 @@ from meshes import make_mesh
 import numpy as np
 import optax
 from oracle import LeastSquares
-import orbax.checkpoint as ocp
 import pytest
 
 import fsam_optax
-from fsam_optax import checkpoint
 
 RHO, DECAY, RATE = 0.3, 0.8, 0.05
 
@@ -175,12 +173,10 @@ REFUSED = {
     optax.sgd(0.1, momentum=0.95),
     "got 0.9 for 0.95 of TraceState at .* Give `lmbda=0.95`",
   ),
-  "adam": (optax.adam(0.1, b1=0.95), "got 0.9 for 0.95 of ScaleByAdamState"),
   "accumulated": (
     optax.MultiSteps(optax.sgd(0.1, momentum=0.8), 2),
     "got 0.9 for 0.8 of TraceState",
   ),
-  "lars": (optax.lars(0.1), "in TraceState of -0.1 times the gradients"),
   "rmsprop": (
     optax.rmsprop(0.1, momentum=0.9),
     "got one behind ScaleByRmsState",
@@ -189,7 +185,6 @@ REFUSED = {
     optax.chain(optax.scale(0.5), SGD),
     "got one in TraceState of 0.5 times the gradients at .* Put the link",
   ),
-  "novograd": (optax.novograd(0.1), "got none in ScaleByNovogradState"),
   "of rows": (optax.sm3(0.1), "got none in ScaleBySM3State"),
   "two": (
     optax.chain(optax.trace(0.9), optax.scale_by_adam()),
@@ -355,33 +350,3 @@ def test_flax_state_goes_on_with_the_momentum_it_has(x64):
   state, _ = step_of(loss_fn)(state, batches[4])
   expected = trained_by_hand(by_hand, weights, batches, start=4)
   np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
-
-
-def test_an_old_average_is_left_out_of_a_restored_state(tmp_path):
-  """Before the first update both averages are none, and both runs are one."""
-  weights, [batch] = least_squares(steps=1)
-  tx, step = OPTIMIZERS["sgd"][0], step_of(loss_fn)
-
-  def start(average):
-    ascent = fsam_optax.friendly_perturbation(RHO, lmbda=DECAY, average=average)
-    return state_of({"w": weights}, ascent, tx)
-
-  old, _ = step(start("own"), batch)
-  target = start("optimizer")
-  with ocp.CheckpointManager(
-    tmp_path, item_handlers=ocp.PyTreeCheckpointHandler()
-  ) as manager:
-    manager.save(1, args=ocp.args.PyTreeSave(old))
-    manager.wait_until_finished()
-    checkpoint.check(manager.item_metadata(1), target)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-    restored = manager.restore(
-      1,
-      args=ocp.args.PyTreeRestore(
-        target, restore_args=restore_args, partial_restore=True
-      ),
-    )
-  expected, _ = step(target, batch)
-  chex.assert_trees_all_equal(
-    jax.tree.leaves(restored), jax.tree.leaves(expected)
-  )

@@ -46,7 +46,7 @@ def archive(root, rng):
   path, names = root / "a.npz", ("x_train", "x_test", "y_train", "y_test")
   x = rng.integers(0, 256, (12, 5, 4), np.uint8)
   y = np.arange(12) % 3
-  np.savez_compressed(path, x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+  np.savez(path, x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
 
   def read():
     with zipfile.ZipFile(path) as file:
