@@ -84,21 +84,3 @@ def test_a_missing_package_is_one_line_with_its_remedy(name):
   assert f"the experiments need {name}, which" in process.stderr
   assert 'pip install -e ".[experiments]"' in process.stderr
   assert process.stderr.count("\n") == 1
-
-
-def test_core_imports_none_of_the_extras():
-  code = (
-    "import sys, flax, jax, optax\n"  # These may: flax itself needs rich.
-    "before = set(sys.modules)\n"
-    "import fsam_optax\n"
-    "print(*{name.partition('.')[0] for name in set(sys.modules) - before},"
-    "*(name for name in sys.modules if 'experiments' in name))"
-  )
-  printed = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  ).stdout
-  extras_of_others = {"sklearn", "mlxtend", "matplotlib", "rich", "scipy"}
-  imported = set(printed.split())
-  assert "fsam_optax" in imported
-  assert not imported & extras_of_others
-  assert "fsam_optax.experiments" not in imported

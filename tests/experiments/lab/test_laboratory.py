@@ -85,28 +85,6 @@ def test_the_best_point_is_tested_and_nothing_is_trained_twice(
   assert lab.test("F-SAM") is row
 
 
-def test_weight_decay_is_that_of_the_run(pool):
-  """With next to no gradient the weights follow the decay's own recurrence."""
-  train = laboratory_of(pool).trainer
-  free, decayed = (
-    jax.tree.leaves(
-      train(
-        "F-SAM",
-        splits.split(pool, [10], 0.2),
-        *np.array([[0.01], [0.1], [decay]]),
-      ).params
-    )[1][0]
-    for decay in (0.0, 3.0)
-  )
-  scale, trace, steps = 1.0, 0.0, 16
-  for t in range(steps):
-    trace = 0.9 * trace + 3.0 * scale
-    scale -= 0.01 * (1 + math.cos(math.pi * t / steps)) / 2 * trace
-  found = np.vdot(decayed, free) / np.vdot(free, free)
-  assert found == pytest.approx(scale, abs=0.1)
-  assert abs(scale - 1) > 0.5
-
-
 def test_a_diverged_run_leaves_a_gap(lab):
   row = lab.run("SGD", Point(1e30, 0.0, 0.0), lab.seeds, "a")
   assert row["diverged"] == 3
@@ -153,7 +131,7 @@ def test_a_run_is_the_plain_loop(pool):
     trainer_options={"augment": augment},
   )
   outcome = lab.trainer(
-    "F-SAM", lab.splits([10]), *np.array([[0.05], [0.1], [0.01]])
+    "F-SAM", lab.splits([10]), *np.array([[0.05], [0.1], [0.5]])
   )
   drawn = jax.tree.map(lambda x: x[0], lab.splits([10]))
   model = Normalized(10)
@@ -161,7 +139,7 @@ def test_a_run_is_the_plain_loop(pool):
   variables = model.init(key, pool.x[:1])
   params, statistics = variables["params"], variables["batch_stats"]
   tx = optax.chain(
-    optax.add_decayed_weights(0.01),
+    optax.add_decayed_weights(0.5),
     optax.sgd(optax.cosine_decay_schedule(0.05, 8), momentum=0.9),
   )
   opt_state = tx.init(params)

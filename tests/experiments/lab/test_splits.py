@@ -1,4 +1,4 @@
-"""The rows and labels of each seed."""
+"""The rows and labels of each seed, and the scale of its inputs."""
 
 import numpy as np
 import pytest
@@ -12,16 +12,17 @@ def mnist():
   return splits_lib.load("mnist", 14)
 
 
-@pytest.fixture
-def arrays():
-  """What a user's file must hold: 40 and 10 rows of three classes."""
-  rng = np.random.default_rng(0)
-  return {
-    "x_train": rng.normal(size=(40, 6)),
-    "y_train": np.arange(40) % 3,
-    "x_test": rng.normal(size=(10, 6)),
-    "y_test": np.arange(10) % 3,
-  }
+def save(path, x, test=4):
+  """A user's file, whose first rows are those of the test."""
+  y = np.arange(len(x)) % 2
+  np.savez(
+    path, x_train=x[test:], y_train=y[test:], x_test=x[:test], y_test=y[:test]
+  )
+  return str(path)
+
+
+def normal(*shape):
+  return np.random.default_rng(0).normal(size=shape)
 
 
 @pytest.mark.parametrize("name", ["mnist", "digits"])
@@ -46,36 +47,8 @@ def test_splits_are_disjoint_and_of_the_promised_sizes(name, mnist):
   assert sizes == ([1000, 1000, 3000] if name == "mnist" else [800, 300, 697])
 
 
-def test_inputs_are_standardized_by_the_training_rows_alone(mnist):
-  (seed, rows, _, others, _, mean, deviation) = splits_lib.split(
-    mnist, [7], 0.4
-  )
-  assert seed == [7]
-  x = mnist.x[rows[0]].astype(np.float64)
-  np.testing.assert_allclose(mean[0], x.mean(), rtol=1e-6)
-  np.testing.assert_allclose(deviation[0], x.std(), rtol=1e-6)
-  x = mnist.x.copy()
-  x[others[0]] += 1000.0
-  changed = splits_lib.split(mnist._replace(x=x), [7], 0.4)
-  np.testing.assert_array_equal(changed.mean, mean)
-  np.testing.assert_array_equal(changed.standard_deviation, deviation)
-
-
-def test_split_of_a_seed_does_not_depend_on_the_others(mnist):
-  alone, among = (
-    splits_lib.split(mnist, [5], 0.4),
-    splits_lib.split(mnist, [4, 5], 0.4),
-  )
-  for one, two in zip(alone, among, strict=True):
-    np.testing.assert_array_equal(one[0], two[1])
-
-
-def test_npz_keeps_its_test_rows_and_validates_on_training_rows(
-  tmp_path, arrays
-):
-  path = tmp_path / "mine.npz"
-  np.savez(path, **arrays)
-  pool = splits_lib.load(str(path))
+def test_npz_keeps_its_test_rows_and_validates_on_training_rows(tmp_path):
+  pool = splits_lib.load(save(tmp_path / "mine.npz", normal(50, 6), test=10))
   sizes = (pool.train_size, pool.validation_size, pool.test_size)
   assert sizes == (32, 8, 10)
   splits = splits_lib.split(pool, range(3), 0.25)
@@ -84,9 +57,52 @@ def test_npz_keeps_its_test_rows_and_validates_on_training_rows(
   np.testing.assert_array_equal(np.sort(used), [np.arange(40)] * 3)
 
 
-def test_npz_of_four_rows_is_refused(tmp_path, arrays):
-  path = tmp_path / "few.npz"
-  few = {name: array[:4] for name, array in arrays.items()}
-  np.savez(path, **few)
+def test_npz_of_four_rows_is_refused(tmp_path):
   with pytest.raises(data.DataError, match="5 training rows at least"):
-    splits_lib.load(str(path))
+    splits_lib.load(save(tmp_path / "few.npz", normal(8, 6)))
+
+
+# Means and standard deviations.
+
+
+def standardized(pool, found):
+  """What the network sees of the rows of the first seed."""
+  rows = pool.x[found.train_rows[0]]
+  return (rows - found.mean[0]) / found.standard_deviation[0]
+
+
+def test_every_feature_of_a_table_has_the_scale_of_its_training_rows(tmp_path):
+  scale = np.array([1e-6, 1.0, 1e6])
+  x = normal(64, 3) * scale + 100 * scale
+  pool = splits_lib.load(save(tmp_path / "a.npz", x))
+  found = splits_lib.split(pool, [0, 1], 0.0)
+  assert found.mean.shape == found.standard_deviation.shape == (2, 3)
+  # In the file, test rows come last in the pool.
+  rows = np.concatenate([x[4:], x[:4]])[found.train_rows[0]]
+  expected = (rows - rows.mean(0)) / rows.std(0)
+  np.testing.assert_allclose(
+    standardized(pool, found), expected, rtol=1e-4, atol=1e-4
+  )
+
+
+def test_every_channel_has_its_own_scale(tmp_path):
+  x = normal(64, 6, 6, 3) * [1, 50, 0.1] + [0, 100, 7]
+  pool = splits_lib.load(save(tmp_path / "a.npz", x))
+  seen = standardized(pool, splits_lib.split(pool, [3], 0.0))
+  np.testing.assert_allclose(seen.mean((0, 1, 2)), 0, atol=1e-4)
+  np.testing.assert_allclose(seen.std((0, 1, 2)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e9 + 0.1, 0.0, -7.3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constant_features_are_0_and_not_divided_by_it(
+  tmp_path, constant, dtype
+):
+  x = normal(41, 3).astype(dtype)
+  x[:, 1] = constant
+  pool = splits_lib.load(save(tmp_path / "a.npz", x))
+  found = splits_lib.split(pool, [0], 0.0)
+  assert found.standard_deviation[0, 1] == 1
+  seen = standardized(pool, found)
+  np.testing.assert_allclose(seen[:, 1], 0, atol=1e-6)
+  assert abs(seen[:, 0].std() - 1) < 1e-5

@@ -14,15 +14,12 @@ from fsam_optax.experiments.lab import trainer
 
 
 @pytest.fixture
-def arrays():
-  """What a user's file must hold: 40 and 10 rows of three classes."""
-  rng = np.random.default_rng(0)
-  return {
-    "x_train": rng.normal(size=(40, 6)),
-    "y_train": np.arange(40) % 3,
-    "x_test": rng.normal(size=(10, 6)),
-    "y_test": np.arange(10) % 3,
-  }
+def own(tmp_path):
+  """A user's file: 40 and 10 rows of three classes."""
+  x, y = np.random.default_rng(0).normal(size=(50, 6)), np.arange(50) % 3
+  path = tmp_path / "own.npz"
+  np.savez(path, x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+  return path
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +122,8 @@ def test_json_has_the_promised_schema(two_seeds):
   )
   assert list(written["paired"]) == ["fsam-sam", "sam-sgd", "fsam-sgd"]
   assert "F-SAM over SAM" in process.stdout
-
-
-def test_figure_is_a_png_and_nothing_else_is_left(two_seeds):
-  output = two_seeds[1]
-  assert (output / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-  assert sorted(path.name for path in output.iterdir()) == [
-    "compare.json",
-    "compare.png",
-  ]
+  assert (output / "compare.png").read_bytes().startswith(b"\x89PNG")
+  assert len(list(output.iterdir())) == 2
 
 
 def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
@@ -150,12 +140,10 @@ def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
 
 
 def test_one_seed_and_a_diverged_one_are_reported_without_nan(
-  tmp_path, arrays, capsys
+  tmp_path, own, capsys
 ):
-  path = tmp_path / "mine.npz"
-  np.savez(path, **arrays)
   run(
-    *("compare", "--data", path, "--seeds", 1, "--epochs", 3),
+    *("compare", "--data", own, "--seeds", 1, "--epochs", 3),
     *("--learning-rate", "sgd=1e30", "--output", tmp_path),
     *("--optimizers", "sgd", "fsam"),
   )
@@ -186,9 +174,7 @@ def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
   assert results["sgd"]["test_accuracy"] == results["fsam"]["test_accuracy"]
 
 
-def test_convolutional_network_needs_images(tmp_path, arrays, capsys):
-  path = tmp_path / "flat.npz"
-  np.savez(path, **arrays)
+def test_convolutional_network_needs_images(tmp_path, own, capsys):
   with pytest.raises(SystemExit):
-    run("compare", "--data", path, "--model", "cnn", "--output", tmp_path)
+    run("compare", "--data", own, "--model", "cnn", "--output", tmp_path)
   assert "--model: cnn must have images" in capsys.readouterr().err

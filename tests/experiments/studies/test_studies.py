@@ -147,18 +147,6 @@ def test_every_other_study_writes_what_it_found(name, tmp_path, capsys):
   check_study(name, tmp_path, capsys)
 
 
-def test_figure_has_a_gap_where_a_value_is_missing(tmp_path):
-  series = {
-    "label": "SAM",
-    "x": [1, 2, 3],
-    "mean": [1.0, None, 2.0],
-    "error": [None, None, 0.1],
-  }
-  panels = [figures.panel("rho", [series], yscale="log")] * 5
-  figures.draw("rho", panels, tmp_path / "figure.png")
-  assert (tmp_path / "figure.png").stat().st_size > 1000
-
-
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
 
 

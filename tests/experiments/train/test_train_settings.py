@@ -61,31 +61,20 @@ def test_every_option_of_the_step_is_a_flag(capsys):
     assert f" {flag}" in printed
 
 
-def error_of(capsys, *words):
-  with pytest.raises(SystemExit) as error:
-    main(["train", *words])
-  assert error.value.code == 2
-  return plain(capsys.readouterr().err)
-
-
 @pytest.mark.parametrize(
   ("words", "message"),
   [
     ("", "--data: must be given: the path of cifar-100-binary.tar.gz"),
     ("--depth=12", "--depth: must be 8 n + 2, such as 10 or 18, for resnet"),
     ("--model=vgg --depth=12", "--depth: must be one of 11, 13, 16, 19"),
-    ("--learning-rate=0", "--learning-rate: must be a number in (0, inf)"),
     ("--data=digits --ascent-fraction=.9999995", "got 0.9999995 of 128 rows"),
-    ("--ascent-fraction=0", "--ascent-fraction: must be a number in (0, 1]"),
     ("--rho=-1", "--rho: must be a number in [0, inf), got '-1'"),
     ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
     ("--optimizer=adam", "--optimizer: must be one of sgd, sam, fsam, got"),
-    ("--mask=heads", "--mask: must be one of none, exclude_biases_and_norms"),
     ("--start=5%", "--start: must be a number of steps such as 3000, or of"),
     ("--eta=0.1", "--eta: must have --adaptive"),
     ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
     ("--data=digits --average=optimizer", "--lmbda: must be the decay of the"),
-    ("--accumulator-dtype=int8", "--accumulator-dtype: must be one of float32"),
     ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
     ("--coordinator-address=host", "-address: must be a host and a port such"),
     ("--data=digits --mean 1 2 3", "--mean: must be one number, or one for ea"),
@@ -100,7 +89,10 @@ def error_of(capsys, *words):
 )
 def test_a_bad_flag_is_named_with_the_remedy(words, message, capsys, tmp_path):
   output = tmp_path / "run"
-  assert message in error_of(capsys, f"--output={output}", *words.split())
+  with pytest.raises(SystemExit) as error:
+    main(["train", f"--output={output}", *words.split()])
+  assert error.value.code == 2
+  assert message in plain(capsys.readouterr().err)
   assert not (output / "seed-1").exists()
 
 
