@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax
+from meshes import make_mesh
 import numpy as np
 
 from fsam_optax.experiments import data
@@ -61,9 +61,4 @@ def network_of(name, classes, **options):
 
 
 def mesh_of(number):
-  return jax.make_mesh(
-    (number,),
-    ("batch",),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:number],
-  )
+  return make_mesh(batch=number)

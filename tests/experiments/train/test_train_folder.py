@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import json
-import os
 import pathlib
-import signal
 import sys
 
 import jax
@@ -28,22 +26,14 @@ from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train.config import config_of
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.run_folder import RunError
-from fsam_optax.experiments.train.signals import Interruption
 
 OLDER = {"--rho": 0.2, "--mean": [0.5, 0.5], "--data (SHA-256)": "abc"}
 CONFIG = {**OLDER, "--mask": "none"}
 
 
-def test_one_process_holds_a_folder_and_no_link_is_followed(tmp_path):
+def test_no_link_in_the_place_of_the_lock_is_followed(tmp_path):
   precious = tmp_path / "precious"
   precious.write_text("all there is")
-  with (
-    run_folder.lock(tmp_path),
-    pytest.raises(RunError, match="must not be in use"),
-    run_folder.lock(tmp_path),
-  ):
-    pass
-  (tmp_path / "lock").unlink()
   for make in (
     lambda path: path.symlink_to(precious),
     lambda path: path.hardlink_to(precious),
@@ -244,13 +234,3 @@ def test_an_epoch_that_is_not_finite_ends_the_run(value, changes, tmp_path):
   run = loop.Runner(program, program.lower_step(), settings.run)
   with pytest.raises(RunError, match="with mean losses that are finite, got"):
     run(image_rows.rows_of(images, config, 1), 1, tmp_path)
-
-
-def test_signals_are_those_of_before_outside_of_the_context():
-  before = signal.getsignal(signal.SIGTERM)
-  interruption = Interruption()
-  assert signal.getsignal(signal.SIGTERM) == before
-  with interruption:
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert interruption.status() == 0
-  assert signal.getsignal(signal.SIGTERM) == before

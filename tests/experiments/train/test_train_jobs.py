@@ -150,16 +150,9 @@ def listening(port):
 
 def differing_job(start, outputs, flags):
   """Two processes, each with a folder and flags of its own."""
-  address = free_address()
+  job = (f"--coordinator-address={free_address()}", "--num-processes=2")
   return [
-    start(
-      outputs[i],
-      f"--coordinator-address={address}",
-      "--num-processes=2",
-      f"--process-id={i}",
-      "--timeout=60",
-      *flags[i],
-    )
+    start(outputs[i], *job, f"--process-id={i}", "--timeout=60", *flags[i])
     for i in range(2)
   ]
 
@@ -172,7 +165,8 @@ def errors(job, status=1):
     yield line
 
 
-def test_processes_of_other_flags_or_data_are_told_which(start, tmp_path):
+def test_processes_that_differ_are_told_in_what(start, tmp_path):
+  """Flags and data, devices, and whether they see the folder."""
   output, other = tmp_path / "run", tmp_path / "other.npz"
   real_run.write_digits(other)
   with np.load(other) as arrays:
@@ -184,23 +178,14 @@ def test_processes_of_other_flags_or_data_are_told_which(start, tmp_path):
     assert "--rho 0.2 in process 0 and 0.3 in process 1" in line
     assert "--save-every none in process 0 and 7 in process 1" in line
     assert "--data (SHA-256)" in line
-  assert not list(output.glob("seed-*"))
-
-
-def test_a_folder_that_not_all_see_is_refused_before_training(start, tmp_path):
+  flags = (["--cpu-devices=2"], ["--cpu-devices=1"])
+  for line in errors(differing_job(start, (tmp_path / "run-2",) * 2, flags)):
+    assert "of devices, got 2, 1" in line
   outputs = tmp_path / "mine", tmp_path / "yours"
   for line in errors(differing_job(start, outputs, ((), ()))):
     assert "--output must be one folder that every process sees" in line
     assert "process 1 does not see" in line
   assert not list(tmp_path.glob("*/seed-*"))
-
-
-def test_processes_of_other_devices_are_told(start, tmp_path):
-  outputs = (tmp_path / "run",) * 2
-  flags = (["--cpu-devices=2"], ["--cpu-devices=1"])
-  for line in errors(differing_job(start, outputs, flags)):
-    assert "of devices, got 2, 1" in line
-  assert not list(outputs[0].glob("seed-*"))
 
 
 def test_a_job_that_is_interrupted_in_its_second_seed_saves(start, tmp_path):
