@@ -39,7 +39,7 @@ import workloads
 
 import fsam_optax
 from fsam_optax.experiments.common import flags as flags_lib
-from fsam_optax.experiments.train import flag_groups
+from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import program
 
@@ -137,7 +137,7 @@ def train_row(
 ) -> dict[str, Any]:
   """A row of the table: the step of ``train`` on some chips of a topology."""
   settings = flags_lib.parse(
-    flag_groups.Settings,
+    flags_and_recipes.Settings,
     shlex.split(flags),
     program="--train",
     description="The flags of train.",

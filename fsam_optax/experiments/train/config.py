@@ -12,7 +12,7 @@ from typing import Any, Iterator, NamedTuple
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.train import flag_groups
+from fsam_optax.experiments.train import flags_and_recipes
 
 
 class Config(NamedTuple):
@@ -24,23 +24,25 @@ class Config(NamedTuple):
   """
 
   name: str
-  ascent: flag_groups.Ascent
-  descent: flag_groups.Descent
-  network: flag_groups.Network
-  images: flag_groups.Images
+  ascent: flags_and_recipes.Ascent
+  descent: flags_and_recipes.Descent
+  network: flags_and_recipes.Network
+  images: flags_and_recipes.Images
 
   def by_flag(self) -> dict[str, Any]:
     """All values, as ``{"--rho": 0.2, ...}``."""
-    return flag_groups.by_flag(*self[1:])
+    return flags_and_recipes.by_flag(*self[1:])
 
 
-def config_of(settings: flag_groups.Settings, images: data.Images) -> Config:
+def config_of(
+  settings: flags_and_recipes.Settings, images: data.Images
+) -> Config:
   """The configuration of the flags, with what they leave open.
 
   Raises:
     FlagError: if flags contradict each other or do not fit the images.
   """
-  recipe = flag_groups.RECIPES[settings.recipe]
+  recipe = flags_and_recipes.RECIPES[settings.recipe]
   network = settings.network
   model = network.model or recipe.model
   kind = "uniform" if images.name == recipe.dataset else "symmetric"
@@ -75,11 +77,11 @@ def config_of(settings: flag_groups.Settings, images: data.Images) -> Config:
   return config
 
 
-def check_flags(settings: flag_groups.Settings) -> None:
+def check_flags(settings: flags_and_recipes.Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
   ascent, descent = settings.ascent, settings.descent
   network, depth = settings.network, settings.network.depth
-  model = network.model or flag_groups.RECIPES[settings.recipe].model
+  model = network.model or flags_and_recipes.RECIPES[settings.recipe].model
   must = depth and networks.REGISTRY[model].check_depth(depth)
   for is_wrong, flag, message in (
     (must, "--depth", f"must be {must}, got {depth}"),
@@ -97,8 +99,10 @@ def check_flags(settings: flag_groups.Settings) -> None:
     if is_wrong:
       raise FlagError(flag, message)
   if ascent.optimizer == "sgd":
-    without = flag_groups.by_flag(flag_groups.Ascent(optimizer="sgd"))
-    for flag, value in flag_groups.by_flag(ascent).items():
+    without = flags_and_recipes.by_flag(
+      flags_and_recipes.Ascent(optimizer="sgd")
+    )
+    for flag, value in flags_and_recipes.by_flag(ascent).items():
       if value != without[flag]:
         raise FlagError(
           flag, "must be left out with --optimizer sgd, which does not ascend"
@@ -145,8 +149,8 @@ def naming_flags() -> Iterator[None]:
   except (TypeError, ValueError) as error:
     match = re.match(r"`(\w+)` (.*)", str(error), re.DOTALL)
     flag = f"--{match[1].replace('_', '-')}" if match else ""
-    options = flag_groups.Ascent(), flag_groups.Descent()
-    if match is None or flag not in flag_groups.by_flag(*options):
+    options = flags_and_recipes.Ascent(), flags_and_recipes.Descent()
+    if match is None or flag not in flags_and_recipes.by_flag(*options):
       raise
     message = re.sub(r"`(\w+)`", r"\1", match[2]).removesuffix(".")
     raise FlagError(flag, message) from error

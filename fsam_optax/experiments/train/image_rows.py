@@ -11,8 +11,8 @@ from fsam_optax.experiments.data import label_noise
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.config import check_flags
 from fsam_optax.experiments.train.config import config_of
-from fsam_optax.experiments.train.flag_groups import RECIPES
-from fsam_optax.experiments.train.flag_groups import Settings
+from fsam_optax.experiments.train.flags_and_recipes import RECIPES
+from fsam_optax.experiments.train.flags_and_recipes import Settings
 
 NOISE_STREAM, SPLIT_STREAM = 1, 2
 

@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from fsam_optax.experiments.train.flag_groups import Processes
+from fsam_optax.experiments.train.flags_and_recipes import Processes
 from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_folder import differences
 

@@ -14,7 +14,7 @@ from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train.checkpoints import Checkpoints
-from fsam_optax.experiments.train.flag_groups import Run
+from fsam_optax.experiments.train.flags_and_recipes import Run
 from fsam_optax.experiments.train.image_rows import Rows
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.run_folder import RunError

@@ -5,7 +5,7 @@ import math
 import jax
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments.train.flag_groups import Settings
+from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.program import Program
 
 

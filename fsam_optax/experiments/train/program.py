@@ -21,8 +21,8 @@ from fsam_optax.experiments.networks import loss
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train.config import Config
 from fsam_optax.experiments.train.config import naming_flags
-from fsam_optax.experiments.train.flag_groups import MASKS
-from fsam_optax.experiments.train.flag_groups import steps_of
+from fsam_optax.experiments.train.flags_and_recipes import MASKS
+from fsam_optax.experiments.train.flags_and_recipes import steps_of
 from fsam_optax.experiments.train.run_state import RunState
 
 AUGMENTATION_STREAM = 2**32 - 1

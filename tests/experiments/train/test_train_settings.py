@@ -15,14 +15,14 @@ from small_program import settings_of
 from fsam_optax.__main__ import main
 from fsam_optax.experiments.common import flags as common_flags
 from fsam_optax.experiments.data import images as images_lib
-from fsam_optax.experiments.train import flag_groups
+from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train.config import config_of
 
 
 def parse(*words):
   return common_flags.parse(
-    flag_groups.Settings, words, program="train", description="Train."
+    flags_and_recipes.Settings, words, program="train", description="Train."
   )
 
 
@@ -35,12 +35,15 @@ def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
   assert [found[x] for x in ("--model", "--depth", "--width")] == (
     ["resnet", 18, 64]
   )
-  assert found.items() >= flag_groups.by_flag(flag_groups.Descent()).items()
+  assert (
+    found.items()
+    >= flags_and_recipes.by_flag(flags_and_recipes.Descent()).items()
+  )
   found = by_flag("--recipe=cifar100-wrn28x10", "--rho=0.1", "--no-flip")
   assert [found[x] for x in ("--model", "--depth", "--width")] == (
     ["wide_resnet", 28, 10]
   )
-  ascent = flag_groups.by_flag(flag_groups.Ascent(rho=0.1))
+  ascent = flags_and_recipes.by_flag(flags_and_recipes.Ascent(rho=0.1))
   assert found.items() >= ascent.items()
   assert not found["--flip"]
   assert None not in [found[x] for x in ("--mean", "--label-noise-kind")]
@@ -158,7 +161,7 @@ def test_label_noise_is_exact_but_for_the_authors_own_data():
   )
   assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
   np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
-  for recipe in flag_groups.RECIPES:
+  for recipe in flags_and_recipes.RECIPES:
     settings = dataclasses.replace(settings_of(), recipe=recipe)
     flags = image_rows.unread(settings)[1].images
     assert flags.label_noise_kind == "uniform"
