@@ -91,7 +91,9 @@ def outcome(devices, **options):
   progress, metrics = train(program)
   assert metrics[-1]["sharpness"] != 0
   images, state = images_of(), progress.state
+  leaves = jax.tree.leaves(state.params)
   return {
+    "is_split": any(not x.sharding.is_fully_replicated for x in leaves),
     "arrays": jax.tree.map(
       np.asarray, (state.params, state.model_state, state.perturbation_state)
     ),
@@ -107,10 +109,13 @@ def test_one_and_eight_devices_give_the_same_numbers(x64):
   assert_close(eight, one, rtol=1e-7, atol=1e-10)
 
 
-def test_a_device_can_ascend_along_a_gradient_of_its_own(x64):
+def test_fsdp_splits_the_kernels_and_a_device_can_ascend_by_itself(x64):
   # No BatchNorm, whose statistics a device takes of its own rows.
   cnn = {"model": "cnn", "depth": 2, "width": 32, "dtype": "float64"}
   one = outcome(1, **cnn)
+  split = outcome(8, sharding="fsdp", **cnn)
+  assert split.pop("is_split") and not one.pop("is_split")
+  assert_close(split, one, rtol=1e-9, atol=1e-11)
   local = outcome(8, sync_perturbation=False, **cnn)
   kernels = [x["arrays"][0]["Dense_0"]["kernel"] for x in (one, local)]
   assert not np.allclose(*kernels, rtol=1e-6)
