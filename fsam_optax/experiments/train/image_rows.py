@@ -8,9 +8,9 @@ from fsam_optax.experiments import data
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import cifar
 from fsam_optax.experiments.data import label_noise
-from fsam_optax.experiments.train.config import Config
-from fsam_optax.experiments.train.config import check_flags
-from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.flag_checks import Config
+from fsam_optax.experiments.train.flag_checks import check_flags
+from fsam_optax.experiments.train.flag_checks import config_of
 from fsam_optax.experiments.train.flags_and_recipes import RECIPES
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 

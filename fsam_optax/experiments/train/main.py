@@ -16,7 +16,7 @@ from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train import signals
-from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.flag_checks import Config
 from fsam_optax.experiments.train.flags_and_recipes import GROUPS
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.flags_and_recipes import by_flag

@@ -10,7 +10,7 @@ from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.train.checkpoints import best
-from fsam_optax.experiments.train.config import Config
+from fsam_optax.experiments.train.flag_checks import Config
 
 Results = dict[int, list[dict[str, Any]]]
 """One line an epoch, for each seed."""

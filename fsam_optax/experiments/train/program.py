@@ -19,8 +19,8 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.networks import loss
 from fsam_optax.experiments.train import batches
-from fsam_optax.experiments.train.config import Config
-from fsam_optax.experiments.train.config import naming_flags
+from fsam_optax.experiments.train.flag_checks import Config
+from fsam_optax.experiments.train.flag_checks import naming_flags
 from fsam_optax.experiments.train.flags_and_recipes import MASKS
 from fsam_optax.experiments.train.flags_and_recipes import steps_of
 from fsam_optax.experiments.train.run_state import RunState

@@ -7,7 +7,7 @@ import numpy as np
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.flag_checks import config_of
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.program import Program
 

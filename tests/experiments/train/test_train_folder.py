@@ -23,7 +23,7 @@ from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train import loop
 from fsam_optax.experiments.train import run_folder
-from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.flag_checks import config_of
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.run_folder import RunError
 

@@ -17,7 +17,7 @@ import fsam_optax
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.train import batches
-from fsam_optax.experiments.train import config as config_lib
+from fsam_optax.experiments.train import flag_checks
 from fsam_optax.experiments.train import program as program_lib
 from fsam_optax.experiments.train.run_state import MEANS
 from fsam_optax.experiments.train.run_state import RunState
@@ -278,7 +278,7 @@ def test_initialization_is_that_of_the_authors_framework():
 )
 def test_an_ascent_by_flags_is_that_of_the_library(flags, expected):
   settings = settings_of(model="mlp", batch_size=16, crop_padding=1, **flags)
-  config = config_lib.config_of(settings, images_of())
+  config = flag_checks.config_of(settings, images_of())
   params = {"Conv": {"kernel": jnp.eye(2), "bias": jnp.ones(2)}}
   found, wanted = (
     x.update(params, x.init(params), params)

@@ -17,7 +17,7 @@ from fsam_optax.experiments.common import flags as common_flags
 from fsam_optax.experiments.data import images as images_lib
 from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train import image_rows
-from fsam_optax.experiments.train.config import config_of
+from fsam_optax.experiments.train.flag_checks import config_of
 
 
 def parse(*words):
