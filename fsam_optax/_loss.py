@@ -23,12 +23,14 @@ def check_loss_fn(loss_fn: Any, arguments: tuple[str, ...] = ()) -> None:
       "`loss_fn` must be callable, a function that returns the loss, got "
       f"{loss_fn!r}."
     )
+  if not arguments:
+    return
   try:
     signature = inspect.signature(loss_fn)
   except (TypeError, ValueError):  # Not every callable has one.
     return
   try:
-    _ = arguments and signature.bind(*arguments)
+    signature.bind(*arguments)
   except TypeError as error:
     raise TypeError(
       f"`loss_fn` must take the arguments ({', '.join(arguments)}), got "
@@ -56,9 +58,8 @@ def check_loss(loss: Any) -> None:
   if not is_real or jnp.shape(loss):
     raise TypeError(
       "`loss_fn` must return the loss as a real scalar, got "
-      f"{shape_and_dtype(loss)}. Take the mean over the batch, and "
-      "return no other outputs unless `has_aux=True` says so, where that is an "
-      "argument."
+      f"{shape_and_dtype(loss)}. Take the mean over the batch. Other "
+      "outputs are aux, with `has_aux=True`, where a function has that argument."
     )
 
 

@@ -198,6 +198,8 @@ CASES = [
   # The options.
   ("no_micro_batches", ValueError, "`num_microbatches` must be at least 1",
    lambda: passes(num_microbatches=0)),
+  ("every_zero_of_numpy", ValueError, "`every` must be at least 1",
+   lambda: passes(every=np.int64(0))),
   ("every_true", TypeError, "`every` must be an int",
    lambda: passes(every=True)),
   ("negative_start", ValueError, "`start` must be at least 0",

@@ -1,5 +1,6 @@
 """``python -m fsam_optax``: its help, its errors and what it needs."""
 
+import signal
 import subprocess
 import sys
 
@@ -84,3 +85,21 @@ def test_a_missing_package_is_one_line_with_its_remedy(name):
   assert f"the experiments need {name}, which" in process.stderr
   assert 'pip install -e ".[experiments]"' in process.stderr
   assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_control_c_ends_a_search_at_once(tmp_path):
+  command = "import signal; signal.signal(signal.SIGINT, signal.default_int_"
+  command += "handler); from fsam_optax import __main__; __main__.main("
+  command += f"['tune', '--data', 'digits', '--output', {str(tmp_path)!r}])"
+  with subprocess.Popen(
+    [sys.executable, "-u", "-c", command],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    process.stdout.readline()  # It compiles the first runs after this line.
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert errors.rstrip().endswith("python -m fsam_optax: interrupted")

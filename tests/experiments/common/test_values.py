@@ -85,6 +85,9 @@ def test_words_become_values():
     ("--rate nan", "--rate: must be a number in (0, inf), got 'nan'"),
     ("--rate inf", "--rate: must be a number in (0, inf), got 'inf'"),
     ("--rate x", "--rate: must be a number in (0, inf), got 'x'"),
+    # In float32 these are 0 and 1.
+    ("--rate 1e-46", "--rate: must be a number in (0, inf), got '1e-46'"),
+    ("--part 0.999999999", "--part: must be a number in (0, 1), got '0.99999"),
     ("--part 0", "--part: must be a number in (0, 1), got '0'"),
     ("--part 1", "--part: must be a number in (0, 1), got '1'"),
     ("--count 0", "--count: must be an integer from 1 to 9, got '0'; 3 is us"),
