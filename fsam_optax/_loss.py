@@ -59,7 +59,7 @@ def check_loss(loss: Any) -> None:
     raise TypeError(
       "`loss_fn` must return the loss as a real scalar, got "
       f"{shape_and_dtype(loss)}. Take the mean over the batch. Other "
-      "outputs are aux, with `has_aux=True`, where a function has that argument."
+      "outputs are aux, with `has_aux=True` where a function has that option."
     )
 
 
