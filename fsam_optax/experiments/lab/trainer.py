@@ -80,6 +80,9 @@ class Trainer:
     is_iid: bool = False,
     make_tx: Callable[..., optax.GradientTransformation] = descent,
     augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None,
+    begin: Callable[[dict[str, Any]], dict[str, Any]] = lambda variables: (
+      variables
+    ),
     optimize: bool = True,
   ):
     """Prepares to train a network on a data set by arms.
@@ -95,13 +98,15 @@ class Trainer:
         the number of steps.
       augment: from the seed of a run, the step and the rows of its batch to
         those that it is trained on.
+      begin: from the variables of ``R`` runs as the network initializes them,
+        leaves of shape ``[R, ...]``, to those that the training begins with.
       optimize: whether XLA is to optimize the steps.
     """
     self._model, self._arms, self._epochs = model, dict(arms), epochs
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
     self._steps, self._batch_size = pool.train_size // batch_size, batch_size
     self._is_iid, self._make_tx, self._augment = is_iid, make_tx, augment
-    self._optimize = optimize
+    self._begin, self._optimize = begin, optimize
     self._compiled: dict[Any, Any] = {}
 
   def epochs_of(self, name: str) -> int:
@@ -188,7 +193,7 @@ class Trainer:
     # Random numbers take longer to optimize than they run.
     call = functools.partial(self._call, is_hot=False)
     variables = call(self._variables, None, runs[0].seed)
-    return call(self._init, name, variables, runs)
+    return call(self._init, name, self._begin(variables), runs)
 
   def _variables(self, name, pool, seed):
     del name  # Of the seed alone, so that the arms share them.

@@ -10,6 +10,7 @@ _FILES = (
   "curvature",
   "direction",
   "ema",
+  "fine_tuning",
   "hyperparameters",
   "label_noise",
   "metric",

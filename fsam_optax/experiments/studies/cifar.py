@@ -8,7 +8,7 @@ that of 16 other seeds, on all test rows, which are looked at once.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Mapping, Optional
 import zlib
 
 import jax
@@ -25,7 +25,7 @@ from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.networks.cnn import CNN
 from fsam_optax.experiments.studies import cheap_forms
 
-_TRAIN, _VALIDATION, _EPOCHS, _BATCH_SIZE = 5000, 5000, 20, 128
+_TRAIN, _VALIDATION, _EPOCHS, BATCH_SIZE = 5000, 5000, 20, 128
 # Random streams of a seed; that of the batches is the trainer's.
 _SPLIT_STREAM, _FLIP_STREAM = 19, 2**31
 
@@ -36,21 +36,26 @@ class Setting(study.Setting):
 
   def at(self, lab: Lab) -> Lab:
     return lab.at(
-      pool=load(lab.sources["cifar10"]),
+      pool=load(lab.sources, "cifar10", _TRAIN, _VALIDATION),
       model=self.model,
-      network=lambda classes: CNN(classes, (16, 32, 64), norm="batch"),
+      network=network,
       label_noise=self.label_noise,
       best=self.best,
       epochs=1 if lab.is_quick else _EPOCHS,
-      batch_size=_BATCH_SIZE,
+      batch_size=BATCH_SIZE,
       search_seeds=[0],
       more_seeds=[1, 2],
-      trainer_options={"augment": _flip},
+      trainer_options={"augment": flip},
       at_once=1,  # Its arrays fill a processor's cache.
     )
 
 
-def _flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
+def network(classes: int) -> CNN:
+  """Three convolutions with BatchNorm."""
+  return CNN(classes, (16, 32, 64), norm="batch")
+
+
+def flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
   """Mirrors half of the images, left to right."""
   _, key = jax.random.split(jax.random.key(seed))
   key = jax.random.fold_in(jax.random.fold_in(key, _FLIP_STREAM), step)
@@ -59,26 +64,29 @@ def _flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
   return jnp.where(is_flipped[:, None, None, None], x[:, :, ::-1], x)
 
 
-def load(source: Any) -> splits_lib.Pool:
-  """The images of CIFAR-10 as bytes."""
+def load(
+  sources: Mapping[str, Optional[str]], name: str, train: int, validation: int
+) -> splits_lib.Pool:
+  """The images of CIFAR-10 or of CIFAR-100 as bytes."""
+  source, flag = sources[name], f"--{name}"
   if source is None:
-    raise FlagError("--cifar10", "must be given: images to train on, got none")
+    raise FlagError(flag, "must be given: images to train on, got none")
   try:
-    images = data.load(source, otherwise="cifar10")
+    images = data.load(source, otherwise=name)
   except data.DataError as error:
-    raise FlagError("--cifar10", error) from error
+    raise FlagError(flag, error) from error
   if images.mean is None or images.standard_deviation is None:
     raise FlagError(
-      "--cifar10", f"must hold the published files of CIFAR, got {source!r}"
+      flag, f"must hold the published files of CIFAR, got {source!r}"
     )
   x = np.concatenate([images.x_train, images.x_test])
   return splits_lib.Pool(
-    "cifar10",
+    name,
     x,
     np.concatenate([images.y_train, images.y_test]),
     images.classes,
-    _TRAIN,
-    _VALIDATION,
+    train,
+    validation,
     len(images.y_test),
     fixed_test=True,
     stream=(_SPLIT_STREAM,),

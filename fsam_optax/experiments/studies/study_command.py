@@ -39,7 +39,8 @@ class Settings:
     epochs: passes over the training rows.
     arms: of a study that searches, which to train, each between quotes; all
       where none is named. The tables show what is there already.
-    cifar10: images of cifar, as `train --data` has them.
+    cifar10: images of cifar and of fine-tuning, as `train --data` has them.
+    cifar100: images that fine-tuning begins with.
     output: directory to write NAME.json and NAME.png to. What is in its
       NAME.jsonl already is not trained again.
   """
@@ -69,6 +70,7 @@ class Settings:
   epochs: settings.Epochs = None
   arms: tuple[str, ...] = ()
   cifar10: Optional[str] = None
+  cifar100: Optional[str] = None
   output: pathlib.Path = pathlib.Path("studies")
 
 
@@ -103,7 +105,7 @@ def run(given: Settings) -> None:
       is_quick=given.quick,
       store=Store(given.output / f"{study.name}.jsonl"),
       progress=bars.start,
-      sources={"cifar10": given.cifar10},
+      sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
     )
     found = study.answer(lab)
   config = lab.config()

@@ -9,6 +9,7 @@ from fsam_optax import __main__
 from fsam_optax.experiments import data
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.studies import cifar
+from fsam_optax.experiments.studies import fine_tuning
 
 
 @pytest.fixture(name="small")
@@ -29,19 +30,18 @@ def fixture_small(monkeypatch):
     mean=(0.4, 0.4, 0.4),
     standard_deviation=(0.2, 0.2, 0.2),
   )
-  for name, value in {
-    "_TRAIN": 384,
-    "_VALIDATION": 200,
-    "_BATCH_SIZE": 64,
-  }.items():
-    monkeypatch.setattr(cifar, name, value)
+  for room in (cifar, fine_tuning):
+    monkeypatch.setattr(room, "_TRAIN", 384)
+    monkeypatch.setattr(room, "_VALIDATION", 200)
+  monkeypatch.setattr(cifar, "BATCH_SIZE", 64)
+  monkeypatch.setattr(fine_tuning, "_PRETRAINING", 500)
   monkeypatch.setattr(cifar.data, "load", lambda *_, **__: images)
   return images
 
 
 def test_rows_of_a_seed_are_those_of_the_published_rows(small):
   """Their stream and their order, so that a new form pairs with the old."""
-  pool = cifar.load("toy")
+  pool = cifar.load({"cifar10": "toy"}, "cifar10", 384, 200)
   drawn = splits.split(pool, [3], 0.25)
   rng = np.random.default_rng((3, 19))
   order = rng.permutation(700)
@@ -58,7 +58,7 @@ def test_half_of_the_images_are_mirrored_by_seed_and_step():
   x = np.arange(64 * 2.0).reshape(64, 1, 2, 1)
   flips = []
   for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
-    found = np.asarray(cifar._flip(np.uint32(seed), np.int32(step), x))
+    found = np.asarray(cifar.flip(np.uint32(seed), np.int32(step), x))
     flips.append((found != x).any(axis=(1, 2, 3)))
     np.testing.assert_array_equal(found[flips[-1]], x[flips[-1]][:, :, ::-1])
     assert 16 < flips[-1].sum() < 48
@@ -67,19 +67,38 @@ def test_half_of_the_images_are_mirrored_by_seed_and_step():
   assert (flips[0] != flips[2]).any()
 
 
+def test_fine_tuning_begins_with_all_but_the_last_layer(monkeypatch):
+  pretrained = {"hidden": np.ones((3, 4)), "last": np.ones((4, 100))}
+  monkeypatch.setattr(fine_tuning, "_pretrained", lambda *_: pretrained)
+  own = {"hidden": np.zeros((2, 3, 4)), "last": np.zeros((2, 4, 10))}
+  variables = {"params": own, "batch_stats": 5}
+  found = fine_tuning.begin_at(variables, (), 1)
+  np.testing.assert_array_equal(found["params"]["hidden"], np.ones((2, 3, 4)))
+  assert found["params"]["last"] is own["last"]
+  assert found["batch_stats"] == 5
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "title"),
+  [
+    ("cifar", "CIFAR-10, 40 % wrong"),
+    ("fine-tuning", "1,000 images of CIFAR-10"),
+  ],
+)
 def test_a_form_is_searched_tested_and_not_trained_twice(
-  small, tmp_path, capsys
+  small, tmp_path, capsys, name, title
 ):
   del small
-  words = ["study", "cifar", "--quick", "--cifar10", "toy"]
+  words = ["study", name, "--quick", "--cifar10", "toy", "--cifar100", "toy"]
   words += ["--arms", "F-SAM", "--output", str(tmp_path)]
   __main__.main(words)
-  text = (tmp_path / "cifar.jsonl").read_text()
+  text = (tmp_path / f"{name}.jsonl").read_text()
   rows = [json.loads(line) for line in text.splitlines()]
   (test,) = (row for row in rows if row["phase"] == "test")
   assert len(test["test_accuracy"]) == 2
   assert test["gradients"] == 2
+  assert ("pretraining: " in capsys.readouterr().out) == (name != "cifar")
   __main__.main(words)
-  assert (tmp_path / "cifar.jsonl").read_text() == text
-  assert "CIFAR-10, 40 % wrong" in capsys.readouterr().out
+  assert (tmp_path / f"{name}.jsonl").read_text() == text
+  assert title in capsys.readouterr().out

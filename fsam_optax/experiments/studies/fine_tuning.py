@@ -1,0 +1,114 @@
+"""The study of fine-tuning: what is an ascent worth from pretrained weights?
+
+The convolutions of the study ``cifar`` learn 45,000 images of CIFAR-100 by SGD.
+Each arm then trains them on, with a new last layer, on 1,000 of CIFAR-10.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Optional
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from fsam_optax.experiments.lab import arms
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import splits
+from fsam_optax.experiments.lab import study
+from fsam_optax.experiments.lab import trainer
+from fsam_optax.experiments.lab.laboratory import Lab
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.studies import cheap_forms
+from fsam_optax.experiments.studies import cifar
+
+_PRETRAINING, _TRAIN, _VALIDATION = 45_000, 1000, 5000
+_PRETRAINING_EPOCHS, _LEARNING_RATE, _WEIGHT_DECAY = 20, 0.1, 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting(cifar.Setting):
+  """With few images, and weights to begin with."""
+
+  def at(self, lab: Lab) -> Lab:
+    begin = functools.partial(
+      begin_at,
+      sources=tuple(lab.sources.items()),
+      epochs=1 if lab.is_quick else _PRETRAINING_EPOCHS,
+    )
+    return (
+      super()
+      .at(lab)
+      .at(
+        pool=cifar.load(lab.sources, "cifar10", _TRAIN, _VALIDATION),
+        search_seeds=[0, 1],
+        more_seeds=range(2, 8),
+        trainer_options={"augment": cifar.flip, "begin": begin},
+      )
+    )
+
+
+def begin_at(
+  variables: dict[str, Any],
+  sources: tuple[tuple[str, Optional[str]], ...],
+  epochs: int,
+) -> dict[str, Any]:
+  """The variables of runs with pretrained weights, but for the last layer."""
+  pretrained = _pretrained(sources, epochs)
+  # The last layer has another number of classes, and so another shape.
+  params = jax.tree.map(
+    lambda own, x: (
+      jnp.broadcast_to(x, own.shape) if own.shape[1:] == x.shape else own
+    ),
+    variables["params"],
+    pretrained,
+  )
+  return {**variables, "params": params}
+
+
+@functools.cache
+def _pretrained(sources, epochs) -> Any:
+  pool = cifar.load(dict(sources), "cifar100", _PRETRAINING, _VALIDATION)
+  train = trainer.Trainer(
+    cifar.network(pool.classes),
+    pool,
+    {"SGD": arms.SGD},
+    epochs=epochs,
+    batch_size=cifar.BATCH_SIZE,
+    augment=cifar.flip,
+  )
+  values = np.array([[_LEARNING_RATE], [0.0], [_WEIGHT_DECAY]])
+  outcome = train("SGD", splits.split(pool, [0], 0.0), *values)
+  (accuracy,) = outcome.validation_accuracy
+  print(f"pretraining: {accuracy:.2f} % of the validation rows of CIFAR-100")
+  return jax.tree.map(lambda x: x[0], outcome.params)
+
+
+SETTINGS = [
+  Setting(
+    "1,000 images of CIFAR-10",
+    "cifar10",
+    "three convolutions, pretrained",
+    0.0,
+    best={
+      "sgd": Point(0.02, 0.0, 0.04),
+      "sam": Point(0.02, 0.1, 0.04),
+      "fsam": Point(0.02, 0.1, 0.04),
+    },
+  )
+]
+STUDY = study.Study(
+  "fine-tuning",
+  "what is an ascent worth from pretrained weights?",
+  {
+    name: cheap_forms.ARMS[name]
+    for name in (
+      *("SGD", "random direction", "SAM", "F-SAM"),
+      cheap_forms.MOMENTUM,
+    )
+  },
+  functools.partial(paired_report.by_arm, reference="F-SAM"),
+  SETTINGS,
+  seeds=32,
+  first_seed=1000,
+)
