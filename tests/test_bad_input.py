@@ -381,17 +381,6 @@ def test_bad_input_is_refused(error, message, call):
     call()
 
 
-def test_good_input_is_not():
-  nnx_fn()
-  nnx_fn(False)
-  passes()
-  passes(num_microbatches=2, every=2, sync_perturbation=False)
-  chain(grad_fn=grad_fn)
-  step()
-  masked_init({"w": True})
-  assert len(CASES) >= 40
-
-
 @pytest.mark.parametrize("parts", [1, 2])
 def test_symbolic_rows_split_where_they_are_known_to(parts):
   loss_of_all, grads, *_ = export_rows(

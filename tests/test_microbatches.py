@@ -1,5 +1,6 @@
 """Gradient accumulation: one large batch's step in the memory of a part."""
 
+import chex
 from faces import state_of
 import jax
 from jax import numpy as jnp
@@ -13,34 +14,9 @@ import fsam_optax
 ROWS, PARTS = 12, 4
 
 
-def loss_fn(params, batch):
-  hidden = jnp.tanh(batch["x"] @ params["in"] + params["bias"])
-  return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2)
-
-
-@pytest.fixture(scope="module")
-def problem():
-  keys = jax.random.split(jax.random.key(0), 4)
-  params = {
-    "in": jax.random.normal(keys[0], (5, 7)),
-    "bias": jnp.zeros(7),
-    "out": jax.random.normal(keys[1], (7,)),
-  }
-  batch = {
-    "x": jax.random.normal(keys[2], (ROWS, 5)),
-    "y": jax.random.normal(keys[3], (ROWS,)),
-  }
-  return params, batch
-
-
 @pytest.mark.parametrize("sync", [True, False])
 def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
-  params, batch = problem
-  params = {
-    "in": jnp.tile(params["in"], 2)[:, :8],
-    "bias": jnp.zeros(8),
-    "out": jnp.linspace(-1.0, 1.0, 8),
-  }
+  params, batch = problem.params, problem.batch(0)
   mesh = make_mesh("Explicit", data=2, model=4)
   place = lambda x, *names: jax.device_put(
     x, jax.NamedSharding(mesh, jax.P(*names))
@@ -49,42 +25,45 @@ def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
   perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
 
   def mesh_loss(params, batch):
-    hidden = jnp.tanh(batch["x"] @ params["in"] + params["bias"])
-    rows = jax.typeof(batch["y"]).sharding
-    outputs = jnp.matmul(hidden, params["out"], out_sharding=rows)
-    return jnp.mean((outputs - batch["y"]) ** 2)
+    inputs, targets = batch
+    hidden = jnp.tanh(inputs @ params["hidden"]["kernel"])
+    hidden = hidden + params["hidden"]["bias"]
+    rows = jax.typeof(targets).sharding
+    outputs = jnp.matmul(hidden, params["output"], out_sharding=rows)
+    return jnp.mean((outputs - targets) ** 2)
 
   fn = jax.jit(fsam_optax.value_and_grad(mesh_loss, perturbation, **options))
   with set_mesh(mesh):
+    hidden = params["hidden"]
     placed = {
-      "in": place(params["in"], None, "model"),
-      "bias": place(params["bias"], "model"),
-      "out": place(params["out"], "model"),
+      "hidden": {
+        "kernel": place(hidden["kernel"], None, "model"),
+        "bias": place(hidden["bias"], "model"),
+      },
+      "output": place(params["output"], "model"),
     }
     rows = jax.tree.map(lambda x: place(x, "data"), batch)
     state = perturbation.init(placed)
     loss, grads, state, info = fn(placed, state, rows)
-  for name, x in placed.items():
-    assert jax.typeof(grads[name]).sharding == jax.typeof(x).sharding
-    assert jax.typeof(state[0].ema[name]).sharding == jax.typeof(x).sharding
-  by_one = fsam_optax.value_and_grad(loss_fn, perturbation, **options)
+  shardings = lambda tree: jax.tree.map(lambda x: jax.typeof(x).sharding, tree)
+  assert shardings(grads) == shardings(state[0].ema) == shardings(placed)
+  by_one = fsam_optax.value_and_grad(problem.loss_fn, perturbation, **options)
   expected = jax.jit(by_one)(params, perturbation.init(params), batch)
-  for a, b in zip(
-    jax.tree.leaves((loss, grads, state, info)),
-    jax.tree.leaves(expected),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+  found = loss, grads, state, info
+  chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_a_part_that_is_not_finite_leaves_the_average_as_it_was(problem):
-  params, batch = problem
+  params, (inputs, targets) = problem.params, problem.batch(0)
   perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
   _, state = perturbation.update(params, perturbation.init(params), params)
   fn = fsam_optax.value_and_grad(
-    loss_fn, perturbation, num_microbatches=PARTS, sync_perturbation=False
+    problem.loss_fn,
+    perturbation,
+    num_microbatches=PARTS,
+    sync_perturbation=False,
   )
-  bad = {**batch, "y": batch["y"].at[1].set(jnp.nan)}
+  bad = inputs, targets.at[1].set(jnp.nan)
   _, _, (kept, _), _ = jax.jit(fn)(params, state, bad)
   jax.tree.map(np.testing.assert_array_equal, kept, state[0])
 

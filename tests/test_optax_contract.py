@@ -1,7 +1,5 @@
 """What optax asks of a contributed optimizer, check by check, for fsam."""
 
-import inspect
-
 import chex
 import jax
 from jax import numpy as jnp
@@ -126,19 +124,3 @@ def test_map_params_finds_what_is_like_the_parameters(name):
   )
   found = [] if name == "sam" else ["b", "w"]
   assert jax.tree.leaves(marked) == found
-
-
-def test_every_parameter_of_a_factory_has_a_name():
-  """inject_hyperparams reads the signature."""
-  for factory in (
-    fsam_optax.fsam,
-    fsam_optax.friendly_perturbation,
-    fsam_optax.sam_perturbation,
-    fsam_optax.subtract_gradient_ema,
-    fsam_optax.scale_to_radius,
-  ):
-    for parameter in inspect.signature(factory).parameters.values():
-      assert parameter.kind in (
-        parameter.POSITIONAL_OR_KEYWORD,
-        parameter.KEYWORD_ONLY,
-      )

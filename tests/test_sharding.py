@@ -1,7 +1,6 @@
 """Many devices: N equal one, and each mode is what its equations say."""
 
 import functools
-import re
 
 from by_hand import assert_near
 from by_hand import flat
@@ -10,6 +9,7 @@ from faces import FACES
 from faces import state_of
 from faces import step_of as step_of_loss
 from flax import jax_utils
+import hlo
 import jax
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
@@ -303,22 +303,6 @@ def test_fsdp_splits_over_two_axes_what_neither_divides_alone():
   assert spec(4) == PartitionSpec()  # Smaller than the rule splits.
 
 
-def collectives(compiled):
-  """Every collective of a program, as pairs of kind and elements."""
-  found = []
-  for result, kind in re.findall(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all"
-    r"|collective-permute)(?:-start)?\(",
-    compiled.as_text(),
-  ):
-    sizes = [
-      int(np.prod([int(n) for n in dims.split(",") if n]))
-      for dims in re.findall(r"\w\d+\[([\d,]*)\]", result)
-    ]
-    found.append((kind, sum(sizes)))
-  return found
-
-
 def words_all_reduced(perturbation=None, **options):
   """Elements all-reduced per parameter, by the compiled step."""
   step = step_of_loss(
@@ -336,9 +320,9 @@ def words_all_reduced(perturbation=None, **options):
   )
   state = state_of(params, perturbation, optax.sgd(0.1, momentum=0.9))
   lowered = jax.jit(mapped).lower(state, jnp.ones((ROWS, 100), jnp.float32))
-  found = collectives(lowered.compile())
-  assert {kind for kind, _ in found} == {"all-reduce"}
-  return sum(size for _, size in found) / 1e4
+  found = hlo.collectives(lowered.compile().as_text())
+  assert {x.kind for x in found} == {"all-reduce"}
+  return sum(x.words for x in found) / 1e4
 
 
 def test_lean_f_sam_all_reduces_what_sgd_does():
@@ -371,7 +355,8 @@ def test_under_jit_no_collective_moves_the_batch(options, batches):
   rows = NamedSharding(mesh, PartitionSpec("batch"))
   batch = jax.device_put(batches[0], rows)
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-  assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}
+  found = hlo.collectives(compiled.as_text())
+  assert {x.kind for x in found} == {"all-reduce"}
   new_state, _ = compiled(state, batch)
   if "ascent_fraction" not in options:
     groups = DEVICES if "axis_name" in options else 1

@@ -4,6 +4,12 @@ from jax import numpy as jnp
 import numpy as np
 
 SPECTRUM = np.array([5.0, 3.0, 2.0, 1.0, 0.5, 0.25])
+_RNG = np.random.default_rng(0)
+_LEFT, _ = np.linalg.qr(_RNG.normal(size=(24, 6)))
+# Its rows are the eigenvectors.
+RIGHT, _ = np.linalg.qr(_RNG.normal(size=(6, 6)))
+DATA = {"x": _LEFT * np.sqrt(24 * SPECTRUM) @ RIGHT}
+HESSIAN = DATA["x"].T @ DATA["x"] / 24
 
 
 def loss(params, batch):
@@ -15,8 +21,3 @@ def loss(params, batch):
 def tree(vector):
   """The vector as a tree of two leaves."""
   return {"a": jnp.asarray(vector[:2]), "b": jnp.asarray(vector[2:])}
-
-
-def hessian(data):
-  """The Hessian of the loss, by NumPy."""
-  return data["x"].T @ data["x"] / 24

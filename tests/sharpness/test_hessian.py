@@ -13,7 +13,7 @@ from fsam_optax import sharpness
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def measure(name, data, *args, **options):
+def measure(name, *args, data=quadratic.DATA, **options):
   """One of the measures at weights of ones."""
   return getattr(sharpness, f"hessian_{name}")(
     quadratic.loss,
@@ -25,19 +25,19 @@ def measure(name, data, *args, **options):
   )
 
 
-def test_eigenvalues_are_the_known_ones(data):
-  values = measure("eigenvalues", data[0], 6, batch_size=7)
+def test_eigenvalues_are_the_known_ones():
+  values = measure("eigenvalues", 6, batch_size=7)
   np.testing.assert_allclose(values, quadratic.SPECTRUM, rtol=1e-8)
 
 
-def test_trace_is_the_known_one_within_its_error(data):
-  mean, error = measure("trace", data[0], samples=400)
+def test_trace_is_the_known_one_within_its_error():
+  mean, error = measure("trace", samples=400)
   assert abs(mean - quadratic.SPECTRUM.sum()) < 4 * error
   assert error < 0.05 * quadratic.SPECTRUM.sum()
 
 
-def test_density_has_the_trace_and_integrates_to_one(data):
-  density = measure("density", data[0], num_matvecs=6, samples=300)
+def test_density_has_the_trace_and_integrates_to_one():
+  density = measure("density", num_matvecs=6, samples=300)
   np.testing.assert_allclose(density.weights.sum(axis=1), 1, rtol=1e-9)
   mean = np.mean(np.sum(density.nodes * density.weights, axis=1))
   np.testing.assert_allclose(mean, quadratic.SPECTRUM.mean(), rtol=0.05)
@@ -69,30 +69,29 @@ def test_density_has_the_trace_and_integrates_to_one(data):
     ),
   ],
 )
-def test_bad_curvature_names_the_argument(data, name, change, error, match):
+def test_bad_curvature_names_the_argument(name, change, error, match):
   required = {"num_matvecs": 3} if name == "density" else {}
-  arguments = {"data": data[0], **required, **change}
   with pytest.raises(error, match=match):
-    measure(name, **arguments)
+    measure(name, **{**required, **change})
 
 
 @pytest.mark.parametrize(
   ("name", "args"), [("eigenvalues", (3,)), ("trace", ()), ("density", ())]
 )
-def test_hessian_refuses_half_precision(data, name, args):
+def test_hessian_refuses_half_precision(name, args):
   params = quadratic.tree(np.ones(6))
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   with pytest.raises(TypeError, match=r"float32 or float64 .* bfloat16 at"):
-    measure(name, data[0], *args, params=half)
+    measure(name, *args, params=half)
 
 
-def test_missing_package_is_named_with_its_remedy(data, monkeypatch):
+def test_missing_package_is_named_with_its_remedy(monkeypatch):
   monkeypatch.setitem(sys.modules, "matfree", None)
   with pytest.raises(ImportError, match=r'pip install "matfree>=0\.6"'):
-    measure("trace", data[0])
+    measure("trace")
 
 
-def test_a_loss_without_curvature_has_a_hessian_of_zero(data):
+def test_a_loss_without_curvature_has_a_hessian_of_zero():
   """Not one that diverged."""
   flat = lambda w, batch: jnp.mean(batch) * jnp.sum(w)
   params, key = jnp.ones(4), jax.random.key(0)

@@ -11,8 +11,7 @@ from fsam_optax import sharpness
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def test_loss_on_a_plane_is_the_loss_there(data):
-  data, _ = data
+def test_loss_on_a_plane_is_the_loss_there():
   rng = np.random.default_rng(2)
   w, u, v = rng.normal(size=(3, 6))
   x, y = [-1.0, 0.0, 2.0], [0.0, 0.5]
@@ -20,7 +19,7 @@ def test_loss_on_a_plane_is_the_loss_there(data):
     quadratic.loss,
     quadratic.tree(w),
     (quadratic.tree(u), quadratic.tree(v)),
-    data,
+    quadratic.DATA,
     x,
     y,
     batch_size=5,
@@ -30,10 +29,10 @@ def test_loss_on_a_plane_is_the_loss_there(data):
     for i, a in enumerate(x):
       at = w + a * u + b * v
       np.testing.assert_allclose(
-        plane[j, i], at @ quadratic.hessian(data) @ at / 2, rtol=1e-9
+        plane[j, i], at @ quadratic.HESSIAN @ at / 2, rtol=1e-9
       )
   line = sharpness.loss_along_line(
-    quadratic.loss, quadratic.tree(w), quadratic.tree(u), data, x
+    quadratic.loss, quadratic.tree(w), quadratic.tree(u), quadratic.DATA, x
   )
   np.testing.assert_allclose(line, plane[0], rtol=1e-9)
 

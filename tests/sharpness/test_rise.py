@@ -17,52 +17,54 @@ WEIGHTS = np.arange(6.0)
 MEASURES = ["ascent", "worst", "average"]
 
 
-def rise(measure, weights, data, rho=RHO, loss_fn=quadratic.loss, **options):
+def rise(
+  measure,
+  weights,
+  rho=RHO,
+  loss_fn=quadratic.loss,
+  data=quadratic.DATA,
+  **options,
+):
   if measure != "ascent":
     options.setdefault("key", jax.random.key(0))
   fn = getattr(sharpness, f"{measure}_sharpness")
   return fn(loss_fn, quadratic.tree(weights), data, rho, **options)
 
 
-def quadratic_rise(epsilon, data):
-  moved, hessian = WEIGHTS + epsilon, quadratic.hessian(data)
-  return (moved @ hessian @ moved - WEIGHTS @ hessian @ WEIGHTS) / 2
-
-
 @pytest.mark.parametrize(("batch_size", "adaptive"), [(None, True), (7, False)])
-def test_ascent_rises_as_the_quadratic_says(data, batch_size, adaptive):
+def test_ascent_rises_as_the_quadratic_says(batch_size, adaptive):
   """Adaptive, it moves each weight by its size."""
-  data, _ = data
-  gradient = quadratic.hessian(data) @ WEIGHTS
+  hessian = quadratic.HESSIAN
+  gradient = hessian @ WEIGHTS
   size = WEIGHTS if adaptive else 1.0
   epsilon = RHO * size**2 * gradient / np.linalg.norm(size * gradient)
-  found = rise(
-    "ascent", WEIGHTS, data, batch_size=batch_size, adaptive=adaptive
-  )
-  expected = quadratic_rise(epsilon, data)
+  found = rise("ascent", WEIGHTS, batch_size=batch_size, adaptive=adaptive)
+  moved = WEIGHTS + epsilon
+  expected = (moved @ hessian @ moved - WEIGHTS @ hessian @ WEIGHTS) / 2
   np.testing.assert_allclose(found.mean, expected, rtol=1e-9)
   assert found.values.shape == (1,)
   assert math.isnan(found.standard_error)
 
 
-def test_ascent_next_to_the_minimum_sees_the_eigenvalue_it_stands_on(data):
+def test_ascent_next_to_the_minimum_sees_the_eigenvalue_it_stands_on():
   # Wen, Ma and Li: along an eigenvector, half rho^2 times its eigenvalue.
-  data, right = data
-  for eigenvalue, vector in zip(quadratic.SPECTRUM, right, strict=True):
-    found = rise("ascent", 1e-7 * vector, data).mean
+  for eigenvalue, vector in zip(
+    quadratic.SPECTRUM, quadratic.RIGHT, strict=True
+  ):
+    found = rise("ascent", 1e-7 * vector).mean
     np.testing.assert_allclose(found, RHO**2 / 2 * eigenvalue, rtol=2e-4)
-  assert rise("ascent", np.zeros(6), data).mean == 0
+  assert rise("ascent", np.zeros(6)).mean == 0
 
 
-def test_worst_direction_sees_the_largest_eigenvalue(data):
-  worst = rise("worst", np.zeros(6), data[0], steps=60)
+def test_worst_direction_sees_the_largest_eigenvalue():
+  worst = rise("worst", np.zeros(6), steps=60)
   expected = RHO**2 / 2 * quadratic.SPECTRUM[0]
   np.testing.assert_allclose(worst.mean, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [None, 6])
-def test_average_direction_sees_the_trace_over_the_dimension(data, rows):
-  average = rise("average", np.zeros(6), data[0], samples=600, rows=rows)
+def test_average_direction_sees_the_trace_over_the_dimension(rows):
+  average = rise("average", np.zeros(6), samples=600, rows=rows)
   expected = RHO**2 / 2 * quadratic.SPECTRUM.sum() / 6
   np.testing.assert_allclose(average.mean, expected, rtol=0.1)
   if rows is None:
@@ -71,20 +73,22 @@ def test_average_direction_sees_the_trace_over_the_dimension(data, rows):
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_single_rows_ascend_to_the_trace(data, batch_size):
+def test_single_rows_ascend_to_the_trace(batch_size):
   # Wen, Ma and Li: row by row, ascent and worst direction both see the trace.
   options = {"rows": 1, "batch_size": batch_size}
-  ascent = rise("ascent", 1e-7 * np.ones(6), data[0], **options)
-  worst = rise("worst", 1e-7 * np.ones(6), data[0], steps=40, **options)
+  ascent = rise("ascent", 1e-7 * np.ones(6), **options)
+  worst = rise("worst", 1e-7 * np.ones(6), steps=40, **options)
   expected = RHO**2 / 2 * quadratic.SPECTRUM.sum()
   np.testing.assert_allclose([ascent.mean, worst.mean], expected, rtol=2e-4)
   assert ascent.values.shape == (24,)
 
 
-def test_groups_of_rows_rise_each_along_its_own_gradient(data):
-  x = data[0]["x"]
-  found = rise("ascent", WEIGHTS, data[0], rows=10)
-  alone = [rise("ascent", WEIGHTS, {"x": x[i : i + 10]}).mean for i in (0, 10)]
+def test_groups_of_rows_rise_each_along_its_own_gradient():
+  x = quadratic.DATA["x"]
+  found = rise("ascent", WEIGHTS, rows=10)
+  alone = [
+    rise("ascent", WEIGHTS, data={"x": x[i : i + 10]}).mean for i in (0, 10)
+  ]
   np.testing.assert_allclose(found.values, alone, rtol=1e-9)
   # The four rows that fill no group count nowhere.
   loss = sharpness.mean_loss(
@@ -109,21 +113,21 @@ def test_worst_is_never_below_the_ascent():
 @pytest.mark.parametrize(
   ("measure", "rows"), [("ascent", 6), ("worst", None), ("average", 6)]
 )
-def test_second_call_compiles_nothing(data, measure, rows):
+def test_second_call_compiles_nothing(measure, rows):
   traces = []
   loss_fn = lambda *args: (traces.append(None), quadratic.loss(*args))[1]
-  rise(measure, np.ones(6), data[0], 0.1, loss_fn, rows=rows)
+  rise(measure, np.ones(6), 0.1, loss_fn, rows=rows)
   first = len(traces)
   assert first
-  rise(measure, np.zeros(6), data[0], 0.2, loss_fn, rows=rows)
+  rise(measure, np.zeros(6), 0.2, loss_fn, rows=rows)
   assert len(traces) == first
 
 
-def test_progress_bar_changes_nothing(data, capsys):
+def test_progress_bar_changes_nothing(capsys):
   options = {"samples": 3, "batch_size": 7}
-  shown = rise("average", np.ones(6), data[0], progress=True, **options)
+  shown = rise("average", np.ones(6), progress=True, **options)
   assert "average" in capsys.readouterr().out
-  hidden = rise("average", np.ones(6), data[0], **options)
+  hidden = rise("average", np.ones(6), **options)
   np.testing.assert_array_equal(shown.values, hidden.values)
   assert "average" not in capsys.readouterr().out
 
@@ -148,9 +152,9 @@ def test_progress_bar_changes_nothing(data, capsys):
     ),
   ],
 )
-def test_bad_input_names_the_argument(data, change, error, match):
+def test_bad_input_names_the_argument(change, error, match):
   """In every measure, of what each checks by itself."""
   by_itself = change.keys() & {"rho", "data", "loss_fn"}
   for measure in MEASURES if by_itself else ["worst"]:
     with pytest.raises(error, match=match):
-      rise(measure, np.ones(6), **{"data": data[0], **change})
+      rise(measure, np.ones(6), **change)

@@ -43,9 +43,10 @@ def refuse(message, name, path):
 
 
 def test_sizes_are_the_published_ones():
-  for name, classes in (("cifar10", 10), ("cifar100", 100)):
+  for name, classes, labels in (("cifar10", 10, 1), ("cifar100", 100, 2)):
     sizes = data.REGISTRY[name].sizes
     assert sizes == (50_000, 10_000, (32, 32, 3), classes)
+    assert cifar.FORMATS[name].record == labels + 3 * 32 * 32
 
 
 def test_folder_and_archive_hold_the_same_images(files):

@@ -1,8 +1,8 @@
 """The ascent directions of the studies, against gradients by hand."""
 
+from faces import state_of
 from jax import numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import fsam_optax
@@ -30,13 +30,7 @@ def gradient(w, rows):
   return 2 / len(rows["y"]) * rows["x"].T @ (rows["x"] @ w - rows["y"])
 
 
-def state_with(perturbation):
-  return fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.array([0.5, -1.0, 2.0])},
-    tx=optax.sgd(0.1),
-    perturbation=perturbation,
-  )
+PARAMS = {"w": jnp.array([0.5, -1.0, 2.0])}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +43,7 @@ def state_with(perturbation):
   ],
 )
 def test_step_ascends_along_the_direction(batch, direction, expected):
-  state = state_with(ascents.along(direction, 0.3))
+  state = state_of(PARAMS, ascents.along(direction, 0.3))
   w = state.params["w"]
   along = expected(w, batch)
   perturbed = w + 0.3 * along / jnp.linalg.norm(along)
@@ -98,7 +92,7 @@ def test_random_directions_differ_by_run_and_step():
   ],
 )
 def test_step_of_the_studies_is_that_of_the_library(batch, perturbation):
-  own, library = state_with(perturbation), state_with(perturbation)
+  own, library = (state_of(PARAMS, perturbation) for _ in range(2))
   step = ascents.step_on_other_rows(loss_fn)
   library_step = fsam_optax.make_train_step(loss_fn, jit=False)
   for _ in range(3):

@@ -1,11 +1,11 @@
 """The cheap forms, against NumPy on a quadratic, and their tables."""
 
+from faces import state_of
 from jax import numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import fsam_optax
 from fsam_optax.experiments.studies import cheap_forms
 
 RATE, RHO = 0.1, 0.05
@@ -26,12 +26,7 @@ def gradient(w, target):
 def trained(name):
   """The weights of each step, and the last state."""
   arm = cheap_forms.ARMS[name]
-  state = fsam_optax.TrainState.create(
-    apply_fn=None,
-    params={"w": jnp.ones(3)},
-    tx=optax.sgd(RATE),
-    perturbation=arm.perturbation(RHO),
-  )
+  state = state_of({"w": jnp.ones(3)}, arm.perturbation(RHO), optax.sgd(RATE))
   step = arm.step(loss_fn, steps=100)
   weights = []
   for target in TARGETS:

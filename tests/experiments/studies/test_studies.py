@@ -109,15 +109,18 @@ def test_a_difference_of_collapsed_runs_has_its_median_and_its_search():
   assert cell["error"] == 0
 
 
-def run_study(name, directory, capsys, *flags):
-  __main__.main(["study", name, "--quick", "--output", str(directory), *flags])
-  text = (directory / f"{name}.json").read_text()
-  return json.loads(text), text, capsys.readouterr().out
-
-
-def check_study(name, tmp_path, capsys):
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.slow)
+    for name in ARMS
+  ],
+)
+def test_study_writes_what_it_found(name, tmp_path, capsys):
   arms = ("--arms", *ARMS[name]) if ARMS[name] else ()
-  found, text, output = run_study(name, tmp_path, capsys, *arms)
+  __main__.main(["study", name, "--quick", "--output", str(tmp_path), *arms])
+  found = json.loads((tmp_path / f"{name}.json").read_text())
+  output = capsys.readouterr().out
   config = found["config"]
   assert found["study"] == name
   assert config["quick"]
@@ -133,18 +136,6 @@ def check_study(name, tmp_path, capsys):
     assert tables.shown(table["rows"][0][0]) in output
   for panel in found["panels"]:
     assert all(len(s["x"]) == len(s["mean"]) for s in panel["series"])
-  return text
-
-
-@pytest.mark.parametrize("name", EVERYDAY)
-def test_study_writes_what_it_found(name, tmp_path, capsys):
-  check_study(name, tmp_path, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ARMS.keys() - set(EVERYDAY)))
-def test_every_other_study_writes_what_it_found(name, tmp_path, capsys):
-  check_study(name, tmp_path, capsys)
 
 
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
