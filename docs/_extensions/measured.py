@@ -1,8 +1,7 @@
 """The directive ``{measured}``: a table of measurements, by its name.
 
-``{measured} study decomposition 0`` is the first table of that study. The
-option ``:without:`` names columns to leave out, separated by semicolons. Above
-a table stands its note, such as that weight decay was not tuned.
+``{measured} study direction 0`` is the first table of that study. The
+option ``:without:`` names columns to leave out, separated by semicolons.
 """
 
 from docutils import nodes
@@ -26,8 +25,6 @@ class Measured(SphinxDirective):
     without = self.options.get("without", "").split(";")
     titles = [title.strip() for title in without if title.strip()]
     text = measurements.markdown(self.arguments[0], titles)
-    if note := measurements.note(self.arguments[0]):
-      text = [f"*{note}*", "", *text]
     # A number stays on the line of its error; lines break before "p =".
     text = [
       line.replace(" ± ", "\u00a0±\u00a0").replace(" = ", "\u00a0=\u00a0")

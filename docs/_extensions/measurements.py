@@ -42,12 +42,6 @@ def table(asked: str):
   return studied["header"], rows
 
 
-def note(asked: str) -> str:
-  """What a study says below the title of a table, or nothing."""
-  name, *arguments = asked.split()
-  return _studied(*arguments).get("note", "") if name == "study" else ""
-
-
 def markdown(asked: str, without: Collection[str] = ()) -> list[str]:
   """The lines of a table, without some columns."""
   header, rows = table(asked)

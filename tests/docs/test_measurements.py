@@ -69,15 +69,6 @@ def test_every_table_that_a_page_asks_for_is_made_whole(measurements):
     assert [lines[0], *lines[2:]] == [header, *rows], name
 
 
-def test_a_table_says_where_weight_decay_was_not_tuned(measurements):
-  untuned = {x.split()[1] for x in asked_for() if measurements.note(x)}
-  assert untuned == {
-    "cheap-forms",
-    "hyperparameters",
-    "replicas",
-  }
-
-
 def test_costs_are_not_typed():
   assert not [x.name for x in DOCS.glob("cost/*.md") if typed(x)]
 

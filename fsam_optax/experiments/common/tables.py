@@ -1,8 +1,8 @@
 """Tables: rows of numbers as a JSON holds them, and as they are shown.
 
 A table is ``{"header": [...], "rows": [[cell, ...], ...]}``, perhaps with a
-``"title"`` and a ``"note"`` above it. A cell is text, a number, or found over
-seeds, by its first field:
+``"title"`` above it. A cell is text, a number, or found over seeds, by its
+first field:
 
 - ``{"accuracy": mean, "error": ...}``, with ``"median"``, ``"collapsed"`` and
   ``"diverged"`` where runs collapsed or diverged;
@@ -71,7 +71,7 @@ def shown(cell: Any) -> str:
 def text(found: dict[str, Any]) -> str:
   """A table as a terminal shows it."""
   rows = [[shown(cell) for cell in row] for row in found["rows"]]
-  above = [found[key] for key in ("title", "note") if key in found]
+  above = [found["title"]] if "title" in found else []
   return "\n".join([*above, table(found["header"], rows)])
 
 

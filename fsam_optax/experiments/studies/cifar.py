@@ -123,7 +123,10 @@ SETTINGS = [
 ]
 _ARMS = {
   name: cheap_forms.ARMS[name]
-  for name in ("SGD", "SAM", "F-SAM", cheap_forms.MOMENTUM, "random direction")
+  for name in (
+    *("SGD", "SAM", "F-SAM", cheap_forms.MOMENTUM, "random direction"),
+    "at long gradients (AE-SAM)",
+  )
 } | {'1/8 of the rows, `ema_gradient="descent"`': cheap_forms.fraction(1 / 8)}
 
 
