@@ -36,7 +36,7 @@ class Setting(study.Setting):
 
   def at(self, lab: Lab) -> Lab:
     return lab.at(
-      pool=load(lab.sources, "cifar10", _TRAIN, _VALIDATION),
+      pool=self.pool(lab),
       model=self.model,
       network=network,
       label_noise=self.label_noise,
@@ -48,6 +48,10 @@ class Setting(study.Setting):
       trainer_options={"augment": flip},
       at_once=1,  # Its arrays fill a processor's cache.
     )
+
+  def pool(self, lab: Lab) -> splits_lib.Pool:
+    """The images that are trained on."""
+    return load(lab.sources, "cifar10", _TRAIN, _VALIDATION)
 
 
 def network(classes: int) -> CNN:

@@ -40,12 +40,14 @@ class Setting(cifar.Setting):
       super()
       .at(lab)
       .at(
-        pool=cifar.load(lab.sources, "cifar10", _TRAIN, _VALIDATION),
         search_seeds=[0, 1],
         more_seeds=range(2, 8),
         trainer_options={"augment": cifar.flip, "begin": begin},
       )
     )
+
+  def pool(self, lab: Lab) -> splits.Pool:
+    return cifar.load(lab.sources, "cifar10", _TRAIN, _VALIDATION)
 
 
 def begin_at(
