@@ -28,6 +28,11 @@ def pytest_configure(config):
     # With JAX_DISABLE_MOST_OPTIMIZATIONS=0 it is as a user has it.
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
       jax.config.update("jax_disable_most_optimizations", True)
+    # And what one run compiled the next one reads: `--cache-clear` forgets it.
+    if hasattr(config, "cache"):
+      compiled = str(config.cache.mkdir("compiled"))
+      jax.config.update("jax_compilation_cache_dir", compiled)
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   else:
     # Products in float32: not in TF32, nor in the bfloat16 of a TPU.
     jax.config.update("jax_default_matmul_precision", "highest")
