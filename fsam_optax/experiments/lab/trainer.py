@@ -1,7 +1,7 @@
 """The trainer: many runs of one arm at once, each on its own split.
 
 Runs of one arm that differ in seed and rates are vmapped over a scan of train
-steps, an epoch a call.
+steps, an epoch a call, or over one step.
 
 Split, labels, first parameters and batches come from the seed of a run alone,
 so those of two arms are paired: what is left of their difference is the arms'.
@@ -84,6 +84,7 @@ class Trainer:
       variables
     ),
     optimize: bool = True,
+    scan: bool = True,
   ):
     """Prepares to train a network on a data set by arms.
 
@@ -101,12 +102,14 @@ class Trainer:
       begin: from the variables of ``R`` runs as the network initializes them,
         leaves of shape ``[R, ...]``, to those that the training begins with.
       optimize: whether XLA is to optimize the steps.
+      scan: whether a compiled call takes the steps of an epoch, or one. On a
+        CPU a convolution of XLA is a hundred times as slow in a loop of XLA.
     """
     self._model, self._arms, self._epochs = model, dict(arms), epochs
     self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
     self._steps, self._batch_size = pool.train_size // batch_size, batch_size
     self._is_iid, self._make_tx, self._augment = is_iid, make_tx, augment
-    self._begin, self._optimize = begin, optimize
+    self._begin, self._optimize, self._scan = begin, optimize, scan
     self._compiled: dict[Any, Any] = {}
 
   def epochs_of(self, name: str) -> int:
@@ -136,10 +139,19 @@ class Trainer:
     curve: list[np.ndarray] = []
     state, is_finite = self._first_state(name, runs), []
     for _ in range(self.epochs_of(name)):
-      state, losses_finite = self._call(
-        self._epoch, name, state, runs, donate=1
-      )
-      is_finite.append(losses_finite)
+      if self._scan:
+        state, losses_finite = self._call(
+          self._epoch, name, state, runs, donate=1
+        )
+        is_finite.append(losses_finite)
+      else:
+        orders = self._call(self._orders, None, state.step, splits)
+        for i in range(self._steps):
+          positions = jax.tree.map(lambda x, i=i: x[:, i], orders)
+          state, loss_finite = self._call(
+            self._step, name, state, runs, positions, donate=1
+          )
+          is_finite.append(loss_finite)
       if with_curve:
         curve.append(self._accuracy(state, splits, splits.validation_rows))
       # So that the bar moves when an epoch is done, not when it is enqueued.
@@ -173,21 +185,26 @@ class Trainer:
     }
 
   def _epoch(self, name, pool, state, run):
-    """The steps of an epoch, on batches by the seed and the step alone."""
-    _, key = jax.random.split(jax.random.key(run[0].seed))
-    key, rows = jax.random.fold_in(key, state.step), len(run[0].train_rows)
+    """The steps of an epoch, and whether all their losses are finite."""
+    state, is_finite = jax.lax.scan(
+      lambda state, positions: self._step(name, pool, state, run, positions),
+      state,
+      self._orders(name, pool, state.step, run[0]),
+    )
+    return state, jnp.all(is_finite)
+
+  def _orders(self, name, pool, step, splits):
+    """The rows of each batch by seed and step alone, and those of another."""
+    del name, pool
+    _, key = jax.random.split(jax.random.key(splits.seed))
+    key, rows = jax.random.fold_in(key, step), len(splits.train_rows)
     shape = (self._steps, self._batch_size)
     if self._is_iid:
       order = jax.random.randint(key, shape, 0, rows)
     else:
       order = jax.random.permutation(key, rows)
       order = order[: self._steps * self._batch_size].reshape(shape)
-    state, is_finite = jax.lax.scan(
-      lambda state, rows: self._step(name, pool, state, run, rows),
-      state,
-      (order, jnp.roll(order, 1, axis=0)),
-    )
-    return state, jnp.all(is_finite)
+    return order, jnp.roll(order, 1, axis=0)
 
   def _first_state(self, name, runs):
     # Random numbers take longer to optimize than they run.
@@ -256,26 +273,25 @@ class Trainer:
   def _accuracy(self, state, splits, rows, labels=None) -> np.ndarray:
     """Percent of the rows classified as labeled, shape `[R]`, float64."""
     labels = self._pool[1][rows] if labels is None else labels
-    scale = (splits.mean, splits.standard_deviation)
-    arguments = (state.params, state.model_state), scale, rows, labels
-    hits = self._call(self._hits, None, *arguments)
-    return 100 * np.asarray(hits, np.float64) / rows.shape[1]
+    scale, number = (splits.mean, splits.standard_deviation), rows.shape[1]
+    padding = ((0, 0), (0, -number % _ROWS_AT_ONCE))
+    # No prediction is -1, so the padding never counts.
+    padded = (
+      jnp.pad(rows, padding),
+      jnp.pad(labels, padding, constant_values=-1),
+    )
+    variables, hits = (state.params, state.model_state), np.zeros(len(rows))
+    for i in range(0, number, _ROWS_AT_ONCE):
+      some = (x[:, i : i + _ROWS_AT_ONCE] for x in padded)
+      hits += np.asarray(self._call(self._hits, None, variables, scale, *some))
+    return 100 * hits / number
 
   def _hits(self, name, pool, variables, scale, rows, labels):
     del name
-    padding = (0, -len(rows) % _ROWS_AT_ONCE)
-    rows = jnp.pad(rows, padding).reshape(-1, _ROWS_AT_ONCE)
-    # No prediction is -1, so the padding never counts.
-    labels = jnp.pad(labels, padding, constant_values=-1).reshape(rows.shape)
     params, model_state = variables
     variables = {"params": params, **model_state}
-
-    def hits(some):
-      at, labels = some
-      logits: Any = self._model.apply(variables, _inputs(pool, scale, at))
-      return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-
-    return jnp.sum(jax.lax.map(hits, (rows, labels)))
+    logits: Any = self._model.apply(variables, _inputs(pool, scale, rows))
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
   def _call(self, fn, name, *args, is_hot=True, donate=()) -> Any:
     """Calls `fn(name, pool, *args)`, compiled, vmapped over runs in `args`."""

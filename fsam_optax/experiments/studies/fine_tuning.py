@@ -22,32 +22,21 @@ from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.studies import cheap_forms
 from fsam_optax.experiments.studies import cifar
 
-_PRETRAINING, _TRAIN, _VALIDATION = 45_000, 1000, 5000
-_PRETRAINING_EPOCHS, _LEARNING_RATE, _WEIGHT_DECAY = 20, 0.1, 5e-4
+_PRETRAINING, _EPOCHS, _LEARNING_RATE, _WEIGHT_DECAY = 45_000, 20, 0.1, 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting(cifar.Setting):
-  """With few images, and weights to begin with."""
+  """With weights to begin with."""
 
   def at(self, lab: Lab) -> Lab:
     begin = functools.partial(
       begin_at,
       sources=tuple(lab.sources.items()),
-      epochs=1 if lab.is_quick else _PRETRAINING_EPOCHS,
+      epochs=1 if lab.is_quick else _EPOCHS,
     )
-    return (
-      super()
-      .at(lab)
-      .at(
-        search_seeds=[0, 1],
-        more_seeds=range(2, 8),
-        trainer_options={"augment": cifar.flip, "begin": begin},
-      )
-    )
-
-  def pool(self, lab: Lab) -> splits.Pool:
-    return cifar.load(lab.sources, "cifar10", _TRAIN, _VALIDATION)
+    options = {"augment": cifar.flip, "begin": begin}
+    return super().at(lab).at(trainer_options=options)
 
 
 def begin_at(
@@ -70,7 +59,7 @@ def begin_at(
 
 @functools.cache
 def _pretrained(sources, epochs) -> Any:
-  pool = cifar.load(dict(sources), "cifar100", _PRETRAINING, _VALIDATION)
+  pool = cifar.load(dict(sources), "cifar100", _PRETRAINING)
   train = trainer.Trainer(
     cifar.network(pool.classes),
     pool,
@@ -97,6 +86,8 @@ SETTINGS = [
       "sam": Point(0.02, 0.1, 0.04),
       "fsam": Point(0.02, 0.1, 0.04),
     },
+    changes={"search_seeds": [0, 1], "more_seeds": range(2, 8)},
+    train_size=1000,
   )
 ]
 STUDY = study.Study(

@@ -124,15 +124,13 @@ class Normalized(nn.Module):
 def test_a_run_is_the_plain_loop(pool):
   """By `value_and_grad` by hand, statistics and mirrored rows included."""
   augment = lambda seed, step, x: x[:, :, ::-1] + 0 * (seed + step)
-  lab = laboratory_of(
-    pool,
-    network=Normalized,
-    epochs=1,
-    trainer_options={"augment": augment},
-  )
-  outcome = lab.trainer(
-    "F-SAM", lab.splits([10]), *np.array([[0.05], [0.1], [0.5]])
-  )
+  lab = laboratory_of(pool, network=Normalized, epochs=1)
+  outcomes = [
+    lab.at(trainer_options={"augment": augment, "scan": scan}).trainer(
+      "F-SAM", lab.splits([10]), *np.array([[0.05], [0.1], [0.5]])
+    )
+    for scan in (True, False)
+  ]
   drawn = jax.tree.map(lambda x: x[0], lab.splits([10]))
   model = Normalized(10)
   key, _ = jax.random.split(jax.random.key(10))
@@ -170,14 +168,16 @@ def test_a_run_is_the_plain_loop(pool):
     grads, _ = grads_of(optax.apply_updates(params, epsilon), statistics, *rows)
     updates, opt_state = tx.update(grads, opt_state, params)
     params, statistics = optax.apply_updates(params, updates), new
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4),
-    outcome.params,
-    params,
-  )
   logits = model.apply(
     {"params": params, "batch_stats": statistics}, x[drawn.test_rows]
   )
   hits = np.argmax(logits, -1) == pool.y[drawn.test_rows]
   expected = 100 * float(hits.mean())
-  assert outcome.test_accuracy[0] == pytest.approx(expected, abs=0.3)
+  for outcome in outcomes:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4),
+      outcome.params,
+      params,
+    )
+    assert outcome.test_accuracy[0] == pytest.approx(expected, abs=0.3)
+    assert not outcome.diverged.any()

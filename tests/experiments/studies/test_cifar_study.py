@@ -1,5 +1,6 @@
 """The study on CIFAR: its rows, its search and its tables, on other images."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from fsam_optax import __main__
 from fsam_optax.experiments import data
+from fsam_optax.experiments import studies
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.studies import cifar
 from fsam_optax.experiments.studies import fine_tuning
@@ -30,9 +32,11 @@ def fixture_small(monkeypatch):
     mean=(0.4, 0.4, 0.4),
     standard_deviation=(0.2, 0.2, 0.2),
   )
-  for room in (cifar, fine_tuning):
-    monkeypatch.setattr(room, "_TRAIN", 384)
-    monkeypatch.setattr(room, "_VALIDATION", 200)
+  for study in (cifar.STUDY, fine_tuning.STUDY):
+    few = dataclasses.replace(study.settings[0], train_size=384)
+    changed = study._replace(settings=[few])
+    monkeypatch.setitem(studies.REGISTRY, study.name, changed)
+  monkeypatch.setattr(cifar, "_VALIDATION", 200)
   monkeypatch.setattr(cifar, "BATCH_SIZE", 64)
   monkeypatch.setattr(fine_tuning, "_PRETRAINING", 500)
   monkeypatch.setattr(cifar.data, "load", lambda *_, **__: images)
@@ -41,7 +45,7 @@ def fixture_small(monkeypatch):
 
 def test_rows_of_a_seed_are_those_of_the_published_rows(small):
   """Their stream and their order, so that a new form pairs with the old."""
-  pool = cifar.load({"cifar10": "toy"}, "cifar10", 384, 200)
+  pool = cifar.load({"cifar10": "toy"}, "cifar10", 384)
   drawn = splits.split(pool, [3], 0.25)
   rng = np.random.default_rng((3, 19))
   order = rng.permutation(700)
