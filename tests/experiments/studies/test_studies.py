@@ -143,7 +143,10 @@ DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
 
 @pytest.mark.parametrize(
   "name",
-  ["cheap-forms", "cifar", "direction", "label-noise", "momentum", "replicas"],
+  [
+    *("cheap-forms", "cifar", "direction", "fine-tuning", "label-noise"),
+    *("momentum", "replicas"),
+  ],
 )
 def test_the_published_rows_give_the_published_tables(name):
   lines = (DOCS / f"{name}.jsonl").read_text().splitlines()
