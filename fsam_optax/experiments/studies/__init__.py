@@ -16,6 +16,7 @@ _FILES = (
   "metric",
   "momentum",
   "replicas",
+  "resnet",
   "rho",
 )
 REGISTRY: dict[str, Study] = registry.of(__name__, _FILES, Study)

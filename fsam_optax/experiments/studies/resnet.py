@@ -1,0 +1,54 @@
+"""The study of a ResNet: what is an ascent worth to a residual network?
+
+ResNet-10 with a quarter of the channels learns 5,000 images of CIFAR-100 at
+16 x 16 pixels, each arm after a search as in the study ``cifar``.
+"""
+
+import functools
+
+from flax import linen as nn
+
+from fsam_optax.experiments import networks
+from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import study
+from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.studies import cheap_forms
+from fsam_optax.experiments.studies import cifar
+
+
+def network(classes: int) -> nn.Module:
+  """ResNet-10 of width 16, 0.3 million parameters."""
+  return networks.REGISTRY["resnet"].create(classes, depth=10, width=16)
+
+
+SETTINGS = [
+  cifar.Setting(
+    "CIFAR-100 at 16 x 16",
+    "cifar100",
+    "resnet-10 of width 16",
+    0.0,
+    best={
+      "sgd": Point(0.1, 0.0, 0.01),
+      "sam": Point(0.1, 0.1, 0.01),
+      "fsam": Point(0.1, 0.1, 0.01),
+    },
+    changes={
+      "network": network,
+      # XLA's convolutions take a hundred times as long in a loop of XLA.
+      "trainer_options": {"augment": cifar.flip, "scan": False},
+    },
+    image_size=16,
+  )
+]
+STUDY = study.Study(
+  "resnet",
+  "what is an ascent worth to a residual network?",
+  {
+    name: cheap_forms.ARMS[name]
+    for name in ("SGD", "random direction", "SAM", "F-SAM")
+  },
+  functools.partial(paired_report.by_arm, reference="F-SAM"),
+  SETTINGS,
+  seeds=8,
+  first_seed=1000,
+)
