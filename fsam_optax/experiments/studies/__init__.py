@@ -6,6 +6,7 @@ from fsam_optax.experiments.lab.study import Study as Study
 _FILES = (
   "cheap_forms",
   "cifar",
+  "cifar100",
   "convergence",
   "curvature",
   "direction",
@@ -16,7 +17,6 @@ _FILES = (
   "metric",
   "momentum",
   "replicas",
-  "resnet",
   "rho",
 )
 REGISTRY: dict[str, Study] = registry.of(__name__, _FILES, Study)

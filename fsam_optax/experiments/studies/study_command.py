@@ -40,7 +40,7 @@ class Settings:
     arms: of a study that searches, which to train, each between quotes; all
       where none is named. The tables show what is there already.
     cifar10: images of cifar and of fine-tuning, as `train --data` has them.
-    cifar100: images that fine-tuning begins with, and of resnet.
+    cifar100: images of cifar100, and those that fine-tuning begins with.
     output: directory to write NAME.json and NAME.png to. What is in its
       NAME.jsonl already is not trained again.
   """

@@ -11,8 +11,8 @@ from fsam_optax.experiments import data
 from fsam_optax.experiments import studies
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.studies import cifar
+from fsam_optax.experiments.studies import cifar100
 from fsam_optax.experiments.studies import fine_tuning
-from fsam_optax.experiments.studies import resnet
 
 
 @pytest.fixture(name="small")
@@ -33,7 +33,7 @@ def fixture_small(monkeypatch):
     mean=(0.4, 0.4, 0.4),
     standard_deviation=(0.2, 0.2, 0.2),
   )
-  for study in (cifar.STUDY, fine_tuning.STUDY, resnet.STUDY):
+  for study in (cifar.STUDY, fine_tuning.STUDY, cifar100.STUDY):
     few = dataclasses.replace(study.settings[0], train_size=384)
     changed = study._replace(settings=[few])
     monkeypatch.setitem(studies.REGISTRY, study.name, changed)
@@ -89,7 +89,7 @@ def test_fine_tuning_begins_with_all_but_the_last_layer(monkeypatch):
   [
     ("cifar", "CIFAR-10, 40 % wrong"),
     ("fine-tuning", "1,000 images of CIFAR-10"),
-    ("resnet", "CIFAR-100 at 16 x 16"),
+    ("cifar100", "CIFAR-100 at 16 x 16"),
   ],
 )
 def test_a_form_is_searched_tested_and_not_trained_twice(

@@ -1,4 +1,4 @@
-"""The study of a ResNet: what is an ascent worth to a residual network?
+"""The study on CIFAR-100: what is an ascent worth to a ResNet?
 
 ResNet-10 with a quarter of the channels learns 5,000 images of CIFAR-100 at
 16 x 16 pixels, each arm after a search as in the study ``cifar``.
@@ -41,8 +41,8 @@ SETTINGS = [
   )
 ]
 STUDY = study.Study(
-  "resnet",
-  "what is an ascent worth to a residual network?",
+  "cifar100",
+  "what is an ascent worth to a ResNet?",
   {
     name: cheap_forms.ARMS[name]
     for name in ("SGD", "random direction", "SAM", "F-SAM")
