@@ -2,7 +2,7 @@
 
 The batch's own noise (F-SAM), the noise of another batch, no part of any (a
 random direction), the full gradient, the average alone, the gradient (SAM), and
-those of parts of the batch (m-SAM); with two normalizations and three batches.
+both of parts of the batch (m-SAM); with two normalizations and three batches.
 """
 
 import functools
@@ -32,6 +32,11 @@ def _along(direction: Any, unit: float = 1.0, **options: Any) -> arms.Arm:
   )
 
 
+_OF_PARTS: dict[str, Any] = {
+  "unit": 0.7,
+  "options": {"sync_perturbation": False},
+  "make_step": functools.partial(replicas.make_step, replicas=_PARTS),
+}
 _ARMS = {
   "SGD": arms.SGD,
   "SAM": arms.SAM,
@@ -39,11 +44,8 @@ _ARMS = {
   "random direction": RANDOM,
   "another batch's noise": _along(ascents.other_noise, lmbda=arms.LMBDA),
   "average alone (VaSSO)": _along(ascents.gradient_ema, lmbda=arms.LMBDA),
-  "gradients of quarters (m-SAM)": arms.SAM._replace(
-    unit=0.7,
-    options={"sync_perturbation": False},
-    make_step=functools.partial(replicas.make_step, replicas=_PARTS),
-  ),
+  "gradients of quarters (m-SAM)": arms.SAM._replace(**_OF_PARTS),
+  "noise of quarters": arms.FSAM._replace(**_OF_PARTS),
   "full gradient": _along(ascents.full_gradient),
 }
 
