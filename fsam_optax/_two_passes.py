@@ -19,10 +19,10 @@ from fsam_optax._ascent import Ascent
 from fsam_optax._ascent import is_memoryless
 from fsam_optax._ascent import state_difference
 from fsam_optax._axes import mean
-from fsam_optax._checked import checked
 from fsam_optax._fsam import dtype_of
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
+from fsam_optax._new_loop_checks import checked
 from fsam_optax._options import Options
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_perturbation
