@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.arms import Arm
 from fsam_optax.experiments.lab.laboratory import Lab
@@ -40,7 +40,7 @@ class Setting:
     name = self.model if self.model in networks.REGISTRY else "mlp"
     recipe = tuned_values.recipe(self.dataset, name)
     changes: dict[str, Any] = {
-      "pool": settings.load(settings.Data(self.dataset, model=name)),
+      "pool": shared_flags.load(shared_flags.Data(self.dataset, model=name)),
       "model": self.model,
       "network": networks.REGISTRY[name].create,
       "label_noise": self.label_noise,

@@ -44,6 +44,7 @@ class ResNet(nn.Module):
       use_bias=False,
       dtype=self.dtype,
       kernel_init=self.kernel_init or layers.HE_FAN_OUT,
+      conv_general_dilated=layers.convolve,
     )
     norm = layers.batch_norm(train, self.dtype)
     x = nn.relu(norm()(conv(self.width, (3, 3))(x)))

@@ -10,7 +10,7 @@ from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
@@ -19,12 +19,12 @@ from fsam_optax.experiments.lab.trainer import Outcome
 _GRAY = "#7f7f7f"
 
 
-def run(given: settings.Settings) -> None:
+def run(given: shared_flags.Settings) -> None:
   """Runs the command."""
-  recipe = settings.recipe_of(given.data)
-  grids = settings.grids(given, is_grid=False)
+  recipe = shared_flags.recipe_of(given.data)
+  grids = shared_flags.grids(given, is_grid=False)
   points = {name: grid.points()[0] for name, grid in grids.items()}
-  lab = settings.laboratory(given, recipe.seeds, tuned_values.FIRST_SEED)
+  lab = shared_flags.laboratory(given, recipe.seeds, tuned_values.FIRST_SEED)
   result = report(lab, points, train(lab, points))
   pool = lab.pool
   print(
@@ -43,7 +43,7 @@ def run(given: settings.Settings) -> None:
 COMMAND = flags.Command(
   name="compare",
   help="train SGD, SAM and F-SAM on noisy labels and compare their accuracy",
-  settings=settings.Settings,
+  settings=shared_flags.Settings,
   run=run,
 )
 

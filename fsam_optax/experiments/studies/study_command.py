@@ -12,7 +12,7 @@ from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab.store import Store
 
 _SEARCH_SEEDS = 16
@@ -52,10 +52,10 @@ class Settings:
       tyro.conf.arg(help=_QUESTIONS),
     ]
   ]
-  data: settings.Data = dataclasses.field(default_factory=settings.Data)
+  data: shared_flags.Data = dataclasses.field(default_factory=shared_flags.Data)
   quick: bool = False
   seeds: Annotated[
-    Optional[int], settings.SEEDS, values.default("the study's")
+    Optional[int], shared_flags.SEEDS, values.default("the study's")
   ] = None
   first_seed: Annotated[
     Optional[int],
@@ -67,7 +67,7 @@ class Settings:
     ),
     values.default("the study's"),
   ] = None
-  epochs: settings.Epochs = None
+  epochs: shared_flags.Epochs = None
   arms: tuple[str, ...] = ()
   cifar10: Optional[str] = None
   cifar100: Optional[str] = None
@@ -83,11 +83,11 @@ def run(given: Settings) -> None:
       f"must be some of {', '.join(map(repr, study.arms))}, got "
       f"{min(unknown)!r}",
     )
-  training = settings.Training(
+  training = shared_flags.Training(
     epochs=2 if given.quick else given.epochs, output=given.output
   )
-  lab = settings.laboratory(
-    settings.Settings(
+  lab = shared_flags.laboratory(
+    shared_flags.Settings(
       given.data,
       training,
       seeds=2 if given.quick else given.seeds,

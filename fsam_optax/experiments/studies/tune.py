@@ -9,18 +9,18 @@ from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import search
-from fsam_optax.experiments.lab import settings
+from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.store import Store
 
 _SHOWN = 10  # Points of each optimizer.
 
 
-def run(given: settings.Settings) -> None:
+def run(given: shared_flags.Settings) -> None:
   """Runs the command."""
   output = given.training.output
-  grids = settings.grids(given, is_grid=True)
-  lab = settings.laboratory(
+  grids = shared_flags.grids(given, is_grid=True)
+  lab = shared_flags.laboratory(
     given, tuned_values.TUNING_SEEDS, tuned_values.TUNING_FIRST_SEED
   ).at(store=Store(output / "tune.jsonl"))
   print(
@@ -61,7 +61,7 @@ def run(given: settings.Settings) -> None:
 COMMAND = flags.Command(
   name="tune",
   help="choose learning rate, radius and weight decay on validation rows",
-  settings=settings.Settings,
+  settings=shared_flags.Settings,
   run=run,
 )
 

@@ -1,11 +1,13 @@
 """Each entry of the networks does what it declares."""
 
 import jax
+from jax import lax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
 from fsam_optax.experiments import networks
+from fsam_optax.experiments.networks import layers
 
 SMALL = {
   "mlp": (2, 4),
@@ -73,3 +75,18 @@ def test_default_networks_have_the_parameters_of_the_standard_ones(
   )
   sizes = [np.prod(x.shape) for x in jax.tree.leaves(variables["params"])]
   assert sum(sizes) == count
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_a_convolution_to_few_pixels_is_xlas(side, taps, stride):
+  padding = "SAME" if taps == 1 or stride == 1 else [(1, 1), (1, 1)]
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, side, max(1, side - 1), 5)).astype(np.float32)
+  kernel = rng.normal(size=(taps, taps, 5, 7)).astype(np.float32)
+  layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+  expected, found = (
+    convolve(x, kernel, (stride, stride), padding, **layout)
+    for convolve in (lax.conv_general_dilated, layers.convolve)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

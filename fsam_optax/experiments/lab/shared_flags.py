@@ -1,4 +1,4 @@
-"""The flags of the commands that train many small runs, checked together."""
+"""The flags of ``compare``, ``tune`` and ``study``, checked together."""
 
 import dataclasses
 import pathlib
