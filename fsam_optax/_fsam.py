@@ -3,7 +3,6 @@
 It takes the second gradient. The gradient EMA is in `_perturbation`.
 """
 
-import inspect
 from typing import Any, Callable, Optional, Union
 
 import jax
@@ -65,15 +64,14 @@ def sharpness_aware(
   Returns:
     A :class:`optax.GradientTransformationExtraArgs`. Its ``update(updates,
     state, params, *, grad_fn, **extra_args)`` takes the gradient at ``params``
-    as ``updates`` and calls ``grad_fn`` once. The extra argument
-    ``optimizer_state`` goes to ``perturbation``. The state is that of
-    ``perturbation``. Gradients of complex parameters are those of
+    as ``updates`` and calls ``grad_fn`` once, or twice with ``checked``. The
+    extra argument ``optimizer_state`` goes to ``perturbation``. The state is
+    that of ``perturbation``. Gradients of complex parameters are those of
     :func:`jax.grad`; the ascent is along their conjugate.
 
   Raises:
     TypeError: if ``perturbation`` is not a gradient transformation, or needs
-      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable, or needs
-      more arguments than the parameters.
+      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, a wrapper
       such as :func:`optax.masked` has cut leaves out of ``params``, a gradient
       has another structure or other shapes than ``params`` or still differs
@@ -111,7 +109,7 @@ def sharpness_aware(
       raise ValueError(
         "`grad_fn` must be given, got None. Call `update(grads, state, params, "
         "grad_fn=lambda p: jax.grad(loss)(p, batch))`. Flax's train state does "
-        "not pass it on: use `fsam_optax.TrainState.from_flax`. In NNX "
+        "not pass it on: use `fsam_optax.TrainState`. In NNX "
         "`fsam_optax.nnx.value_and_grad` returns it. A train step that takes "
         "both gradients gets `friendly_perturbation`, not `fsam` in its chain."
       )
@@ -121,7 +119,6 @@ def sharpness_aware(
         f"their gradient, got {type(grad_fn).__name__}."
       )
     _check_shapes(updates, params)
-    _check_arguments(grad_fn, params)
     gradient = _averaged(grad_fn, axis_name)
     if axis_name is not None:
       updates = _mean(updates, axis_name)
@@ -247,14 +244,13 @@ def _averaged(grad_fn, axis_name):
     try:
       gradient = grad_fn(params)
     except Exception as error:
-      if not (isinstance(params, jax.Array) and params.ndim == 1):
-        raise
-      raise ValueError(
-        "`grad_fn` must take the parameters as `fsam` gets them, got an error "
-        f"from it for a vector of {params.size} entries. If `optax.flatten` "
-        "made the vector, put it behind `fsam`: `chain(fsam(), "
-        "flatten(base))`."
-      ) from error
+      if isinstance(params, jax.Array) and params.ndim == 1:
+        error.add_note(
+          f"`fsam` gave `grad_fn` a vector of {params.size} entries. If "
+          "`optax.flatten` made it, put that behind `fsam`: `chain(fsam(), "
+          "flatten(base))`."
+        )
+      raise
     if axis_name is None:
       return gradient
     return _mean(gradient, axis_name, is_own=True)
@@ -303,22 +299,6 @@ def check_bound(axes: tuple[str, ...]):
         "`sharding.group_step`. Under jax.jit alone leave `axis_name` out: the "
         "arrays' shardings say what is averaged there."
       ) from error
-
-
-def _check_arguments(grad_fn: Callable[..., Any], params: optax.Params):
-  """Raises unless `grad_fn` can be called with the parameters alone."""
-  try:
-    signature = inspect.signature(grad_fn)
-  except (TypeError, ValueError):  # Not every callable has one.
-    return
-  try:
-    signature.bind(params)
-  except TypeError as error:
-    raise TypeError(
-      "`grad_fn` must take the parameters alone, got one of the arguments "
-      f"{signature}. Close over the others: `lambda p: jax.grad(loss)(p, "
-      "batch)`."
-    ) from error
 
 
 _NO_GRADIENT = (

@@ -1,6 +1,5 @@
 """The rows of a batch: micro-batches, and the rows of the ascent."""
 
-import fractions
 import math
 from typing import Any, Callable
 
@@ -124,28 +123,20 @@ def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
     return batch
 
   def take(x):
-    taken, block = _lowest_terms(fraction, jnp.shape(x)[0])
-    blocks = jnp.reshape(x, (-1, block, *jnp.shape(x)[1:]))
-    return jnp.reshape(blocks[:, :taken], (-1, *jnp.shape(x)[1:]))
+    rows, *shape = jnp.shape(x)
+    taken = round(fraction * rows)
+    number = math.gcd(taken, rows)
+    blocks = jnp.reshape(x, (number, rows // number, *shape))
+    return jnp.reshape(blocks[:, : taken // number], (taken, *shape))
 
   return jax.tree.map(take, batch)
-
-
-def _lowest_terms(fraction: float, rows: Any) -> tuple[int, int]:
-  """The fraction as `p` of `q` rows, where `rows` may be symbolic."""
-  if isinstance(rows, int):
-    taken = round(fraction * rows)
-    return taken // math.gcd(taken, rows), rows // math.gcd(taken, rows)
-  return (
-    fractions.Fraction(fraction).limit_denominator(2**12).as_integer_ratio()
-  )
 
 
 def check_batch(
   batch: PyTree, num_microbatches: int, ascent_fraction: float
 ) -> None:
   """Raises for a batch without rows, or one that does not split evenly."""
-  lengths = {
+  lengths: dict[str, Any] = {
     path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(batch)
   }
@@ -166,9 +157,6 @@ def check_batch(
       "close over arrays without rows."
     )
   (length,) = set(lengths.values())
-  if not isinstance(length, int):
-    _check_symbolic(length, num_microbatches, ascent_fraction)
-    return
   if length % num_microbatches:
     raise ValueError(
       "`num_microbatches` must divide the number of rows of the batch, got "
@@ -197,18 +185,3 @@ def _is_raw_key(batch: PyTree) -> bool:
   """Whether this is a key of `jax.random.PRNGKey`, an array without rows."""
   is_words = getattr(batch, "dtype", None) == jnp.uint32
   return is_words and jnp.shape(batch) in ((2,), (4,))
-
-
-def _check_symbolic(
-  length: Any, num_microbatches: int, ascent_fraction: float
-) -> None:
-  """Raises unless a number such as ``4*b`` is known to split evenly."""
-  _, block = _lowest_terms(ascent_fraction, length)
-  multiple = num_microbatches * block
-  if not length % multiple == 0:  # Where it is unknown, `==` is False.
-    raise ValueError(
-      "`num_microbatches` and `ascent_fraction` must split the rows of the "
-      "batch evenly, and so their symbolic number must be a multiple of "
-      f"{multiple}, got {length}. Give it as "
-      f'`jax.export.symbolic_shape("{multiple}*b")`.'
-    )

@@ -9,13 +9,12 @@ from jax import numpy as jnp
 from jax.experimental import io_callback
 import numpy as np
 
-from fsam_optax._ascent import Ascent
-from fsam_optax._ascent import find_state
+from fsam_optax._ascent_step import Ascent
+from fsam_optax._ascent_step import find_state
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
 from fsam_optax._fsam import is_close
 from fsam_optax._fsam import right_or_nan
-from fsam_optax._gradients import IMPURE
 from fsam_optax._gradients import Gradients
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
@@ -45,7 +44,7 @@ def checked(
   counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
   states = ascent.state, advance()
   before, after = (find_state(counted, state) for state in states)
-  faults = [(first(gradients).is_close(again), IMPURE)]
+  faults = [(first(gradients).is_close(again), _IMPURE)]
   axes = bound_axes()
   if average is not None and average.ema is not None:
     for axis in axes:
@@ -81,6 +80,11 @@ def _apart(axis):
   )
 
 
+_IMPURE = (
+  "`loss_fn` must return the same when it is called again with the same "
+  "arguments, got another loss or gradient. Draw keys and rows before the "
+  "call, and pass them as arguments."
+)
 _NOT_CARRIED_ON = (
   "The perturbation's state must be carried on, got the state of the last call "
   "again: its average never changes. Give the state that the last call "

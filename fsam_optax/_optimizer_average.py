@@ -11,8 +11,8 @@ from jax import core
 from jax import numpy as jnp
 import optax
 
-from fsam_optax._ascent import find_state
-from fsam_optax._ascent import is_of_optimizer
+from fsam_optax._ascent_step import find_state
+from fsam_optax._ascent_step import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import momenta_by_path

@@ -47,8 +47,8 @@ class PassOptions(TypedDict, total=False):
       count, whatever its loss. None by default.
     ascent_fraction: fraction of the rows, in (0, 1], that the first pass sees;
       1 by default. A step then costs 1 + ``ascent_fraction`` gradients. Of the
-      rows of each replica and micro-batch it takes every
-      (1 / ``ascent_fraction``)-th. The loss that is returned is of these rows.
+      rows of each replica and micro-batch it takes the first p of every q,
+      where p / q is the fraction. The loss that is returned is of these rows.
       So its difference from the perturbed loss is not the sharpness alone, but
       also the difference between two samples.
     every: ascend at every k-th step, 1 by default. The other steps take one
@@ -101,11 +101,6 @@ class Options:
       )
     _check_fraction(self.ascent_fraction)
     check_int("num_microbatches", self.num_microbatches, least=1)
-    if self.weight is not None and not isinstance(self.weight, str):
-      raise TypeError(
-        "`weight` must be the name of an auxiliary output, or None, got "
-        f"{self.weight!r}."
-      )
     check_int("every", self.every, least=1)
     check_int("start", self.start, least=0)
     if self.stop is not None:
@@ -115,8 +110,6 @@ class Options:
           f"`stop` must not be below `start`, got {self.stop} for `start="
           f"{self.start}`. To never ascend, give `stop=0` alone."
         )
-    if not isinstance(self.checked, bool):
-      raise TypeError(f"`checked` must be a bool, got {self.checked!r}.")
 
   @classmethod
   def from_keywords(cls, options: PassOptions) -> "Options":
@@ -205,14 +198,6 @@ class Options:
     if self.stop is not None:
       is_open = is_open & (step < self.stop)
     return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
-
-  def check_given(self, args: tuple, after: str) -> None:
-    """Raises where an option splits rows and `args` has no batch."""
-    if self.splits_rows and not args:
-      raise TypeError(
-        "`batch` must be given when `num_microbatches` or `ascent_fraction` "
-        f"splits its rows, got no argument after {after}. Put it there."
-      )
 
   def always(self, ascends: bool) -> "Options":
     """These options with an ascent at every step, or at none."""

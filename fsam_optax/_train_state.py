@@ -85,7 +85,14 @@ class TrainState(train_state.TrainState, kw_only=True):
       **kwargs,
     )
     state = state.replace(step=jnp.zeros([], jnp.int32))
-    return _with_perturbation(state, perturbation)
+    if perturbation is not None:
+      check_perturbation(perturbation)
+      check_optimizer_average(perturbation, tx, params)
+      state = state.replace(
+        perturbation=perturbation,
+        perturbation_state=perturbation.init(params),
+      )
+    return without_aliases(state)
 
   def apply_gradients(self, *, grads, grad_fn=None, extra_args=None, **kwargs):
     """One update of the parameters by given gradients.
@@ -144,92 +151,6 @@ class TrainState(train_state.TrainState, kw_only=True):
       grads=grads, **kwargs
     )
     return state.replace(tx=self.tx)
-
-  @classmethod
-  def from_flax(
-    cls,
-    state: train_state.TrainState,
-    *,
-    perturbation,
-    model_state=None,
-    rng=None,
-    dynamic_scale=None,
-    **kwargs,
-  ):
-    """Turns flax's own train state into this one, in the middle of training.
-
-    The step, the parameters, the optimizer and its state are kept; the
-    perturbation starts anew. A checkpoint of flax's state is restored into
-    flax's state first.
-
-    Examples:
-      >>> import fsam_optax, jax.numpy as jnp, optax
-      >>> from flax.training import train_state
-      >>> flax_state = train_state.TrainState.create(
-      ...   apply_fn=None, params={"w": jnp.zeros(2)}, tx=optax.adamw(1e-3)
-      ... )
-      >>> state = fsam_optax.TrainState.from_flax(
-      ...   flax_state, perturbation=fsam_optax.friendly_perturbation(rho=0.05)
-      ... )
-
-    Args:
-      state: a train state of flax or a subclass. The new state has the same
-        arrays, which a step with donation then deletes.
-      perturbation: as in :meth:`create`.
-      model_state: as in :meth:`create`. It is not read from the fields that a
-        subclass of flax's state adds: give
-        ``model_state={"batch_stats": state.batch_stats}``.
-      rng: as in :meth:`create`.
-      dynamic_scale: as in :meth:`create`; to be given as ``model_state`` is.
-      **kwargs: fields that a subclass adds.
-
-    Returns:
-      The state, with ``step`` an int32 array of shape ``[]``.
-
-    Raises:
-      TypeError: if ``state`` is not flax's, or is this class's already; and
-        what :meth:`create` raises.
-    """
-    if not isinstance(state, train_state.TrainState):
-      raise TypeError(
-        "`state` must be a flax.training.train_state.TrainState, got "
-        f"{type(state).__name__}. Start from `create` instead."
-      )
-    if isinstance(state, TrainState):
-      raise TypeError(
-        "`state` must be flax's own train state, got one with a perturbation "
-        "already. Change it by `state.replace(perturbation=perturbation, "
-        "perturbation_state=perturbation.init(state.params))`."
-      )
-    created = cls.create(
-      apply_fn=state.apply_fn,
-      params=state.params,
-      # Not state.tx, because its first state would use memory for nothing.
-      tx=optax.identity(),
-      perturbation=None,
-      model_state=model_state,
-      rng=rng,
-      dynamic_scale=dynamic_scale,
-      **kwargs,
-    )
-    created = created.replace(
-      step=jnp.asarray(state.step, jnp.int32),
-      tx=state.tx,
-      opt_state=state.opt_state,
-    )
-    return _with_perturbation(created, perturbation)
-
-
-def _with_perturbation(state, perturbation):
-  """The state with a perturbation and its first state."""
-  if perturbation is not None:
-    check_perturbation(perturbation)
-    check_optimizer_average(perturbation, state.tx, state.params)
-    state = state.replace(
-      perturbation=perturbation,
-      perturbation_state=perturbation.init(state.params),
-    )
-  return without_aliases(state)
 
 
 def without_aliases(tree: PyTree) -> PyTree:

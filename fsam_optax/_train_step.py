@@ -8,7 +8,7 @@ import jax
 from jax import core
 from jax import numpy as jnp
 
-from fsam_optax._ascent import with_scalars
+from fsam_optax._ascent_step import with_scalars
 from fsam_optax._axes import mean
 from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
@@ -276,11 +276,10 @@ def _loss_of_part(loss_fn, state, options):
         error.add_note(NO_MODEL_STATE)
       # The errors of JAX, Flax and Equinox for a missing key.
       if key is None and re.search("PRNG|rngs|requires a key", str(error)):
-        raise ValueError(
-          "`rng` must be given to `TrainState.create` for a loss that draws, "
-          "as dropout does, got None. Write `create(..., "
-          "rng=jax.random.key(0))`."
-        ) from error
+        error.add_note(
+          "`rng` of the train state is None. A loss that draws, as dropout "
+          "does, needs it: `TrainState.create(..., rng=jax.random.key(0))`."
+        )
       raise
     return step_output(output, model_state)
 
@@ -292,9 +291,9 @@ def _check_state(state):
   if not isinstance(state, TrainState):
     raise TypeError(
       "`state` must be a fsam_optax.TrainState, got "
-      f"{type(state).__module__}.{type(state).__name__}. Convert Flax's own by "
-      "`fsam_optax.TrainState.from_flax(state, perturbation=...)`, or begin "
-      "with `TrainState.create`."
+      f"{type(state).__module__}.{type(state).__name__}. Begin with "
+      "`fsam_optax.TrainState.create`; its `replace` takes over the step and "
+      "the optimizer's state of Flax's own."
     )
 
 

@@ -15,9 +15,9 @@ from jax.typing import ArrayLike
 import optax
 import optax.tree
 
-from fsam_optax._ascent import Ascent
-from fsam_optax._ascent import is_memoryless
-from fsam_optax._ascent import state_difference
+from fsam_optax._ascent_step import Ascent
+from fsam_optax._ascent_step import is_memoryless
+from fsam_optax._ascent_step import state_difference
 from fsam_optax._axes import mean
 from fsam_optax._fsam import dtype_of
 from fsam_optax._gradients import Gradients
@@ -55,7 +55,7 @@ class SharpnessInfo(NamedTuple):
       parameters minus the parameters, which are rounded.
     gradient_ema_cosine: cosine between the gradient of ``gradient_norm`` and
       the moving average that is subtracted from it; 0 without an average, or
-      where one of them is zero.
+      where one of them is zero. Of several averages it is the first one's.
   """
 
   perturbed_value: jax.Array
@@ -116,7 +116,8 @@ def two_passes(
   if differing := state_difference(perturbation, perturbation_state, params):
     raise ValueError(
       "`perturbation_state` must be that of `perturbation.init(params)`, with "
-      f"{differing}."
+      f"{differing}. Begin it anew for other parameters; an NNX optimizer is "
+      "for the model that it was made with."
     )
   gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
   ascent = Ascent(

@@ -4,7 +4,7 @@ from typing import Any, Callable, Unpack
 
 import optax
 
-from fsam_optax._ascent import find_state
+from fsam_optax._ascent_step import find_state
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
@@ -73,12 +73,12 @@ def value_and_grad(
     TypeError: if an argument is of a wrong type, or an option is unknown; at
       call, if the loss is not a real scalar, ``loss_fn`` does not return a pair
       with ``has_aux``, an aux that must be averaged is not a floating scalar, a
-      parameter is not floating, or an option splits rows and there is no batch.
+      parameter is not floating.
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
-      not bound, the batch is empty or does not split evenly into micro-batches
-      or the ascent's fraction, the state does not fit the parameters, a gate is
-      set and the perturbation counts no updates, or, uncompiled, ``checked``
-      finds a mistake.
+      not bound, the batch is empty, missing where an option splits it, or does
+      not split evenly into micro-batches or the ascent's fraction, the state
+      does not fit the parameters, a gate is set and the perturbation counts no
+      updates, or, uncompiled, ``checked`` finds a mistake.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
@@ -89,7 +89,6 @@ def value_and_grad(
   chosen = Options.from_keywords(options)
 
   def fn(params, perturbation_state, *args, optimizer_state=None, **kwargs):
-    chosen.check_given(args, "the perturbation's state")
     batch = args[0] if args else None
 
     def loss_of_part(params, part, index, carry):

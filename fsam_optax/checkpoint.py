@@ -10,7 +10,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax._ascent import is_of_optimizer
+from fsam_optax._ascent_step import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
@@ -95,16 +95,9 @@ def check(metadata: Any, state: PyTree) -> None:
   remedy = (
     "Build the state with the model, optimizer, perturbation and kind of rng "
     "of the saved run; to move a run without F-SAM over, restore it into the "
-    "optimizer's state that it was saved from, and put that behind F-SAM's"
+    "state that it was saved from, Flax's or the optimizer's, and take what it "
+    "holds over into the new one"
   )
-  has_perturbation = lambda paths: any(
-    path.split(".")[0] == "perturbation_state" for path in paths
-  )
-  if has_perturbation(wanted) and not has_perturbation(saved):
-    remedy = (
-      "If it was saved from flax's own TrainState, restore it into that and "
-      "convert with `TrainState.from_flax`"
-    )
   raise ValueError(
     f"The checkpoint must hold the arrays of `state`, got "
     f"{'; '.join(differences)}. {remedy}."

@@ -31,9 +31,9 @@ def exclude_biases_and_norms(params: PyTree) -> PyTree:
   Equinox. The first of these rules that applies counts:
 
   1. ``bias``, ``scale``, ``offset``, ``beta`` or ``gamma``, also as a part of a
-     name such as ``bias_n`` or ``ln1_scale``: excluded, whatever its shape. A
-     bias has a second axis in a stack of layers by ``nn.scan``, and in Flax's
-     attention.
+     name such as ``bias_n`` or ``ln1_scale``: excluded, whatever its shape,
+     unless ``kernel``, ``w`` or ``embedding`` is another part. A bias has a
+     second axis in a stack of layers by ``nn.scan``, and in Flax's attention.
   2. ``b`` beside a ``w`` of more dimensions, as in Haiku, or ``b1`` beside
      ``w1``: excluded. The ``b`` of a low-rank pair ``a`` and ``b`` is no bias.
   3. A leaf of a norm layer, by the rule of :func:`norms_only`: excluded.

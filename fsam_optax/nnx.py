@@ -13,8 +13,7 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from fsam_optax._ascent import find_state
-from fsam_optax._ascent import state_difference
+from fsam_optax._ascent_step import find_state
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._optimizer_average import check_optimizer_average
@@ -158,23 +157,21 @@ class Optimizer(nnx.Optimizer):
 
     Raises:
       TypeError: if an option is unknown or of a wrong type; at call, if the
-        loss is not a real scalar, ``loss_fn`` does not return a pair with
-        ``has_aux``, or an option splits rows and there is no batch.
+        loss is not a real scalar or ``loss_fn`` does not return a pair with
+        ``has_aux``.
       ValueError: if an option is out of its range, or ``loss_fn`` is a method
         of a module; at call, if ``model`` is not the one that the optimizer was
-        made for, the batch does not split evenly, or, with micro-batches, the
-        loss changes more of the model than its values.
+        made for, the batch is missing or does not split evenly, or, with
+        micro-batches, the loss changes more of the model than its values.
     """
-    _check_no_argnums(options)
     chosen = Options.from_keywords(options)
     _check_unbound(loss_fn)
 
     def fn(model, *args, **kwargs):
-      chosen.check_given(args, "the model")
       # Without an option that splits rows, no argument is a batch.
       batch, rest = None, args
       if chosen.splits_rows:
-        batch, rest = args[0], args[1:]
+        batch, *rest = args or (None,)
       parts = chosen.num_microbatches
       wrt = self.differentiated
       call = _Call(loss_fn, has_aux, wrt, model, rest, kwargs, parts)
@@ -189,8 +186,6 @@ class Optimizer(nnx.Optimizer):
         if radius_state is None
         else radius_state.count
       )
-      if self.perturbation is not None:
-        _check_belongs(state, self.perturbation, call.params)
       outcome = two_passes(
         self.perturbation,
         chosen,
@@ -247,7 +242,6 @@ def value_and_grad(
   *,
   has_aux: bool = False,
   wrt: nnx.filterlib.Filter = nnx.Param,
-  **unknown: Any,
 ) -> Callable[..., tuple[Any, nnx.State, Callable[[PyTree], PyTree]]]:
   """Value and gradient, and the ``grad_fn`` that a chain with F-SAM needs.
 
@@ -287,13 +281,6 @@ def value_and_grad(
     ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
       selects no Variable of the model.
   """
-  _check_no_argnums(unknown)
-  if unknown:
-    raise TypeError(
-      f"`{min(unknown)}` must be left out: the options for rows, replicas and "
-      "gates are those of `Optimizer.value_and_grad`, and `fsam` has an "
-      "`axis_name`."
-    )
   _check_unbound(loss_fn)
 
   def fn(model, *args, **kwargs):
@@ -498,15 +485,6 @@ def _is_node(x):
   return isinstance(x, (Node, nnx.Variable))
 
 
-def _check_no_argnums(options):
-  """Raises for `argnums`, an argument of `nnx.value_and_grad`."""
-  if "argnums" in options:
-    raise TypeError(
-      "`argnums` must be left out, because the model is the first argument. "
-      "Give the filter of `nnx.DiffState(0, filter)` as `wrt`."
-    )
-
-
 def _check_selects(wrt, model):
   """Raises unless the filter selects a Variable of the model."""
   if not jax.tree.leaves(nnx.state(model, wrt)):
@@ -524,16 +502,6 @@ def _check_unbound(loss_fn):
       "`loss_fn` must take the model as its first argument, got the method "
       f"{loss_fn.__qualname__} bound to one. Pass "
       "`lambda model, *args: model.method(*args)`."
-    )
-
-
-def _check_belongs(state, perturbation, params):
-  """Raises unless the state is one for parameters of these shapes."""
-  if differing := state_difference(perturbation, state, params):
-    raise ValueError(
-      "`model` must be the one that the optimizer was made for: its parameters "
-      f"ask for a perturbation state with {differing}. Make an optimizer for "
-      "this model."
     )
 
 

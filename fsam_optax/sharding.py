@@ -1,6 +1,6 @@
 """Many devices: placing a state, feeding batches, mapping a step over a mesh.
 
-Nothing here changes the numbers of a step. A step of
+Placing and feeding change no number of a step. A step of
 :func:`fsam_optax.make_train_step` runs over sharded arrays as it is. With an
 ``axis_name`` it runs inside :func:`jax.pmap`, :func:`jax.shard_map` or
 :func:`jax.vmap`.
@@ -92,11 +92,7 @@ def place_state(
     ...   tx=optax.sgd(0.1),
     ...   perturbation=fsam_optax.friendly_perturbation(rho=0.05),
     ... )
-    >>> mesh = jax.make_mesh(
-    ...   (jax.device_count(),),
-    ...   ("batch",),
-    ...   axis_types=(jax.sharding.AxisType.Auto,),
-    ... )
+    >>> mesh = jax.sharding.Mesh(jax.devices(), "batch")
     >>> state = sharding.place_state(state, mesh)
 
   Args:
@@ -138,11 +134,7 @@ class BatchFeeder:
   Examples:
     >>> import jax, numpy as np
     >>> from fsam_optax import sharding
-    >>> mesh = jax.make_mesh(
-    ...   (jax.device_count(),),
-    ...   ("batch",),
-    ...   axis_types=(jax.sharding.AxisType.Auto,),
-    ... )
+    >>> mesh = jax.sharding.Mesh(jax.devices(), "batch")
     >>> feed = sharding.BatchFeeder(mesh)
     >>> batch = feed({"x": np.ones((4 * jax.device_count(), 3))})
 
@@ -214,11 +206,7 @@ def shard_map_step(
     >>> loss_fn = lambda params, model_state, batch, rng: (
     ...   jnp.mean((batch @ params) ** 2), (model_state, {})
     ... )
-    >>> mesh = jax.make_mesh(
-    ...   (jax.device_count(),),
-    ...   ("batch",),
-    ...   axis_types=(jax.sharding.AxisType.Auto,),
-    ... )
+    >>> mesh = jax.sharding.Mesh(jax.devices(), "batch")
     >>> step = fsam_optax.make_train_step(loss_fn, axis_name="batch", jit=False)
     >>> step = sharding.shard_map_step(step, mesh)
 
@@ -230,19 +218,15 @@ def shard_map_step(
 
   Returns:
     A compiled function ``step(state, batch)`` that donates the state. The batch
-    is global, as :class:`BatchFeeder` returns it. ``step.lower(state, batch)``
-    compiles ahead of time, as that of :func:`jax.jit` does.
+    is global, as :class:`BatchFeeder` returns it.
 
   Raises:
     ValueError: if the mesh has no such axis, or the step does not average over
-      it; at call, if the rows do not split evenly or the state is not on the
-      mesh.
+      it.
   """
   axes = _axes_on(mesh, axis_name)
   _check_averages(step, axes)
-  replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
-  devices = set(mesh.devices.flat)
-  mapped = jax.jit(
+  return jax.jit(
     jax.shard_map(
       step,
       mesh=mesh,
@@ -252,22 +236,6 @@ def shard_map_step(
     ),
     donate_argnums=0,
   )
-
-  def call(state, batch):
-    _check_rows(batch, replicas, 1)
-    placed_on = getattr(
-      getattr(state.step, "sharding", None), "device_set", devices
-    )
-    if placed_on != devices:
-      raise ValueError(
-        f"`state` must be replicated over the {len(devices)} devices of the "
-        f"mesh, got one on {len(placed_on)}. Place it: "
-        "`sharding.place_state(state, mesh)`."
-      )
-    return mapped(state, batch)
-
-  call.lower = mapped.lower
-  return call
 
 
 def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:

@@ -346,7 +346,9 @@ def test_flax_state_goes_on_with_the_momentum_it_has(x64):
   for batch in batches[:4]:
     gradient = LeastSquares.gradient(np.asarray(state.params["w"]), batch)
     state = state.apply_gradients(grads={"w": jnp.asarray(gradient)})
-  state = fsam_optax.TrainState.from_flax(state, perturbation=perturbation())
+  state = fsam_optax.TrainState.create(
+    apply_fn=None, params=state.params, tx=tx, perturbation=perturbation()
+  ).replace(step=jnp.int32(state.step), opt_state=state.opt_state)
   state, _ = step_of(loss_fn)(state, batches[4])
   expected = trained_by_hand(by_hand, weights, batches, start=4)
   np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)

@@ -98,21 +98,6 @@ def test_uncompiled_a_loss_may_ask_for_values(num_microbatches, disabled):
   assert_by_hand(found, loss_of)
 
 
-def test_one_that_asks_for_values_and_draws_is_an_error():
-  generator = Generator()
-
-  def asks(params, rows):
-    kept = jax.random.bernoulli(generator(), 0.5, rows.shape)
-    return loss_of(params, np.asarray(rows) * np.asarray(kept))
-
-  generator()
-  with (
-    jax.disable_jit(),
-    pytest.raises(ValueError, match="`loss_fn` must return the same"),
-  ):
-    call(asks)
-
-
 @pytest.mark.parametrize("jit", [False, True])
 def test_parameters_of_a_weak_type_are_traced_once(jit):
   calls = []
