@@ -8,14 +8,13 @@ import fsam_optax
 
 
 class Optimizer(NamedTuple):
-  """A way to train: its name in prose, its color in figures and its ascent.
+  """A way to train: its name in prose and its ascent.
 
   The ascent is made from the options of
   :func:`fsam_optax.friendly_perturbation`; None is none.
   """
 
   label: str
-  color: str
   perturbation: Optional[Callable[..., optax.GradientTransformation]] = None
 
 
@@ -25,9 +24,9 @@ def _sam(*, rho, adaptive=False, mask=None, eta=0.0, **of_the_average):
 
 
 REGISTRY = {
-  "sgd": Optimizer("SGD", "#7f7f7f"),
-  "sam": Optimizer("SAM", "#0072b2", _sam),
-  "fsam": Optimizer("F-SAM", "#d55e00", fsam_optax.friendly_perturbation),
+  "sgd": Optimizer("SGD"),
+  "sam": Optimizer("SAM", _sam),
+  "fsam": Optimizer("F-SAM", fsam_optax.friendly_perturbation),
 }
 NAMES = tuple(REGISTRY)
 ASCENDING = tuple(name for name, x in REGISTRY.items() if x.perturbation)

@@ -3,7 +3,6 @@
 from typing import Any, Optional
 
 import numpy as np
-from scipy import stats
 
 
 def standard_error(values: Any) -> Optional[float]:
@@ -49,26 +48,9 @@ def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
 
   Returns:
     Of the seeds where both are finite: ``mean`` of ``first`` minus ``second``,
-    its ``standard_error``, the ``median``, at how many ``seeds`` the first is
-    ``above`` the second, and the two-sided ``p_value`` of the paired t-test.
-    None where one is not defined, as the last where all differences are equal.
+    its ``standard_error``, and the ``median``. None where one is not defined.
   """
-  first, second = np.asarray(first, float), np.asarray(second, float)
-  both = np.isfinite(first) & np.isfinite(second)
-  if not both.any():
-    nothing = dict.fromkeys(("mean", "standard_error", "median", "p_value"))
-    return {**nothing, "above": 0, "seeds": 0}
-  difference = first[both] - second[both]
-  error = standard_error(difference)
-  p_value = None
-  # Equal differences have an error of 0, or of a rounding.
-  if error is not None and np.ptp(difference) > 1e-9:
-    p_value = float(stats.ttest_rel(first[both], second[both]).pvalue)
-  return {
-    "mean": float(np.mean(difference)),
-    "standard_error": error,
-    "median": float(np.median(difference)),
-    "above": int(np.sum(difference > 0)),
-    "seeds": len(difference),
-    "p_value": p_value,
-  }
+  difference = finite(np.subtract(*np.asarray([first, second], np.float64)))
+  mean, error = mean_and_error(difference)
+  median = float(np.median(difference)) if len(difference) else None
+  return {"mean": mean, "standard_error": error, "median": median}

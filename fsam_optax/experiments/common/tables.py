@@ -6,8 +6,8 @@ first field:
 
 - ``{"accuracy": mean, "error": ...}``, with ``"median"``, ``"collapsed"`` and
   ``"diverged"`` where runs collapsed or diverged;
-- ``{"difference": mean, "error": ...}``, perhaps with ``"p"``,
-  ``"search_error"``, ``"median"``, and what it is ``"over"``;
+- ``{"difference": mean, "error": ...}``, perhaps with ``"search_error"``,
+  ``"median"``, and what it is ``"over"``;
 - ``{"value": mean, "error": ...}``, to three digits.
 
 A mean is None where nothing is finite, an error for a single seed.
@@ -35,8 +35,8 @@ def shown(cell: Any) -> str:
   Examples:
     >>> shown(0.05), shown({"value": 0.12345, "error": 0.0123})
     ('0.05', '0.123 ± 0.01')
-    >>> shown({"difference": 1.5, "error": 0.2, "p": 3e-5, "over": "SAM"})
-    'over SAM: +1.50 ± 0.20, p = 3e-05'
+    >>> shown({"difference": 1.5, "error": 0.2, "median": 1, "over": "SAM"})
+    'over SAM: +1.50 ± 0.20, median +1.00'
     >>> shown({"accuracy": 65.75, "error": 15.25, "median": 80.5,
     ...        "collapsed": 1})
     '65.75 ± 15.25 (median 80.50, 1 collapsed)'
@@ -57,8 +57,6 @@ def shown(cell: Any) -> str:
       text += f" (± {cell['search_error']:.2f} with the search)"
     if "median" in cell:
       text += f", median {cell['median']:+.2f}"
-    if "p" in cell:
-      text += f", p = {cell['p']:.2g}"
   if "over" in cell:
     text = f"over {cell['over']}: {text}"
   if "collapsed" in cell:

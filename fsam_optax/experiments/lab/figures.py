@@ -2,7 +2,7 @@
 
 A panel is ``{"series": [...]}`` with what :meth:`matplotlib.axes.Axes.set`
 takes. A series has a ``label``, and as lists its ``x``, ``mean`` and ``error``,
-None where a value is missing; perhaps a ``color``.
+None where a value is missing.
 """
 
 import pathlib
@@ -56,7 +56,7 @@ def draw(
 
 def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
   for series in shown["series"]:
-    x, label, color = series["x"], series["label"], series.get("color")
+    x, label = series["x"], series["label"]
     mean, error = (np.asarray(series[k], float) for k in ("mean", "error"))
     if isinstance(x[0], str):
       axes.errorbar(range(len(x)), mean, error, fmt="o", capsize=3, label=label)
@@ -64,7 +64,7 @@ def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
       continue
     # Few points are to be seen as such, and a single one makes no line.
     marker = "." if len(x) < 30 else None
-    (drawn,) = axes.plot(x, mean, marker=marker, label=label, color=color)
+    (drawn,) = axes.plot(x, mean, marker=marker, label=label)
     axes.fill_between(
       x,
       mean - error,

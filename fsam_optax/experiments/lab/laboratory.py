@@ -84,6 +84,7 @@ class Lab:
     """Of all arms; each is compiled once."""
     options = sorted(self.trainer_options.items())
     key = (self.pool.name, self.model, self.batch_size, self.epochs, *options)
+    key += tuple(self.arms)
     if key not in self._trainers:
       self._trainers[key] = trainer_lib.Trainer(
         self.network(self.pool.classes),
@@ -101,6 +102,10 @@ class Lab:
     return splits_lib.split(
       self.pool, seeds, self.label_noise, self.label_noise_kind
     )
+
+  def tested(self) -> list[Row]:
+    """The rows of all settings, on the seeds to report."""
+    return [x for x in self.store.rows if x["seeds"] == list(self.seeds)]
 
   def setting(self) -> Row:
     """What every row says of how it was trained, beside its arm."""
@@ -130,7 +135,6 @@ class Lab:
       "search_seeds": [*self.search_seeds, *self.more_seeds],
       "seeds": list(self.seeds),
       "accuracy_unit": "percent",
-      "train_accuracy_labels": "as trained on, noise included",
       "versions": files.versions(),
       "device": jax.devices()[0].device_kind,
     }
@@ -195,6 +199,7 @@ class Lab:
     phase: str,
     *,
     measure: Optional[Measure] = None,
+    with_curve: bool = False,
   ) -> Row:
     """An arm trained on some seeds at a point, now or before.
 
@@ -210,12 +215,14 @@ class Lab:
         functions, by the names of what they measure. The row has a value for
         each of the first eight runs, None where it is not finite or raises a
         ValueError.
+      with_curve: whether the row has each run's validation accuracy by epoch.
     """
     key = {"phase": phase, "arm": name, **self.setting(), **point._asdict()}
     key["seeds"] = list(seeds)
     if row := self.store.find(key):
       return row
-    start, outcome = time.perf_counter(), self._train(name, point, seeds, phase)
+    start = time.perf_counter()
+    outcome = self._train(name, point, seeds, phase, with_curve)
     runs = zip(outcome.test_accuracy, outcome.diverged, strict=True)
     row = key | {
       "validation_accuracy": outcome.validation_accuracy.tolist(),
@@ -226,13 +233,17 @@ class Lab:
     }
     if phase == "search":
       del row["test_accuracy"]
+    if with_curve:
+      row["curve"] = outcome.curve.tolist()
     if self.arms[name].gradients is not None:
       row.setdefault("gradients", self.arms[name].gradients)
     if measure is not None:
       row["measures"] = self._measures(name, outcome.params, seeds, measure)
     return self.store.append(row)
 
-  def _train(self, name, point, seeds, phase) -> trainer_lib.Outcome:
+  def _train(
+    self, name, point, seeds, phase, with_curve
+  ) -> trainer_lib.Outcome:
     """A few runs at a time, the last of which repeat the first."""
     number, at_once = len(seeds), 2 if self.is_quick else self.at_once
     padded = np.arange(-(-number // at_once) * at_once) % number
@@ -246,6 +257,7 @@ class Lab:
         name,
         jax.tree.map(lambda x, rows=rows: x[rows], splits),
         *(np.full(at_once, value) for value in point),
+        with_curve=with_curve,
         on_epoch=advance,
       )
       for rows in parts
@@ -253,8 +265,7 @@ class Lab:
     join = lambda *x: (np if isinstance(x[0], np.ndarray) else jnp).concatenate(
       x
     )[:number]
-    of_a_part = {"curve": None, "seconds": None}
-    return jax.tree.map(join, *(x._replace(**of_a_part) for x in found))
+    return jax.tree.map(join, *found)
 
   def _measures(self, name, params, seeds, measure) -> dict[str, list[Any]]:
     seeds, found = seeds[:MEASURED_SEEDS], {}

@@ -32,24 +32,10 @@ def accuracy(values: Any) -> dict[str, Any]:
   return cell
 
 
-def mean(values: Any) -> dict[str, Any]:
-  """Mean and standard error in percent of finite values."""
-  error = statistics.standard_error(values)
-  return {"accuracy": float(np.mean(values)), "error": error}
-
-
 def number(values: Any) -> dict[str, Any]:
   """Mean and standard error of what is finite."""
   average, error = statistics.mean_and_error(values)
   return {"value": average, "error": error}
-
-
-def over(first: Any, second: Any) -> dict[str, Any]:
-  """A paired difference with its p-value."""
-  found = statistics.paired(first, second)
-  cell = {"difference": found["mean"], "error": found["standard_error"]}
-  p_value = found["p_value"]
-  return cell if p_value is None else cell | {"p": float(f"{p_value:.1g}")}
 
 
 def by_setting(
@@ -84,7 +70,7 @@ def by_setting(
       title,
       *(accuracy(of[x]["test_accuracy"]) if x in of else "" for x in arms),
       *(
-        _difference(of[one], of[other]) if {one, other} <= of.keys() else ""
+        difference(of[one], of[other]) if {one, other} <= of.keys() else ""
         for one, other in pairs
       ),
     ]
@@ -168,7 +154,7 @@ def points_table(
 
 def _short_difference(first: Row, second: Row) -> dict[str, Any]:
   """A difference; a median only where runs collapsed or diverged."""
-  cell = _difference(first, second)
+  cell = difference(first, second)
   cell["error"] = cell.pop("search_error", cell["error"])
   accuracies = [x["test_accuracy"] for x in (first, second)]
   if not any(
@@ -178,7 +164,7 @@ def _short_difference(first: Row, second: Row) -> dict[str, Any]:
   return cell
 
 
-def _difference(first: Row, second: Row) -> dict[str, Any]:
+def difference(first: Row, second: Row) -> dict[str, Any]:
   """A paired difference with its median, and the error that the search adds."""
   pair = statistics.paired(first["test_accuracy"], second["test_accuracy"])
   cell: dict[str, Any] = {"difference": pair["mean"]}
@@ -218,17 +204,16 @@ def publish(
   name: str,
   directory: pathlib.Path,
   title: str = "",
-  panels: Sequence[Mapping[str, Any]] = (),
 ) -> None:
   """Prints the tables of a result, then writes NAME.json.
 
-  Where there are panels it draws them in NAME.png, below the title.
+  Where it has panels it draws them in NAME.png, below the title.
   """
   for table in result["tables"]:
     print(f"\n{tables.text(table)}", flush=True)
   paths = [directory / f"{name}.json"]
   files.write_json(result, paths[0])
-  if panels:
+  if panels := result.get("panels"):
     paths.append(directory / f"{name}.png")
     figures.draw(title, panels, paths[1])
   print("\nwrote", " and ".join(map(str, paths)))

@@ -58,11 +58,6 @@ class Data:
   label_noise_kind: Annotated[str, values.choice(KINDS)] = "symmetric"
 
 
-Epochs = Annotated[
-  Optional[int],
-  values.integer(1, 10**6, remedy="60 is usual"),
-  values.default("60, on digits 100"),
-]
 SEEDS = values.integer(1, 10_000, remedy="64 tell F-SAM from SAM, 8 do not")
 _TUNED = values.default(tuned_values.describe())
 
@@ -91,7 +86,11 @@ class Training:
     float,
     values.number(0, 1, remedy="the paper uses 0.6, 0.9 and 0.95", metavar="L"),
   ] = arms_lib.LMBDA
-  epochs: Epochs = None
+  epochs: Annotated[
+    Optional[int],
+    values.integer(1, 10**6, remedy="60 is usual"),
+    values.default("60, on digits 100"),
+  ] = None
   batch_size: Annotated[
     Optional[int],
     values.integer(1, metavar="ROWS"),

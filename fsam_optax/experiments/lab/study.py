@@ -76,10 +76,9 @@ class Study(NamedTuple):
     report: from the tested arms of each setting to what the JSON holds:
       ``results``, ``tables``, the ``panels`` of the figure, and changes of
       ``config``.
-    settings: in which every arm is searched and tested; none for that of the
-      command's flags.
+    settings: in which every arm is searched and tested.
     run: what a study does that does something else, from the laboratory of its
-      arms to what the JSON holds.
+      arms on the MNIST digits to what the JSON holds.
     seeds: to report by default.
     first_seed: of them.
   """
@@ -97,12 +96,9 @@ class Study(NamedTuple):
     """What the JSON holds, after what there was to train."""
     if self.run is not None:
       return self.run(lab)
-    if not self.settings:
-      title = f"{lab.pool.name}, {lab.model}"
-      return self.report({title: lab.results(lab.chosen)})
     for setting in self.settings[: 1 if lab.is_quick else None]:
       setting.at(lab).results(lab.chosen)
-    return self.of_rows(lab.store.rows)
+    return self.of_rows(lab.tested())
 
   def of_rows(self, rows: Sequence[Row]) -> dict[str, Any]:
     """What the JSON holds of the settings that rows say something of."""

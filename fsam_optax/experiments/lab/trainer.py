@@ -8,7 +8,6 @@ so those of two arms are paired: what is left of their difference is the arms'.
 """
 
 import functools
-import time
 from typing import Any, Callable, Mapping, NamedTuple, Optional
 
 from flax import linen as nn
@@ -32,23 +31,19 @@ class Outcome(NamedTuple):
   Attributes:
     test_accuracy: percent, shape ``[R]``, float64, as the next two.
     validation_accuracy: of the validation rows.
-    train_accuracy: against the labels it was trained on, noise included.
-    curve: validation accuracy after each epoch, shape ``[epochs, R]``; empty
+    curve: validation accuracy after each epoch, shape ``[R, epochs]``; empty
       where it was not asked for.
     diverged: whether a loss or a parameter was not finite, shape ``[R]``, bool.
     params: leaves of shape ``[R, ...]``.
     perturbation_state: leaves of shape ``[R, ...]``.
-    seconds: wall-clock time, compilation included.
   """
 
   test_accuracy: np.ndarray
   validation_accuracy: np.ndarray
-  train_accuracy: np.ndarray
   curve: np.ndarray
   diverged: np.ndarray
   params: Any
   perturbation_state: Any
-  seconds: float
 
 
 def descent(
@@ -131,7 +126,6 @@ class Trainer:
 
     The curve is measured where it is asked for; ``on_epoch`` is for a bar.
     """
-    start = time.perf_counter()
     values = learning_rate, rho, weight_decay
     rates = (np.asarray(x, np.float32) for x in values)
     runs = jax.tree.map(jnp.asarray, (splits, *rates))
@@ -162,12 +156,10 @@ class Trainer:
     return Outcome(
       test_accuracy=accuracy(splits.test_rows),
       validation_accuracy=accuracy(splits.validation_rows),
-      train_accuracy=accuracy(splits.train_rows, splits.train_labels),
-      curve=np.array(curve),
+      curve=np.array(curve).T,
       diverged=~np.all(is_finite, axis=0),
       params=state.params,
       perturbation_state=state.perturbation_state,
-      seconds=time.perf_counter() - start,
     )
 
   def loss(self, params: Any, batch: Any) -> jax.Array:
@@ -270,9 +262,9 @@ class Trainer:
     )
     return jnp.mean(losses), (dict(model_state), {})
 
-  def _accuracy(self, state, splits, rows, labels=None) -> np.ndarray:
+  def _accuracy(self, state, splits, rows) -> np.ndarray:
     """Percent of the rows classified as labeled, shape `[R]`, float64."""
-    labels = self._pool[1][rows] if labels is None else labels
+    labels = self._pool[1][rows]
     scale, number = (splits.mean, splits.standard_deviation), rows.shape[1]
     padding = ((0, 0), (0, -number % _ROWS_AT_ONCE))
     # No prediction is -1, so the padding never counts.

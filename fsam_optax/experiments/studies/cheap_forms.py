@@ -85,7 +85,7 @@ def _run(lab: Lab) -> dict[str, Any]:
       point = Point(*(full[x] for x in Point._fields))
       point = point._replace(rho=point.rho * part**-0.2)
       here.run(name, point, here.seeds, "test")
-  return STUDY.of_rows(lab.store.rows)
+  return STUDY.of_rows(lab.tested())
 
 
 def _report(results: Results) -> dict[str, Any]:

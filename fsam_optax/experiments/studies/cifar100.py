@@ -28,9 +28,9 @@ SETTINGS = [
     "resnet-10 of width 16",
     0.0,
     best={
-      "sgd": Point(0.1, 0.0, 0.01),
-      "sam": Point(0.1, 0.1, 0.01),
-      "fsam": Point(0.1, 0.1, 0.01),
+      "sgd": Point(0.071, 0.0, 0.005),
+      "sam": Point(0.071, 0.035, 0.005),
+      "fsam": Point(0.071, 0.035, 0.005),
     },
     changes={
       "network": network,

@@ -1,9 +1,8 @@
 """The study of the radius: accuracy over rho at one rate and decay for both."""
 
-from typing import Any, Mapping
+from typing import Any
 
 from fsam_optax.experiments.lab import arms
-from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
@@ -15,36 +14,13 @@ _RATE, _DECAY = 0.028, 0.014  # SAM's best.
 
 
 def _run(lab: Lab) -> dict[str, Any]:
-  train = lambda name, radius: lab.run(
+  run = lambda name, radius: lab.run(
     name, Point(_RATE, radius, _DECAY), lab.seeds, "radius"
-  )["test_accuracy"]
+  )
   radii = _RADII[::4] if lab.is_quick else _RADII
-  return over_the_radius({x: {r: train(x, r) for r in radii} for x in _ARMS})
-
-
-def over_the_radius(
-  accuracy: Mapping[str, Mapping[float, Any]],
-) -> dict[str, Any]:
-  """What the JSON holds of SAM and F-SAM over the radius."""
-  sam, fsam = accuracy["SAM"], accuracy["F-SAM"]
-  rows = [
-    [
-      radius,
-      *(paired_report.accuracy(of[radius]) for of in (sam, fsam)),
-      paired_report.over(fsam[radius], sam[radius]),
-    ]
-    for radius in sam
-    if radius in fsam
-  ]
-  lines = [figures.line(name, of, of.values()) for name, of in accuracy.items()]
-  return {
-    "results": {
-      name: {"rho": list(of), "test_accuracy": list(of.values())}
-      for name, of in accuracy.items()
-    },
-    "tables": [{"header": ["rho", *accuracy, "F-SAM over SAM"], "rows": rows}],
-    "panels": [figures.panel("rho", lines)],
-  }
+  results = {f"{x:g}": {name: run(name, x) for name in _ARMS} for x in radii}
+  found = paired_report.by_setting(results, [("F-SAM", "SAM")], "rho")
+  return found | {"tables": found["tables"][:1]}  # Nothing was searched.
 
 
 STUDY = Study(

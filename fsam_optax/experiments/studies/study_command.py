@@ -31,12 +31,10 @@ class Settings:
 
   Attributes:
     study: which of the studies.
-    data: what is trained on what.
     quick: a few epochs, seeds and values, to see it run: its figures say
       nothing.
     seeds: number of seeds to report.
     first_seed: the first of them.
-    epochs: passes over the training rows.
     arms: of a study that searches, which to train, each between quotes; all
       where none is named. The tables show what is there already.
     cifar10: images of cifar and of fine-tuning, as `train --data` has them.
@@ -52,7 +50,6 @@ class Settings:
       tyro.conf.arg(help=_QUESTIONS),
     ]
   ]
-  data: shared_flags.Data = dataclasses.field(default_factory=shared_flags.Data)
   quick: bool = False
   seeds: Annotated[
     Optional[int], shared_flags.SEEDS, values.default("the study's")
@@ -67,7 +64,6 @@ class Settings:
     ),
     values.default("the study's"),
   ] = None
-  epochs: shared_flags.Epochs = None
   arms: tuple[str, ...] = ()
   cifar10: Optional[str] = None
   cifar100: Optional[str] = None
@@ -83,13 +79,11 @@ def run(given: Settings) -> None:
       f"must be some of {', '.join(map(repr, study.arms))}, got "
       f"{min(unknown)!r}",
     )
-  training = shared_flags.Training(
-    epochs=2 if given.quick else given.epochs, output=given.output
-  )
   lab = shared_flags.laboratory(
     shared_flags.Settings(
-      given.data,
-      training,
+      training=shared_flags.Training(
+        epochs=2 if given.quick else None, output=given.output
+      ),
       seeds=2 if given.quick else given.seeds,
       first_seed=given.first_seed,
     ),
@@ -121,9 +115,7 @@ def run(given: Settings) -> None:
   title = paired_report.title_of(config)
   print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
   title = f"{study.name}: {title}"
-  paired_report.publish(
-    result, study.name, given.output, title, result["panels"]
-  )
+  paired_report.publish(result, study.name, given.output, title)
 
 
 COMMAND = flags.Command(

@@ -85,7 +85,7 @@ def _result(found: search.Found) -> dict[str, Any]:
 def _table(name: str, found: search.Found) -> dict[str, Any]:
   order = np.argsort(-found.accuracy.mean(axis=1), kind="stable")[:_SHOWN]
   rows = [
-    [*found.points[i], paired_report.mean(found.accuracy[i])] for i in order
+    [*found.points[i], paired_report.accuracy(found.accuracy[i])] for i in order
   ]
   title = f"{optimizers.label(name)}, the best of {len(found.points)} points"
   fields = [what.replace("_", " ") for what in search.Point._fields]

@@ -44,5 +44,8 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   }
   width = max(map(len, lines))
   table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())
-  flags = " ".join(f"{k} {v}" for k, v in config.by_flag().items())
+  shown = config.by_flag()
+  if not settings.data:  # Nothing was read to measure them on.
+    del shown["--mean"], shown["--standard-deviation"]
+  flags = " ".join(f"{k} {v}" for k, v in shown.items())
   return f"{table}\n\n{flags}\n\nNothing was trained or written."

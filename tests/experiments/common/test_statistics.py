@@ -7,21 +7,12 @@ import numpy as np
 from fsam_optax.experiments.common import statistics
 
 
-def test_equal_values_have_no_p_value():
-  same = np.array([80.0, 81.0, 82.0])
-  pair = statistics.paired(same, same)
-  assert (pair["mean"], pair["standard_error"]) == (0.0, 0.0)
-  assert pair["p_value"] is None
-
-
 def test_paired_difference_is_that_of_the_pairs():
   pair = statistics.paired([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
   assert pair["mean"] == 2.0
   np.testing.assert_allclose(pair["standard_error"], 1 / math.sqrt(3))
-  assert 0.05 < pair["p_value"] < 0.1
   pair = statistics.paired([3.0, 5.0, 1.0, 9.0], [1.0, 2.0, 3.0, 4.0])
   assert pair["median"] == 2.5  # Of 2, 3, -2 and 5.
-  assert (pair["above"], pair["seeds"]) == (3, 4)
 
 
 def test_a_run_far_below_the_median_has_collapsed():
@@ -34,10 +25,7 @@ def test_a_seed_that_diverged_leaves_its_pair_out():
   pair = statistics.paired([3.0, math.nan, 4.0], [1.0, 2.0, 3.0])
   assert pair["mean"] == 1.5
   nothing = statistics.paired([math.nan], [1.0])
-  assert nothing == {
-    **dict.fromkeys(("mean", "standard_error", "median", "p_value")),
-    **dict.fromkeys(("above", "seeds"), 0),
-  }
+  assert set(nothing.values()) == {None}
 
 
 def test_one_value_has_no_standard_error():

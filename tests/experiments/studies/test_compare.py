@@ -96,31 +96,28 @@ def test_json_has_the_promised_schema(two_seeds):
   written = json.loads(
     (output / "compare.json").read_text(), parse_constant=pytest.fail
   )
-  assert list(written) == ["config", "results", "paired", "tables"]
+  assert list(written) == ["config", "results", "tables", "panels"]
   config = written["config"]
   assert config["accuracy_unit"] == "percent"
   assert config["seeds"] == [200, 201]
   assert config["test_size"] == 697
   assert set(config["versions"]) >= {"jax", "optax", "numpy", "fsam_optax"}
   assert list(written["results"]) == ["sgd", "sam", "fsam"]
-  for name, result in written["results"].items():
-    assert (result["rho"] is None) == (name == "sgd")
+  for result in written["results"].values():
     assert f"{result['weight_decay']:g}" in process.stdout
     assert result["seconds"] > 0
-    assert result["diverged_seeds"] == []
-    for key in ("test_accuracy", "train_accuracy", "validation_accuracy"):
+    assert result["diverged"] == 0
+    for key in ("test_accuracy", "validation_accuracy"):
       assert len(result[key]) == 2
       assert all(0 <= value <= 100 for value in result[key])
-    assert len(result["curve"]) == len(result["curve_standard_error"]) == 2
     # The curve is of the validation rows: its end is their final accuracy.
-    assert result["curve"][-1] == pytest.approx(
-      np.mean(result["validation_accuracy"])
-    )
-  first, second = (written["results"][x]["curve"] for x in ("fsam", "sam"))
-  assert written["paired"]["fsam-sam"]["curve"] == pytest.approx(
-    np.subtract(first, second)
-  )
-  assert list(written["paired"]) == ["fsam-sam", "sam-sgd", "fsam-sgd"]
+    assert np.shape(result["curve"]) == (2, 2)
+    assert [run[-1] for run in result["curve"]] == result["validation_accuracy"]
+  accuracy, differences = (panel["series"] for panel in written["panels"])
+  names = ["F-SAM over SAM", "SAM over SGD", "F-SAM over SGD"]
+  assert [series["label"] for series in differences] == names
+  _, sam, fsam = (series["mean"] for series in accuracy)
+  assert differences[0]["mean"] == pytest.approx(np.subtract(fsam, sam))
   assert "F-SAM over SAM" in process.stdout
   assert (output / "compare.png").read_bytes().startswith(b"\x89PNG")
   assert len(list(output.iterdir())) == 2
@@ -133,9 +130,9 @@ def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
   )
   again = json.loads((tmp_path / "compare.json").read_text())
   first = json.loads((two_seeds[1] / "compare.json").read_text())
-  for key in ("test_accuracy", "train_accuracy", "curve"):
+  for key in ("test_accuracy", "curve"):
     assert again["results"]["sam"][key] == first["results"]["sam"][key]
-  assert again["paired"] == {}
+  assert len(again["panels"]) == 1
   assert "F-SAM" not in capsys.readouterr().out
 
 
@@ -151,14 +148,11 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
     (tmp_path / "compare.json").read_text(), parse_constant=pytest.fail
   )
   assert written["config"]["label_noise"] == 0  # Not said, of one's own data.
-  assert written["results"]["sgd"]["diverged_seeds"] == [200]
-  assert written["results"]["fsam"]["diverged_seeds"] == []
-  assert written["results"]["fsam"]["curve_standard_error"] == [None] * 3
-  pair = written["paired"]["fsam-sgd"]
-  assert pair["standard_error"] is None
-  assert pair["p_value"] is None
+  results = written["results"]
+  assert (results["sgd"]["diverged"], results["fsam"]["diverged"]) == (1, 0)
+  assert written["panels"][0]["series"][1]["error"] == [None] * 3
   printed = capsys.readouterr().out
-  assert "(1 diverged)" in printed
+  assert "- (1 diverged)" in printed
   assert "n/a" in printed
 
 

@@ -119,6 +119,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   assert f"depth 2, width 4: {count:,} parameters, float32" in printed
   assert "390 an epoch, 7,800 in 20 epochs, 128 rows a step" in printed
   assert "--rho 0.2 --sigma 1.0 --lmbda 0.95" in printed
+  assert "--mean" not in printed  # Of images that were not read.
   for name in ("memory", "cost"):
     (line,) = (x for x in printed.splitlines() if x.startswith(name))
     assert float(line.split()[1].replace(",", "")) > 0
