@@ -11,8 +11,8 @@ import numpy as np
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
+from fsam_optax.experiments.lab import bootstrap
 from fsam_optax.experiments.lab import figures
-from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab.store import Row
 
 
@@ -173,13 +173,13 @@ def difference(first: Row, second: Row) -> dict[str, Any]:
     return cell
   if "candidates" in first and "candidates" in second:
     tested = (_tested(first), _tested(second))
-    cell["search_error"] = search.error_with_search(*tested)
+    cell["search_error"] = bootstrap.error_with_search(*tested)
   return cell | {"median": pair["median"]}
 
 
-def _tested(row: Row) -> search.Tested:
+def _tested(row: Row) -> bootstrap.Tested:
   of = lambda column: np.asarray([x[column] for x in row["candidates"]], float)
-  return search.Tested(of("validation_accuracy"), of("test_accuracy"))
+  return bootstrap.Tested(of("validation_accuracy"), of("test_accuracy"))
 
 
 def _short(value: float) -> float:

@@ -1,9 +1,7 @@
-"""The search for an arm's hyperparameters, and the error it brings.
+"""The search for an arm's hyperparameters.
 
 Every point of a grid is trained on the same seeds. Where the best lies at an
 end of its values they go on. More seeds may then decide between the best few.
-The seeds decide between neighbors by chance: a bootstrap over them says how
-much that moves what is reported.
 """
 
 import collections
@@ -12,11 +10,11 @@ from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
+from fsam_optax.experiments.lab import bootstrap
+
 MOST_EXTENSIONS = 6
-DRAWS = 2000
 _BEST_FEW = 3
 _MOST_CANDIDATES = 12
-_RESAMPLING_SEED = 0
 
 
 class Point(NamedTuple):
@@ -70,7 +68,8 @@ class Found(NamedTuple):
 
   def candidates(self) -> list[int]:
     """The best point, then those that 1 % of the bootstrap's draws choose."""
-    drawn = choices(self.accuracy, resamples(self.accuracy.shape[1]))
+    draws = bootstrap.resamples(self.accuracy.shape[1])
+    drawn = bootstrap.choices(self.accuracy, draws)
     counts = collections.Counter(drawn.tolist())
     best = self.points.index(self.best)
     others = [
@@ -144,45 +143,3 @@ def continue_beyond(values: list[float], best: float) -> None:
   else:
     ratio = values[-1] / values[-2] if values[-2] else 2
     values.append(float(f"{values[-1] * ratio:.2g}"))
-
-
-def resamples(number: int) -> np.ndarray:
-  """Draws of seeds with replacement, shape ``[DRAWS, number]``.
-
-  They are always the same ones, so that arms stay paired by their seeds.
-  """
-  rng = np.random.default_rng(_RESAMPLING_SEED)
-  return rng.integers(0, number, (DRAWS, number))
-
-
-def choices(accuracy: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-  """The point that each draw of seeds ``[D, S]`` would have chosen, ``[D]``."""
-  return np.argmax(accuracy[:, seeds].mean(axis=2), axis=0)
-
-
-class Tested(NamedTuple):
-  """The candidates of a search, on seeds that chose nothing.
-
-  Attributes:
-    validation_accuracy: by the seeds that choose, shape ``[C, S]``.
-    test_accuracy: by the seeds to report, shape ``[C, T]``; NaN where a run
-      diverged.
-  """
-
-  validation_accuracy: np.ndarray
-  test_accuracy: np.ndarray
-
-
-def error_with_search(first: Tested, second: Tested) -> float:
-  """Standard error of a paired difference, the search's included.
-
-  In each draw of a bootstrap both arms take their best point by other seeds
-  that choose, and are reported by other seeds.
-  """
-  choosing = resamples(first.validation_accuracy.shape[1])
-  testing = resamples(first.test_accuracy.shape[1])
-  means = []
-  for tested in (first, second):
-    chosen = choices(tested.validation_accuracy, choosing)
-    means.append(tested.test_accuracy[chosen[:, None], testing])
-  return float(np.nanmean(means[0] - means[1], axis=1).std(ddof=1))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from fsam_optax.experiments.lab import bootstrap
 from fsam_optax.experiments.lab import search
 
 
@@ -93,8 +94,8 @@ def test_error_with_a_search_that_cannot_err_is_the_paired_error():
   rng = np.random.default_rng(1)
   first, second = rng.normal(size=(2, 64))
   sure = np.ones((1, 16))
-  found = search.error_with_search(
-    search.Tested(sure, first[None]), search.Tested(sure, second[None])
+  found = bootstrap.error_with_search(
+    bootstrap.Tested(sure, first[None]), bootstrap.Tested(sure, second[None])
   )
   expected = np.std(first - second, ddof=1) / 8
   assert found == pytest.approx(expected, rel=0.05)
@@ -106,8 +107,10 @@ def test_error_grows_by_the_lottery_between_two_points():
   toss = rng.normal(size=16)
   toss -= toss.mean()  # Half of the draws choose the one, half the other.
   test = np.stack([np.full(64, 80.0), np.full(64, 81.0)])
-  lottery = search.Tested(np.stack([toss, -toss]), test)
-  sure = search.Tested(np.ones((1, 16)), np.full((1, 64), 79.0))
-  assert search.error_with_search(lottery, sure) == pytest.approx(0.5, abs=0.02)
+  lottery = bootstrap.Tested(np.stack([toss, -toss]), test)
+  sure = bootstrap.Tested(np.ones((1, 16)), np.full((1, 64), 79.0))
+  assert bootstrap.error_with_search(lottery, sure) == pytest.approx(
+    0.5, abs=0.02
+  )
   # Where both take part in the same draws, a shared toss cancels.
-  assert search.error_with_search(lottery, lottery) == 0
+  assert bootstrap.error_with_search(lottery, lottery) == 0
