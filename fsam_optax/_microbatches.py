@@ -153,8 +153,8 @@ def check_batch(
       "`batch` must hold arrays of one number of rows, to be split into "
       "micro-batches or by `ascent_fraction`, got "
       f"{'a random key' if is_key else lengths or 'no array'}. It is the first "
-      "argument after the parameters or the model: put the rows there, and "
-      "close over arrays without rows."
+      "argument after the perturbation's state, or after the model: put the "
+      "rows there, and close over arrays without rows."
     )
   (length,) = set(lengths.values())
   if length % num_microbatches:

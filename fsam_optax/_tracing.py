@@ -59,7 +59,7 @@ class TracedOnce:
     """The outputs of the function, in new containers at each call."""
     leaves, structure = jax.tree.flatten(args)
     if self._runs:
-      return self._fn(*args)
+      return self._fn(*jax.tree.unflatten(structure, leaves))
     leaves = [x if isinstance(x, jax.Array) else _Static(x) for x in leaves]
     arrays = jax.tree.leaves(leaves)
     types = [jax.typeof(x) for x in arrays]

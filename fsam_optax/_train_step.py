@@ -103,8 +103,7 @@ def make_train_step(
       return a loss, a model state and metrics.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
       state changes its structure, a shape or a dtype, a metric of the loss has
-      a name that the step uses, the loss needs a key and ``state.rng`` is None,
-      or the state was donated to an earlier step.
+      a name that the step uses, or the state was donated to an earlier step.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization

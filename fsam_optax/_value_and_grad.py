@@ -72,8 +72,8 @@ def value_and_grad(
   Raises:
     TypeError: if an argument is of a wrong type, or an option is unknown; at
       call, if the loss is not a real scalar, ``loss_fn`` does not return a pair
-      with ``has_aux``, an aux that must be averaged is not a floating scalar, a
-      parameter is not floating.
+      with ``has_aux``, an aux that must be averaged is not a floating scalar,
+      or a parameter is not floating.
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
       not bound, the batch is empty, missing where an option splits it, or does
       not split evenly into micro-batches or the ascent's fraction, the state

@@ -176,7 +176,7 @@ class Optimizer(nnx.Optimizer):
       wrt = self.differentiated
       call = _Call(loss_fn, has_aux, wrt, model, rest, kwargs, parts)
       loss_of_part = lambda params, part, index, graph: call.loss_fn(
-        params, graph, *((part,) if chosen.splits_rows else ())
+        params, graph, *((part,) if chosen.splits_rows and args else ())
       )
       state: PyTree = as_pure(self.perturbation_state)
       radius_state = find_state(ScaleToRadiusState, state)

@@ -89,12 +89,14 @@ def test_of_fewer_rows_the_loss_is_another_trace_and_pops_again():
   ("num_microbatches", "disabled"), [(1, True), (2, False)]
 )
 def test_uncompiled_a_loss_may_ask_for_values(num_microbatches, disabled):
-  def asks(params, rows):
+  def asks(params, batch):
     assert params["b"].sum() > 0
-    return loss_of(params, np.asarray(rows))
+    return loss_of(params, np.asarray(batch.pop("rows")))
 
+  batch = {"rows": ROWS}
   with jax.disable_jit(disabled):
-    found = call(asks, num_microbatches=num_microbatches)
+    found = call(asks, batch, num_microbatches=num_microbatches)
+  assert set(batch) == {"rows"}
   assert_by_hand(found, loss_of)
 
 

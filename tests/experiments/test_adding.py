@@ -16,7 +16,7 @@ COMMANDS = """
 from fsam_optax import __main__
 main = lambda words: __main__.main(words.split())
 images = "--data stripes --model linear --label-noise 0"
-main(f"study order --quick {images} --output order")
+main("study order --quick --output order")
 main(f"compare {images} --seeds 2 --epochs 9 --optimizers mine fsam")
 """
 
@@ -48,13 +48,14 @@ def test_a_file_and_a_line_add_what_every_command_then_knows(tmp_path):
   study = json.loads((tmp_path / "order" / "order.json").read_text())
   (tested,) = study["results"].values()
   assert list(tested) == ["official", "SAM", "paper"]
-  assert study["config"]["dataset"] == "stripes"
-  assert study["config"]["model"] == "linear"
   lines = (tmp_path / "order" / "order.jsonl").read_text().splitlines()
   phases = [json.loads(line)["phase"] for line in lines]
   assert phases == ["search", "search", "candidate", "test"] * 3
   compared = json.loads((tmp_path / "compare" / "compare.json").read_text())
-  assert list(compared["paired"]) == ["fsam-mine"]
+  (line,) = compared["panels"][1]["series"]
+  assert line["label"] == "F-SAM over mine"
+  assert compared["config"]["dataset"] == "stripes"
+  assert compared["config"]["model"] == "linear"
   results = compared["results"]
   assert results["mine"]["rho"] == results["fsam"]["rho"]
   assert min(results["mine"]["test_accuracy"]) > 90

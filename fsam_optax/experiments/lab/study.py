@@ -87,7 +87,7 @@ class Study(NamedTuple):
   question: str
   arms: Mapping[str, Arm] = {}
   report: Callable[[Results], dict[str, Any]] = lambda results: {}
-  settings: Sequence[Setting] = ()
+  settings: Sequence[Setting] = (Setting("mnist, mlp"),)
   run: Optional[Callable[[Lab], dict[str, Any]]] = None
   seeds: int = 64
   first_seed: int = 2000

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from typing import Any, Callable, Literal
 
 from flax import linen as nn
@@ -35,7 +36,7 @@ def convolve(x, kernel, strides, padding, **options: Any) -> jax.Array:
     )
   ]
   outputs = [len(x) for x in offsets]
-  if max(outputs) > 2:
+  if max(outputs) > 2 or not min(outputs):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
   # What each output sees of all inputs: the kernel, cut off at the borders.
   seen = [
@@ -52,9 +53,11 @@ def convolve(x, kernel, strides, padding, **options: Any) -> jax.Array:
     )
     for place in itertools.product(*offsets)
   ]
-  matrix = jnp.stack(seen, axis=3).reshape(x[0].size, -1)
+  size = math.prod(x.shape[1:])
   product = jnp.matmul(
-    x.reshape(len(x), -1), matrix, precision=options.get("precision")
+    x.reshape(-1, size),
+    jnp.stack(seen, axis=3).reshape(size, -1),
+    precision=options.get("precision"),
   )
   return product.reshape(len(x), *outputs, -1)
 

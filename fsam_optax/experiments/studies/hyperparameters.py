@@ -7,7 +7,6 @@ from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.study import Results
-from fsam_optax.experiments.lab.study import Setting
 from fsam_optax.experiments.lab.study import Study
 
 _SIGMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -44,9 +43,5 @@ def _report(results: Results) -> dict[str, Any]:
 
 
 STUDY = Study(
-  "hyperparameters",
-  "how much do sigma and lmbda matter?",
-  _ARMS,
-  _report,
-  [Setting("mnist, mlp")],
+  "hyperparameters", "how much do sigma and lmbda matter?", _ARMS, _report
 )

@@ -5,7 +5,6 @@ import functools
 import fsam_optax
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab.study import Setting
 from fsam_optax.experiments.lab.study import Study
 
 _ARMS = {
@@ -29,5 +28,4 @@ STUDY = Study(
     paired_report.by_setting,
     pairs=[("F-SAM", "SAM"), ("F-ASAM", "ASAM"), ("F-ASAM", "F-SAM")],
   ),
-  [Setting("mnist, mlp")],
 )

@@ -102,10 +102,9 @@ def run(given: Settings) -> None:
       sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
     )
     found = study.answer(lab)
-  config = lab.config()
-  if study.settings:  # They have their own images and search seeds.
-    config = {x: config[x] for x in config if x not in _OF_ONE_SETTING}
-  config |= {
+  # Each setting has its own images and search seeds.
+  shared = lab.config().items()
+  config = {k: v for k, v in shared if k not in _OF_ONE_SETTING} | {
     "quick": given.quick,
     "versions": files.versions("matfree"),
     **found.pop("config", {}),

@@ -5,6 +5,7 @@ import math
 import jax
 
 from fsam_optax.experiments import data
+from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.program import Program
 
@@ -45,7 +46,10 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   width = max(map(len, lines))
   table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())
   shown = config.by_flag()
-  if not settings.data:  # Nothing was read to measure them on.
-    del shown["--mean"], shown["--standard-deviation"]
+  if not settings.data:  # Nothing was read to measure these on.
+    given = flags_and_recipes.by_flag(settings.images)
+    for flag in ("--mean", "--standard-deviation"):
+      if not given[flag]:
+        del shown[flag]
   flags = " ".join(f"{k} {v}" for k, v in shown.items())
   return f"{table}\n\n{flags}\n\nNothing was trained or written."
