@@ -23,7 +23,7 @@ def test_help_of_a_command_names_its_flags(command, capsys):
   assert not stop.value.code
   printed = capsys.readouterr().out
   assert "\x1b" not in printed
-  assert "--label-noise" in printed
+  assert "--output" in printed
   assert f"usage: python -m fsam_optax {command}" in printed
 
 
