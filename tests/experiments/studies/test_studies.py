@@ -137,13 +137,17 @@ def test_study_writes_what_it_found(name, tmp_path, capsys):
 DOCS = pathlib.Path(__file__).parents[3] / "docs" / "studies"
 
 
-@pytest.mark.parametrize(
-  "path", sorted(DOCS.glob("*.jsonl")), ids=lambda path: path.stem
-)
-def test_the_published_rows_give_the_published_tables(path):
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  found = studies.REGISTRY[path.stem].of_rows(rows)
-  published = json.loads(path.with_suffix(".json").read_text())
+# Of a study that is not finished there are rows alone.
+PUBLISHED = [
+  x.stem for x in DOCS.glob("*.json") if (DOCS / f"{x.name}l").exists()
+]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_published_rows_give_the_published_tables(name):
+  lines = (DOCS / f"{name}.jsonl").read_text().splitlines()
+  found = studies.REGISTRY[name].of_rows([json.loads(line) for line in lines])
+  published = json.loads((DOCS / f"{name}.json").read_text())
   assert json.loads(json.dumps(found["tables"])) == published["tables"]
 
 
