@@ -63,9 +63,6 @@ def test_a_chain_with_fsam_gets_its_grad_fn(problem, step):
   chex.assert_trees_all_close(state.params, expected.params, rtol=1e-5)
 
 
-# What the optimizer gets by name.
-
-
 def test_metrics_reach_the_optimizer_by_name(problem, step):
   """A base optimizer whose rate is the metric `temperature` of the loss."""
 
