@@ -1,6 +1,7 @@
 """Both passes by hand, trees as vectors, and how trees are compared."""
 
 import jax
+from jax import flatten_util
 from jax import numpy as jnp
 import numpy as np
 import optax
@@ -16,15 +17,8 @@ def flat(tree):
 
 
 def unflat(vector, like):
-  leaves, structure = jax.tree.flatten(like)
-  parts = np.split(vector, np.cumsum([x.size for x in leaves])[:-1])
-  return jax.tree.unflatten(
-    structure,
-    [
-      jnp.asarray(part.reshape(x.shape), x.dtype)
-      for part, x in zip(parts, leaves, strict=True)
-    ],
-  )
+  raveled, unravel = flatten_util.ravel_pytree(like)
+  return unravel(jnp.asarray(vector, raveled.dtype))
 
 
 def two_passes(loss_fn, perturbation, state, params, *args, **kwargs):

@@ -1,7 +1,7 @@
 """fsam beside and inside the transformations of optax and the loops of flax.
 
-`ROWS` is the table of what works with what. Each row has its test below, under
-the name of the row.
+`CLAIMS` is the table of what works with what. Each row has its test below,
+under the name of the row.
 """
 
 from by_hand import two_passes
@@ -17,123 +17,92 @@ import pytest
 
 import fsam_optax
 
-ROWS = [
-  (
-    "chain",
-    "fsam first; what follows sees the sharpness-aware gradient. Clip after it",
+CLAIMS = {
+  "chain": (
+    "fsam first; what follows sees the sharpness-aware gradient. Clip after it"
   ),
-  (
-    "an optimizer, clipping or weight decay in front of fsam",
+  "an optimizer, clipping or weight decay in front of fsam": (
     "wrong: it ascends, nothing is clipped, decayed or frozen. `checked=True` "
-    "raises",
+    "raises"
   ),
-  (
-    "freeze, set_to_zero",
+  "freeze, set_to_zero": (
     "behind `fsam(mask=trained)`: without the mask frozen weights are "
-    "perturbed and fill the radius",
+    "perturbed and fill the radius"
   ),
-  (
-    "pmap, shard_map, vmap",
+  "pmap, shard_map, vmap": (
     "`axis_name=`, or the mean inside grad_fn, too; that of the loop alone "
-    "lets replicas drift apart",
+    "lets replicas drift apart"
   ),
-  (
-    "inject_hyperparams",
+  "inject_hyperparams": (
     "works, schedules included; a callable mask and accumulator_dtype go into "
-    "static_args",
+    "static_args"
   ),
-  (
-    "unknown extra args",
-    "are accepted, and reach the other members of the chain",
+  "unknown extra args": (
+    "are accepted, and reach the other members of the chain"
   ),
-  (
-    "masked, partition, multi_transform",
-    "around a chain that holds fsam: a ValueError that names the remedy",
+  "masked, partition, multi_transform": (
+    "around a chain that holds fsam: a ValueError that names the remedy"
   ),
-  (
-    "MultiSteps",
+  "MultiSteps": (
     "around fsam the descent drops all micro-batches but the last; behind it, "
-    "`chain(fsam(), MultiSteps(base, k))`, each ascends alone and all count",
+    "`chain(fsam(), MultiSteps(base, k))`, each ascends alone and all count"
   ),
-  (
-    "apply_if_finite",
+  "apply_if_finite": (
     "around the base optimizer; around the chain it tests only the first "
-    "gradient",
+    "gradient"
   ),
-  (
-    "lookahead",
-    "takes no extra args: use the two-pass value_and_grad",
-  ),
-  (
-    "flatten, split_real_and_imaginary",
+  "lookahead": "takes no extra args: use the two-pass value_and_grad",
+  "flatten, split_real_and_imaginary": (
     "behind fsam: `chain(fsam(), flatten(base))`; around it they are errors. "
-    "Complex gradients are conjugated between the two",
+    "Complex gradients are conjugated between the two"
   ),
-  (
-    "lbfgs",
+  "lbfgs": (
     "behind fsam, with `value_fn=lambda p, grad_fn: loss(p)`: its line search "
-    "goes by the clean loss",
+    "goes by the clean loss"
   ),
-  (
-    "schedule_free, reduce_on_plateau, conditionally_transform",
-    "work",
-  ),
-  (
-    "tree.map_params, None leaves",
-    "work",
-  ),
-  (
-    "nnx.Optimizer",
-    "update(model, grads, grad_fn=f) forwards it",
-  ),
-  (
-    "optimizers that read the value or keep the parameters",
+  "schedule_free, reduce_on_plateau, conditionally_transform": "work",
+  "tree.map_params, None leaves": "work",
+  "nnx.Optimizer": "update(model, grads, grad_fn=f) forwards it",
+  "optimizers that read the value or keep the parameters": (
     "polyak_sgd, momo, prodigy, dog, mechanize: the train step hands on the "
-    "clean loss and copies what aliases",
+    "clean loss and copies what aliases"
   ),
-  (
-    "linen TrainState",
-    "flax's apply_gradients does not forward grad_fn: use "
-    "fsam_optax.TrainState",
+  "linen TrainState": (
+    "flax's apply_gradients does not forward grad_fn: use fsam_optax.TrainState"
   ),
-]
+}
+ROWS = [*CLAIMS.items()]
 # Rows that another file tests: test_fsam_replicas.py and test_golden.py.
 _tested = {"chain", "pmap, shard_map, vmap", "nnx.Optimizer"}
 
 
 def row(name):
   """Ties a test to its row of the table."""
-  assert name in dict(ROWS), f"no row {name!r}"
+  assert name in CLAIMS, f"no row {name!r}"
   _tested.add(name)
   return lambda test: test
 
 
-def make_step(problem, tx, **extra):
-  """One step over (params, state) and a batch."""
-
-  def step(params, state, batch):
-    grad_fn = jax.grad(lambda p: problem.loss_fn(p, batch))
-    updates, state = tx.update(
-      grad_fn(params), state, params, grad_fn=grad_fn, **extra
-    )
-    return optax.apply_updates(params, updates), state
-
-  return step
+def first_update(tx, params, grad_fn, **extra):
+  """What the first update of a chain returns, and the state after it."""
+  return tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn, **extra
+  )
 
 
 def train(problem, tx, **extra):
   """Parameters and state after one pass over the batches."""
-  step = make_step(problem, tx, **extra)
 
-  @jax.jit
-  def run(params):
-    body = lambda carry, batch: (step(*carry, batch), None)
-    return jax.lax.scan(body, (params, tx.init(params)), problem.batches)[0]
+  def step(carry, batch):
+    params, state = carry
+    grad_fn = jax.grad(lambda p: problem.loss_fn(p, batch))
+    updates, state = tx.update(
+      grad_fn(params), state, params, grad_fn=grad_fn, **extra
+    )
+    return (optax.apply_updates(params, updates), state), None
 
-  return run(problem.params)
-
-
-# inject_hyperparams
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, problem.batches)[0])
+  return run((problem.params, tx.init(problem.params)))
 
 
 @row("inject_hyperparams")
@@ -164,9 +133,6 @@ def test_injected_schedules_are_those_of_the_factory(problem):
     )
 
 
-# unknown extra args
-
-
 @row("unknown extra args")
 def test_other_members_of_the_chain_get_their_extra_args(problem):
   """And `grad_fn` runs once."""
@@ -187,14 +153,11 @@ def test_other_members_of_the_chain_get_their_extra_args(problem):
   assert len(calls) == 1
 
 
-# masked, partition, multi_transform
-
-LABELS = {"hidden": "sharp", "output": "plain"}
-MASK = {"hidden": True, "output": False}
 CUT = {  # `multi_transform` is the old name of `partition`.
-  "masked": lambda tx: optax.masked(tx, MASK),
+  "masked": lambda tx: optax.masked(tx, {"hidden": True, "output": False}),
   "partition": lambda tx: optax.partition(
-    {"sharp": tx, "plain": optax.sgd(0.1)}, LABELS
+    {"sharp": tx, "plain": optax.sgd(0.1)},
+    {"hidden": "sharp", "output": "plain"},
   ),
 }
 
@@ -205,15 +168,9 @@ def test_a_wrapper_that_cuts_parameters_is_an_error_with_its_remedy(
   problem, wrapper
 ):
   tx = CUT[wrapper](optax.chain(fsam_optax.fsam(), optax.sgd(0.1)))
-  step = make_step(problem, tx)
-  state = tx.init(problem.params)
-  with pytest.raises(
-    ValueError, match=r"got masked nodes.*mask=.*value_and_gr"
-  ):
-    step(problem.params, state, problem.batch(0))
-
-
-# MultiSteps
+  remedy = r"got masked nodes.*mask=.*value_and_gr"
+  with pytest.raises(ValueError, match=remedy):
+    first_update(tx, problem.params, lambda params: params)
 
 
 @row("MultiSteps")
@@ -224,61 +181,38 @@ def test_multi_steps_ascends_and_descends_on_the_last_micro_batch(problem):
   its direction; but grad_fn is that of the last call. So the gradients at the
   perturbed parameters of the other micro-batches are lost.
   """
-  tx = optax.MultiSteps(
-    optax.chain(fsam_optax.fsam(0.1), optax.sgd(1.0)), every_k_schedule=2
-  )
-  step = jax.jit(make_step(problem, tx))
-  params, state = problem.params, tx.init(problem.params)
-  first, state = step(params, state, problem.batch(0))
-  chex.assert_trees_all_equal(first, params)
-  second, state = step(params, state, problem.batch(1))
-  gradients = problem.gradients(2)
-  mean = jax.tree.map(lambda x, y: (x + y) / 2, *gradients)
-  perturbation = fsam_optax.friendly_perturbation(0.1)
-  epsilon, _ = perturbation.update(mean, perturbation.init(params), params)
-  last = jax.grad(problem.loss_fn)(
-    optax.apply_updates(params, epsilon), problem.batch(1)
-  )
+  fsam = fsam_optax.fsam(0.1)
+  tx = optax.MultiSteps(optax.chain(fsam, optax.sgd(1.0)), every_k_schedule=2)
+  two = jax.tree.map(lambda x: x[:2], problem.batches)
+  found, state = train(problem._replace(batches=two), tx)
+  params = problem.params
+  mean = jax.tree.map(lambda x, y: (x + y) / 2, *problem.gradients(2))
+  of_last = lambda p: jax.grad(problem.loss_fn)(p, problem.batch(1))
+  last, _ = fsam.update(mean, fsam.init(params), params, grad_fn=of_last)
   chex.assert_trees_all_close(
-    second, optax.tree.sub(params, last), rtol=1e-4, atol=1e-5
+    found, optax.tree.sub(params, last), rtol=1e-4, atol=1e-5
   )
   (ema,) = optax.tree.get_all_with_path(state, "ema")
   chex.assert_trees_all_close(ema[1], mean, rtol=1e-5, atol=1e-6)
 
 
-# apply_if_finite
-
-
-def broken_at(point):
-  """A grad_fn whose result is NaN on the perturbed side only."""
-  return lambda p: jax.tree.map(
-    lambda x, y: jnp.where(jnp.all(x == y), 1.0, jnp.nan) * jnp.ones_like(x),
-    p,
-    point,
-  )
-
-
 @row("apply_if_finite")
 def test_apply_if_finite_around_the_base_sees_the_second_gradient():
-  params = {"w": jnp.array([1.0, 2.0])}
-  grad_fn = broken_at(params)
-  update = lambda tx: tx.update(
-    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
-  )
+  params = jnp.array([1.0, 2.0])
+  # Finite at the clean parameters alone.
+  grad_fn = lambda p: jnp.where(p == params, 1.0, jnp.nan)
+  update = lambda tx: first_update(tx, params, grad_fn)
   fsam, adam = fsam_optax.fsam(0.1), optax.adam(0.1)
   updates, (_, state) = update(
     optax.chain(fsam, optax.apply_if_finite(adam, 5))
   )
-  chex.assert_trees_all_equal(updates, optax.tree.zeros_like(params))
+  assert not updates.any()
   chex.assert_trees_all_equal(state.inner_state, adam.init(params))
   assert state.total_notfinite == 1
   # Around the chain it misses it.
   updates, state = update(optax.apply_if_finite(optax.chain(fsam, adam), 5))
-  assert jnp.all(jnp.isnan(updates["w"]))
+  assert jnp.isnan(updates).all()
   assert state.total_notfinite == 0
-
-
-# lookahead
 
 
 @row("lookahead")
@@ -291,16 +225,11 @@ def test_lookahead_refuses_grad_fn(problem):
     tx.update(problem.params, tx.init(params), params, grad_fn=lambda p: p)
 
 
-# flatten, split_real_and_imaginary
-
-
 @row("flatten, split_real_and_imaginary")
 def test_flatten_and_split_work_behind_and_are_refused_around(problem):
   batch, params, fsam = problem.batch(0), problem.params, fsam_optax.fsam(0.1)
   grad_fn = jax.jit(lambda p: jax.grad(problem.loss_fn)(p, batch))
-  second = lambda tx: tx.update(
-    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
-  )[0]
+  second = lambda tx: first_update(tx, params, grad_fn)[0]
   sgd, expected = optax.sgd(0.1), second(optax.chain(fsam, optax.sgd(0.1)))
   split = optax.contrib.split_real_and_imaginary
   for wrapper in (optax.flatten, split):
@@ -321,22 +250,21 @@ def test_complex_parameters_train_as_pairs_of_real_ones():
   pair = {"re": z.real, "im": z.imag}
   of_pair = lambda p: away(p["re"] + 1j * p["im"])
 
-  def trained(tx, params, loss_fn):
-    state, grad_fn = tx.init(params), jax.grad(loss_fn)
-    update = jax.jit(lambda p, s: tx.update(grad_fn(p), s, p, grad_fn=grad_fn))
-    for _ in range(3):
-      updates, state = update(params, state)
-      params = optax.apply_updates(params, updates)
+  def trained(loss_fn, params, tx):
+    (params, *_), _ = faces.train(
+      faces.chain,
+      lambda params, batch: loss_fn(params),
+      params,
+      jnp.zeros(3),  # Three steps.
+      tx,
+      fsam_optax.friendly_perturbation(0.3, lmbda=0.5),
+    )
     return params
 
-  fsam = fsam_optax.fsam(0.3, lmbda=0.5)
-  found = trained(optax.chain(fsam, conjugate, split), z, away)
-  expected = trained(optax.chain(fsam, optax.adam(0.1)), pair, of_pair)
+  found = trained(away, z, optax.chain(conjugate, split))
+  expected = trained(of_pair, pair, optax.adam(0.1))
   np.testing.assert_allclose(found.real, expected["re"], rtol=1e-5)
   np.testing.assert_allclose(found.imag, expected["im"], rtol=1e-5)
-
-
-# lbfgs
 
 
 @row("lbfgs")
@@ -344,32 +272,22 @@ def test_lbfgs_searches_along_the_sharpness_aware_gradient(problem):
   batch, params = problem.batch(0), problem.params
   loss_fn = jax.jit(lambda p: problem.loss_fn(p, batch))
   loss, grads = jax.value_and_grad(loss_fn)(params)
-  tx = optax.chain(fsam_optax.fsam(0.1), optax.lbfgs())
-  update = lambda value_fn: tx.update(
-    grads,
-    tx.init(params),
-    params,
-    value=loss,
-    grad=grads,
-    value_fn=value_fn,
-    grad_fn=jax.grad(loss_fn),
+  fsam, grad_fn = fsam_optax.fsam(0.1), jax.grad(loss_fn)
+  tx = optax.chain(fsam, optax.lbfgs())
+  update = lambda value_fn: first_update(
+    tx, params, grad_fn, value=loss, grad=grads, value_fn=value_fn
   )[0]
   if not optax.__version__.startswith("0.2.5"):  # That leaves `grad_fn` out.
     with pytest.raises(TypeError, match="accepted by `value_fn`"):
       update(loss_fn)
   updates = jax.jit(lambda: update(lambda p, grad_fn: loss_fn(p)))()
   # Its first step is the steepest descent, scaled.
-  _, second, _, _ = fsam_optax.value_and_grad(
-    problem.loss_fn, fsam_optax.sam_perturbation(0.1)
-  )(params, fsam_optax.sam_perturbation(0.1).init(params), batch)
+  second, _ = first_update(fsam, params, grad_fn)
   cosine = -optax.tree.vdot(updates, second) / (
     optax.tree.norm(updates) * optax.tree.norm(second)
   )
   np.testing.assert_allclose(cosine, 1, rtol=1e-5)
   assert loss_fn(optax.apply_updates(params, updates)) < loss
-
-
-# schedule_free, reduce_on_plateau, conditionally_transform
 
 
 @row("schedule_free, reduce_on_plateau, conditionally_transform")
@@ -423,9 +341,6 @@ def test_conditionally_transform_gates_fsam(problem):
   assert state.inner_state[0].count == 1
 
 
-# tree.map_params, None leaves
-
-
 @row("tree.map_params, None leaves")
 @pytest.mark.parametrize(
   "mask", [None, {"w": True, "frozen": None, "b": False}]
@@ -433,14 +348,9 @@ def test_conditionally_transform_gates_fsam(problem):
 def test_none_leaves_stay_none(mask):
   params = {"w": jnp.array([3.0, 4.0]), "frozen": None, "b": jnp.ones(1)}
   tx = fsam_optax.fsam(0.1, mask=mask)
-  updates, state = tx.update(
-    params, tx.init(params), params, grad_fn=lambda p: p
-  )
+  updates, state = first_update(tx, params, lambda params: params)
   assert updates["frozen"] is None
   chex.assert_tree_all_finite((updates, state))
-
-
-# linen TrainState
 
 
 @row("linen TrainState")
@@ -462,18 +372,14 @@ def test_what_stands_in_front_of_fsam_is_lost(problem):
   front = optax.add_decayed_weights(10.0)
   grad_fn = lambda p: jax.grad(problem.loss_fn)(p, batch)
   tx = optax.chain(front, fsam_optax.fsam(0.1))
-  updates, _ = tx.update(
-    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
-  )
+  updates, _ = first_update(tx, params, grad_fn)
   changed, _ = front.update(grad_fn(params), front.init(params), params)
   length = optax.tree.norm(changed)
   perturbed = jax.tree.map(lambda w, c: w + 0.1 * c / length, params, changed)
   chex.assert_trees_all_close(updates, grad_fn(perturbed), rtol=1e-4)
   checked = optax.chain(front, fsam_optax.fsam(0.1, checked=True))
   with pytest.raises(ValueError, match="Put `fsam` first"):
-    checked.update(
-      grad_fn(params), checked.init(params), params, grad_fn=grad_fn
-    )
+    first_update(checked, params, grad_fn)
 
 
 @row("freeze, set_to_zero")
@@ -523,5 +429,4 @@ def test_the_train_step_gives_optimizers_what_they_ask_for(problem, tx):
 
 
 def test_every_row_has_its_test():
-  assert _tested == set(dict(ROWS))
-  assert len(dict(ROWS)) == len(ROWS)
+  assert _tested == set(CLAIMS)

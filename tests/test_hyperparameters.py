@@ -9,7 +9,6 @@ import math
 import jax
 from jax import numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import fsam_optax
@@ -76,18 +75,9 @@ def test_edge_values_and_scalars_of_numpy_and_jax_pass(factory, name):
 
 
 def test_a_decay_alone_must_not_be_above_one():
-  for value in (1.0001, 2, np.nextafter(1.0, 2.0)):
-    with pytest.raises(ValueError, match=r"^`lmbda` must be in \[0, 1\], got"):
-      fsam_optax.fsam(lmbda=value)
   fsam_optax.fsam(rho=1e6, sigma=1e6)
-
-
-def test_an_unknown_order_is_refused():
-  for order in ("Official", "", None, 1, ["paper"]):
-    with pytest.raises(
-      ValueError, match=r"^`order` must be 'official' or 'paper', got"
-    ):
-      fsam_optax.fsam(order=order)
+  with pytest.raises(ValueError, match=r"^`lmbda` must be in \[0, 1\], got"):
+    fsam_optax.fsam(lmbda=np.nextafter(1.0, 2.0))
 
 
 @slots
@@ -149,13 +139,6 @@ def test_a_schedule_that_leaves_the_range_is_refused_or_brought_back(
 
 
 def test_the_radius_follows_the_learning_rate_between_its_ends():
-  learning_rate = optax.warmup_cosine_decay_schedule(0.0, 0.4, 10, 50)
-  rho = fsam_optax.radius_schedule(
-    learning_rate, rho_min=0.05, rho_max=0.2, learning_rate_max=0.4
-  )
-  for t in (0, 5, 10, 30, 50, 99):
-    fraction = float(learning_rate(t)) / 0.4
-    np.testing.assert_allclose(rho(t), 0.05 + 0.15 * fraction, rtol=1e-5)
   rho = fsam_optax.radius_schedule(
     lambda t: 0.1 * t,
     rho_min=0.1,
@@ -163,4 +146,5 @@ def test_the_radius_follows_the_learning_rate_between_its_ends():
     learning_rate_min=0.2,
     learning_rate_max=0.4,
   )
-  np.testing.assert_allclose([rho(0), rho(9)], [0.1, 0.3], rtol=1e-6)
+  found = [rho(t) for t in (0, 2, 3, 4, 9)]
+  np.testing.assert_allclose(found, [0.1, 0.1, 0.2, 0.3, 0.3], rtol=1e-6)

@@ -16,40 +16,29 @@ ROWS, PARTS = 12, 4
 
 @pytest.mark.parametrize("sync", [True, False])
 def test_micro_batches_over_a_mesh_of_explicit_axes(problem, sync):
-  params, batch = problem.params, problem.batch(0)
+  (inputs, _), params = problem.batch(0), problem.params["hidden"]
   mesh = make_mesh("Explicit", data=2, model=4)
   place = lambda x, *names: jax.device_put(
     x, jax.NamedSharding(mesh, jax.P(*names))
   )
-  options = {"num_microbatches": 2, "sync_perturbation": sync}
   perturbation = fsam_optax.friendly_perturbation(rho=0.3, lmbda=0.5)
-
-  def mesh_loss(params, batch):
-    inputs, targets = batch
-    hidden = jnp.tanh(inputs @ params["hidden"]["kernel"])
-    hidden = hidden + params["hidden"]["bias"]
-    rows = jax.typeof(targets).sharding
-    outputs = jnp.matmul(hidden, params["output"], out_sharding=rows)
-    return jnp.mean((outputs - targets) ** 2)
-
-  fn = jax.jit(fsam_optax.value_and_grad(mesh_loss, perturbation, **options))
+  fn = fsam_optax.value_and_grad(
+    lambda p, x: jnp.mean(jnp.tanh(x @ p["kernel"] + p["bias"]) ** 2),
+    perturbation,
+    num_microbatches=2,
+    sync_perturbation=sync,
+  )
+  run = jax.jit(lambda params, x: fn(params, perturbation.init(params), x))
   with set_mesh(mesh):
-    hidden = params["hidden"]
     placed = {
-      "hidden": {
-        "kernel": place(hidden["kernel"], None, "model"),
-        "bias": place(hidden["bias"], "model"),
-      },
-      "output": place(params["output"], "model"),
+      "kernel": place(params["kernel"], None, "model"),
+      "bias": place(params["bias"], "model"),
     }
-    rows = jax.tree.map(lambda x: place(x, "data"), batch)
-    state = perturbation.init(placed)
-    loss, grads, state, info = fn(placed, state, rows)
+    found = run(placed, place(inputs, "data"))
+  _, grads, state, _ = found
   shardings = lambda tree: jax.tree.map(lambda x: jax.typeof(x).sharding, tree)
   assert shardings(grads) == shardings(state[0].ema) == shardings(placed)
-  by_one = fsam_optax.value_and_grad(problem.loss_fn, perturbation, **options)
-  expected = jax.jit(by_one)(params, perturbation.init(params), batch)
-  found = loss, grads, state, info
+  expected = run(params, inputs)
   chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
 
 

@@ -88,10 +88,6 @@ def least_squares(steps=5, rows=8):
   ]
 
 
-def stacked(batches):
-  return jax.tree.map(lambda *x: jnp.stack(x), *batches)
-
-
 @pytest.mark.parametrize(
   ("face", "name", "sigma", "order"),
   [
@@ -105,8 +101,9 @@ def test_every_face_is_the_one_by_hand(x64, face, name, sigma, order):
   weights, batches = least_squares()
   tx, by_hand = OPTIMIZERS[name]
   ascent = perturbation(sigma=sigma, order=order)
+  stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
   (params, state, _), _ = train(
-    FACES[face], loss_fn, {"w": weights}, stacked(batches), tx, ascent
+    FACES[face], loss_fn, {"w": weights}, stacked, tx, ascent
   )
   expected = trained_by_hand(by_hand, weights, batches, sigma, order)
   np.testing.assert_allclose(params["w"], expected, rtol=1e-6)
@@ -139,8 +136,7 @@ def test_the_average_of_equal_gradients_is_the_gradient(name):
   gradient = jax.tree.map(lambda x: jnp.full_like(x, 0.25), PARAMS)
   state = train_state(tx, PARAMS, lmbda=0.9).opt_state
   update = jax.jit(optax.with_extra_args_support(tx).update)
-  number, steps = (12, 4) if name == "accumulated" else (4, 4)
-  for _ in range(number):
+  for _ in range(12 if name == "accumulated" else 4):
     _, state = update(gradient, state, PARAMS)
   seen = []
   ascent.update(
@@ -148,7 +144,7 @@ def test_the_average_of_equal_gradients_is_the_gradient(name):
     ascent.init(PARAMS),
     PARAMS,
     optimizer_state=state,
-    optimizer_steps=jnp.asarray(steps),
+    optimizer_steps=jnp.asarray(4),
     averages=seen,
   )
   tolerance = 1e-2 if name == "bfloat16" else 1e-6
@@ -308,33 +304,25 @@ def test_local_ascents_need_one_all_reduce(is_global, check_vma):
 
 
 def test_complex_weights_ascend_along_their_conjugate():
+  """Which are trained as pairs of real ones."""
   rng = np.random.default_rng(1)
   draw = lambda: jnp.asarray(rng.normal(size=(3, 2)) @ [1, 1j], jnp.complex64)
   weights, goals = draw(), [draw(), draw()]
   loss = lambda w, goal: jnp.sum(jnp.abs(w - goal) ** 2) + jnp.real(w[0] * w[1])
   pairs = lambda w, goal: loss(jax.lax.complex(w[0], w[1]), goal)
-  tx = optax.sgd(0.1, momentum=DECAY)
-  ascent = perturbation()
-  ends = []
-  for fn, start in [
-    (loss, weights),
-    (pairs, jnp.stack([weights.real, weights.imag])),
-  ]:
-    passes = jax.jit(fsam_optax.value_and_grad(fn, ascent))
-    state, opt_state, params = ascent.init(start), tx.init(start), start
-    for goal in goals * 2:
-      _, grads, state, _ = passes(
-        params, state, goal, optimizer_state=opt_state
-      )
-      updates, opt_state = tx.update(grads, opt_state, params)
-      params = optax.apply_updates(params, jax.tree.map(jnp.conj, updates))
-    ends.append(params)
-  np.testing.assert_allclose(
-    jnp.stack([ends[0].real, ends[0].imag]), ends[1], rtol=1e-5, atol=1e-6
+  conjugate = optax.stateless(lambda u, p: jnp.conj(u))
+  tx = optax.chain(optax.sgd(0.1, momentum=DECAY), conjugate)
+  batches = jnp.stack(goals * 2)
+  (found, *_), (expected, *_) = (
+    train(FACES["value_and_grad"], fn, start, batches, tx, perturbation())[0]
+    for fn, start in [
+      (loss, weights),
+      (pairs, jnp.stack([weights.real, weights.imag])),
+    ]
   )
-
-
-# A run that goes on.
+  np.testing.assert_allclose(
+    jnp.stack([found.real, found.imag]), expected, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_flax_state_goes_on_with_the_momentum_it_has(x64):
@@ -346,9 +334,9 @@ def test_flax_state_goes_on_with_the_momentum_it_has(x64):
   for batch in batches[:4]:
     gradient = LeastSquares.gradient(np.asarray(state.params["w"]), batch)
     state = state.apply_gradients(grads={"w": jnp.asarray(gradient)})
-  state = fsam_optax.TrainState.create(
-    apply_fn=None, params=state.params, tx=tx, perturbation=perturbation()
-  ).replace(step=jnp.int32(state.step), opt_state=state.opt_state)
+  state = train_state(tx, state.params).replace(
+    step=jnp.int32(state.step), opt_state=state.opt_state
+  )
   state, _ = step_of(loss_fn)(state, batches[4])
   expected = trained_by_hand(by_hand, weights, batches, start=4)
   np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)

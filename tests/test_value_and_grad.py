@@ -193,22 +193,19 @@ def test_aux_is_each_replicas_own(problem):
 
 def test_of_narrow_weights_the_norm_is_what_is_left_of_the_perturbation():
   """A million bfloat16 weights: most are moved by less than their last bit."""
-  rng = np.random.default_rng(0)
-  wide = rng.normal(size=(1000, 1000)).astype(np.float32)
-  params = {"w": jnp.asarray(wide, jnp.bfloat16)}
-  slope = jnp.asarray(rng.normal(size=(1000, 1000)), jnp.bfloat16)
+  draw = np.random.default_rng(0).normal
+  params = {"w": jnp.asarray(draw(size=(1000, 1000)), jnp.bfloat16)}
+  slope = jnp.asarray(draw(size=(1000, 1000)), jnp.bfloat16)
   perturbation = fsam_optax.sam_perturbation(rho=0.05)
   fn = fsam_optax.value_and_grad(
     lambda p, s: jnp.sum((p["w"] * s).astype(jnp.float32)), perturbation
   )
   _, _, _, info = jax.jit(fn)(params, perturbation.init(params), slope)
   # By NumPy in float64, rounded to bfloat16 once: to 8 bits, half to even.
-  w = np.asarray(params["w"], np.float64)
-  g = np.asarray(slope, np.float64)
-  epsilon = np.asarray(
-    jnp.asarray(0.05 * g / np.linalg.norm(g), jnp.bfloat16), np.float64
-  )
-  moved = np.asarray(jnp.asarray(w + epsilon, jnp.bfloat16), np.float64) - w
+  rounded = lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+  w, g = rounded(params["w"]), rounded(slope)
+  epsilon = rounded(0.05 * g / np.linalg.norm(g))
+  moved = rounded(w + epsilon) - w
   expected = np.linalg.norm(moved)
   assert expected < 0.045
   assert (moved != 0).mean() < 0.3
