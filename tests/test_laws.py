@@ -9,7 +9,6 @@ from faces import train
 import jax
 from jax import flatten_util
 from jax import numpy as jnp
-from meshes import make_mesh
 import numpy as np
 import optax
 import optax.tree
@@ -218,7 +217,6 @@ def test_a_mask_is_the_perturbation_of_what_it_selects(
     list(map(select, gradients)),
     select(params),
   )
-  assert 0 < sum(bools) < len(bools)
   for t, epsilon in enumerate(epsilons):
     assert_near(select(epsilon), alone[t], ROUNDING)
     assert_near(
@@ -275,18 +273,12 @@ def test_zero_radius_is_the_base_optimizer_bit_for_bit(
 
 def test_zero_radius_hands_the_base_the_same_bits(problem):
   """On any device, where both loops call one compiled gradient."""
-  base = optax.adamw(0.01)
-  tx = optax.chain(fsam_optax.fsam(rho=0.0), base)
-  grad_fn = jax.jit(jax.grad(problem.loss_fn))
-  ours = theirs = problem.params
-  state, base_state = tx.init(ours), base.init(theirs)
+  link, params = fsam_optax.fsam(rho=0.0), problem.params
+  grad_fn, state = jax.jit(jax.grad(problem.loss_fn)), link.init(params)
   for t in range(4):
     at = lambda params, t=t: grad_fn(params, problem.batch(t))
-    updates, state = tx.update(at(ours), state, ours, grad_fn=at)
-    ours = optax.apply_updates(ours, updates)
-    updates, base_state = base.update(at(theirs), base_state, theirs)
-    theirs = optax.apply_updates(theirs, updates)
-  chex.assert_trees_all_equal(ours, theirs)
+    updates, state = link.update(at(params), state, params, grad_fn=at)
+    chex.assert_trees_all_equal(updates, at(params))
 
 
 OPTIONS = {
@@ -324,17 +316,3 @@ def test_an_eighth_of_the_rows_gives_the_direction(problem):
   expected = loss, problem.loss_fn(perturbed, batch)
   found = metrics["loss"], metrics["perturbed_loss"]
   np.testing.assert_allclose(found, expected, rtol=ROUNDING)
-
-
-def test_eight_devices_equal_one(problem):
-  """A batch spread over a mesh, as jit alone does it."""
-  if jax.device_count() < 8:
-    pytest.skip("There are fewer than eight devices.")
-  rows = jax.NamedSharding(make_mesh(data=8), jax.P(None, "data"))
-  spread = problem._replace(batches=jax.device_put(problem.batches, rows))
-  assert len(spread.batches[0].sharding.device_set) == 8
-  found, expected = (
-    trained(x, "chain", SGD, friendly_perturbation(0.1))
-    for x in (spread, problem)
-  )
-  assert_near(found, expected, CANCELLATION)
