@@ -1,6 +1,5 @@
 """Two real processes that disagree: both hear of it, and neither waits."""
 
-import re
 import socket
 import subprocess
 import sys
@@ -64,18 +63,16 @@ def test_processes_that_disagree_get_an_error_each():
   for process in processes:
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    shapes = re.search(r"shapes: (.*)", printed)[1]
-    assert (
-      "at ['x'] float32[6, 3] in process 1 for float32[4, 3] in process 0"
-    ) in shapes
-    values = re.search(r"values: (.*)", printed)[1]
-    assert "got at .params['w'] float32[3], digest" in values
-    structure = re.search(r"structure: (.*)", printed)[1]
-    assert "got at [1] int32[], digest" in structure
-    assert "in process 1 for nothing in process 0" in structure
-    assert "evenly over 4 devices or groups, got 6 rows" in printed
-    assert "Drop 2 of them, or add 2." in printed
-    assert "{'w': 21.0}" in printed
+    for sentence in (
+      "at ['x'] float32[6, 3] in process 1 for float32[4, 3] in process 0",
+      "got at .params['w'] float32[3], digest",
+      "got at [1] int32[], digest",
+      "in process 1 for nothing in process 0",
+      "evenly over 4 devices or groups, got 6 rows",
+      "Drop 2 of them, or add 2.",
+      "{'w': 21.0}",
+    ):
+      assert sentence in printed
 
 
 if __name__ == "__main__":

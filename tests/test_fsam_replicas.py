@@ -2,7 +2,6 @@
 
 from by_hand import two_passes
 import chex
-import faces
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -22,18 +21,21 @@ def chain(axis_name=None, **kwargs):
   return optax.chain(link, optax.sgd(RATE))
 
 
-def update_of(problem, tx, mean_outside=False):
+def update_of(loss_fn, tx, outside=False, own=lambda params: params, scale=1.0):
   """A step whose grad_fn sees the rows of one replica and takes no mean."""
 
   def update(params, state, batch):
-    grad_fn = lambda params: jax.grad(problem.loss_fn)(params, batch)
-    grads = grad_fn(params)
-    if mean_outside:
-      grads = jax.lax.pmean(grads, "batch")
+    grad_fn = lambda params: jax.grad(loss_fn)(own(params), batch)
+    grads = optax.tree.scale(scale, grad_fn(params))
+    grads = jax.lax.pmean(grads, "batch") if outside else grads
     updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
     return optax.apply_updates(params, updates), state
 
   return update
+
+
+def first(tree):
+  return jax.tree.map(lambda x: x[0], tree)
 
 
 def mesh_of_replicas():
@@ -50,13 +52,11 @@ def over_vmap(update):
 
 def over_shard_map(update):
   """With JAX's check off, in which every replica has its own gradient."""
-  mesh = mesh_of_replicas()
-  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
   lead = lambda tree: jax.tree.map(lambda x: x[None], tree)
   return jax.jit(
     jax.shard_map(
-      lambda p, s, b: lead(update(one(p), one(s), one(b))),
-      mesh=mesh,
+      lambda *args: lead(update(*map(first, args))),
+      mesh=mesh_of_replicas(),
       in_specs=P("batch"),
       out_specs=P("batch"),
       check_vma=False,
@@ -79,7 +79,7 @@ def one_device(problem):
   """The parameters after each step on the whole batch, without an axis."""
   tx = chain()
   params, state = problem.params, tx.init(problem.params)
-  step, after = jax.jit(update_of(problem, tx)), [params]
+  step, after = jax.jit(update_of(problem.loss_fn, tx)), [params]
   for t in range(3):
     params, state = step(params, state, problem.batch(t))
     after.append(params)
@@ -91,43 +91,37 @@ def test_with_an_axis_name_replicas_do_what_one_device_does(
   problem, one_device, mapped
 ):
   tx = chain(axis_name="batch")
-  params, state = run(problem, mapped(update_of(problem, tx)), tx)
+  params, state = run(problem, mapped(update_of(problem.loss_fn, tx)), tx)
   for leaf in jax.tree.leaves((params, state)):
     assert (leaf == leaf[:1]).all()
-  found = jax.tree.map(lambda x: x[0], params)
+  found = first(params)
   chex.assert_trees_all_close(found, one_device[3], rtol=1e-4, atol=1e-5)
 
 
 def test_a_mean_outside_is_the_same_and_alone_lets_replicas_drift(
   problem, one_device
 ):
-  tx = chain(axis_name="batch")
-  step = over_vmap(update_of(problem, tx, mean_outside=True))
-  found = jax.tree.map(lambda x: x[0], run(problem, step, tx)[0])
+  trained = lambda tx: run(
+    problem, over_vmap(update_of(problem.loss_fn, tx, outside=True)), tx
+  )[0]
+  found = first(trained(chain(axis_name="batch")))
   chex.assert_trees_all_close(found, one_device[3], rtol=1e-4, atol=1e-5)
-  tx = chain()
-  step = over_vmap(update_of(problem, tx, mean_outside=True))
-  params, _ = run(problem, step, tx)
+  params = trained(chain())
   spread = max(float(jnp.ptp(x, axis=0).max()) for x in jax.tree.leaves(params))
   assert spread > 1e-3
 
 
-def on_mesh(problem, tx, loss_fn=None, own=None, outside=False, **options):
+def on_mesh(problem, tx, loss_fn=None, check_vma=True, **options):
   """The parameters after one step in a `shard_map`, replicated."""
-  loss_fn = loss_fn or problem.loss_fn
-  own = own or (lambda params: params)
-
-  def update(params, state, batch):
-    grad_fn = lambda params: jax.grad(loss_fn)(own(params), batch)
-    grads = grad_fn(params)
-    grads = jax.lax.pmean(grads, "batch") if outside else grads
-    updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
-    return optax.apply_updates(params, updates)
-
-  specs = dict(in_specs=(P(), P(), P("batch")), out_specs=P())
-  mapped = jax.shard_map(update, mesh=mesh_of_replicas(), **specs, **options)
+  mapped = jax.shard_map(
+    update_of(loss_fn or problem.loss_fn, tx, **options),
+    mesh=mesh_of_replicas(),
+    in_specs=(P(), P(), P("batch")),
+    out_specs=P(),
+    check_vma=check_vma,
+  )
   params = problem.params
-  return jax.jit(mapped)(params, tx.init(params), problem.batch(0))
+  return jax.jit(mapped)(params, tx.init(params), problem.batch(0))[0]
 
 
 def as_own(params):
@@ -189,9 +183,8 @@ def test_checked_lets_a_right_loop_be(problem):
 def over_sharded_arrays(update):
   rows = jax.sharding.NamedSharding(mesh_of_replicas(), P("batch"))
   step = jax.jit(update, in_shardings=(None, None, rows))
-  one = lambda tree: jax.tree.map(lambda x: x[0], tree)
   whole = lambda x: x.reshape(-1, *x.shape[2:])
-  return lambda p, s, b: step(one(p), one(s), jax.tree.map(whole, b))
+  return lambda p, s, b: step(first(p), first(s), jax.tree.map(whole, b))
 
 
 @pytest.mark.parametrize(
@@ -202,14 +195,8 @@ def test_checked_ends_in_nan_and_a_sentence_where_it_is_compiled(
 ):
   """Raised on one device, an error leaves the others to wait for it."""
   tx = chain(checked=True)
-
-  def update(params, state, batch):
-    grad_fn = lambda params: jax.grad(problem.loss_fn)(params, batch)
-    scaled = jax.tree.map(lambda g: 128.0 * g, grad_fn(params))
-    updates, state = tx.update(scaled, state, params, grad_fn=grad_fn)
-    return optax.apply_updates(params, updates), state
-
-  params, _ = run(problem, compiled(update), tx, steps=1)
+  step = compiled(update_of(problem.loss_fn, tx, scale=128.0))
+  params, _ = run(problem, step, tx, steps=1)
   jax.effects_barrier()
   assert all(jnp.isnan(x).all() for x in jax.tree.leaves(params))
   assert "`updates` must be the gradient" in capfd.readouterr().out
@@ -220,20 +207,16 @@ def test_checked_ends_in_nan_and_a_sentence_where_it_is_compiled(
 
 def test_accumulation_behind_fsam_is_a_mean_of_second_gradients(problem):
   """By hand: four pairs of passes at one place, one step with their mean."""
-  params, base = problem.params, optax.MultiSteps(optax.sgd(RATE), 4)
-  perturbation, expected = fsam_optax.friendly_perturbation(RHO), params
-  state = perturbation.init(params)
+  base = optax.MultiSteps(optax.sgd(RATE), 4).gradient_transformation()
+  tx = optax.chain(fsam_optax.fsam(RHO), base)
+  perturbation = fsam_optax.friendly_perturbation(RHO)
+  step, params = jax.jit(update_of(problem.loss_fn, tx)), problem.params
+  found, state = params, tx.init(params)
+  expected, ascent = params, perturbation.init(params)
   for t in range(4):
-    _, (_, second), state = two_passes(
-      problem.loss_fn, perturbation, state, params, problem.batch(t)
+    found, state = step(found, state, problem.batch(t))
+    _, (_, second), ascent = two_passes(
+      problem.loss_fn, perturbation, ascent, params, problem.batch(t)
     )
     expected = optax.tree.add_scale(expected, -RATE / 4, second)
-  (found, *_), _ = faces.train(
-    faces.chain,
-    problem.loss_fn,
-    params,
-    jax.tree.map(lambda x: x[:4], problem.batches),
-    base.gradient_transformation(),
-    perturbation,
-  )
   chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)

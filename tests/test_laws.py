@@ -9,7 +9,6 @@ from faces import train
 import jax
 from jax import flatten_util
 from jax import numpy as jnp
-from meshes import make_mesh
 import numpy as np
 import optax
 import optax.tree
@@ -46,14 +45,6 @@ def ascend(perturbation, gradients, params):
     epsilons.append(epsilon)
     states.append(state)
   return epsilons, states
-
-
-@pytest.fixture
-def wide(problem, widest):
-  """The problem in the widest dtype, and what formulas are held to in it."""
-  params = optax.tree.cast(problem.params, widest)
-  gradients = optax.tree.cast(problem.gradients(6), widest)
-  return params, gradients, 1e-12 if widest == "float64" else CANCELLATION
 
 
 # The ascent.
@@ -127,38 +118,10 @@ def test_lmbda_one_freezes_the_ema(problem):
     chex.assert_trees_all_equal(state[0].ema, gradients[0])
 
 
-def test_lmbda_one_in_paper_order_is_sam(problem):
-  gradients = problem.gradients(5)
-  friendly = friendly_perturbation(lmbda=1.0, order="paper")
-  epsilons, states = ascend(friendly, gradients, problem.params)
-  sam, _ = ascend(sam_perturbation(), gradients, problem.params)
-  assert_near(epsilons, sam, ROUNDING)
-  zeros = optax.tree.zeros_like(problem.params)
-  chex.assert_trees_all_equal(states[-1][0].ema, zeros)
-
-
-SHAPES = {
-  "scalar": (),
-  "nested": {"a": ((2, 3), None, {"b": (), "c": (1,)}), "d": (3,)},
-}
-
-
 @adaptivities
-@pytest.mark.parametrize("shapes", SHAPES)
-def test_a_tree_equals_its_raveled_vector(shapes, adaptive):
-  rng = np.random.default_rng(0)
-  is_shape = lambda x: (
-    isinstance(x, tuple) and all(isinstance(n, int) for n in x)
-  )
-  params, *gradients = (
-    jax.tree.map(
-      lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
-      SHAPES[shapes],
-      is_leaf=is_shape,
-    )
-    for _ in range(6)
-  )
+def test_a_tree_equals_its_raveled_vector(problem, adaptive):
   perturbation = friendly_perturbation(0.1, sigma=0.8, adaptive=adaptive)
+  gradients, params = problem.gradients(5), problem.params
   ravel = lambda tree: flatten_util.ravel_pytree(tree)[0]
   on_tree, tree_states = ascend(perturbation, gradients, params)
   on_vector, vector_states = ascend(
@@ -170,9 +133,13 @@ def test_a_tree_equals_its_raveled_vector(shapes, adaptive):
 
 
 @pytest.mark.parametrize("lmbda", [0.6, 1.0])
-def test_both_orders_give_the_same_direction_at_sigma_one(wide, lmbda):
+def test_both_orders_give_the_same_direction_at_sigma_one(
+  problem, widest, lmbda
+):
   """From the same average, because g - m = lmbda * (g - m_prev)."""
-  params, gradients, tolerance = wide
+  params = optax.tree.cast(problem.params, widest)
+  gradients = optax.tree.cast(problem.gradients(3), widest)
+  tolerance = 1e-12 if widest == "float64" else CANCELLATION
   official = friendly_perturbation(0.1, lmbda=lmbda)
   paper = friendly_perturbation(0.1, lmbda=lmbda, order="paper")
   _, states = ascend(official, gradients[:2], params)
@@ -250,7 +217,6 @@ def test_a_mask_is_the_perturbation_of_what_it_selects(
     list(map(select, gradients)),
     select(params),
   )
-  assert 0 < sum(bools) < len(bools)
   for t, epsilon in enumerate(epsilons):
     assert_near(select(epsilon), alone[t], ROUNDING)
     assert_near(
@@ -307,18 +273,12 @@ def test_zero_radius_is_the_base_optimizer_bit_for_bit(
 
 def test_zero_radius_hands_the_base_the_same_bits(problem):
   """On any device, where both loops call one compiled gradient."""
-  base = optax.adamw(0.01)
-  tx = optax.chain(fsam_optax.fsam(rho=0.0), base)
-  grad_fn = jax.jit(jax.grad(problem.loss_fn))
-  ours = theirs = problem.params
-  state, base_state = tx.init(ours), base.init(theirs)
+  link, params = fsam_optax.fsam(rho=0.0), problem.params
+  grad_fn, state = jax.jit(jax.grad(problem.loss_fn)), link.init(params)
   for t in range(4):
     at = lambda params, t=t: grad_fn(params, problem.batch(t))
-    updates, state = tx.update(at(ours), state, ours, grad_fn=at)
-    ours = optax.apply_updates(ours, updates)
-    updates, base_state = base.update(at(theirs), base_state, theirs)
-    theirs = optax.apply_updates(theirs, updates)
-  chex.assert_trees_all_equal(ours, theirs)
+    updates, state = link.update(at(params), state, params, grad_fn=at)
+    chex.assert_trees_all_equal(updates, at(params))
 
 
 OPTIONS = {
@@ -356,17 +316,3 @@ def test_an_eighth_of_the_rows_gives_the_direction(problem):
   expected = loss, problem.loss_fn(perturbed, batch)
   found = metrics["loss"], metrics["perturbed_loss"]
   np.testing.assert_allclose(found, expected, rtol=ROUNDING)
-
-
-def test_eight_devices_equal_one(problem):
-  """A batch spread over a mesh, as jit alone does it."""
-  if jax.device_count() < 8:
-    pytest.skip("There are fewer than eight devices.")
-  rows = jax.NamedSharding(make_mesh(data=8), jax.P(None, "data"))
-  spread = problem._replace(batches=jax.device_put(problem.batches, rows))
-  assert len(spread.batches[0].sharding.device_set) == 8
-  found, expected = (
-    trained(x, "chain", SGD, friendly_perturbation(0.1))
-    for x in (spread, problem)
-  )
-  assert_near(found, expected, CANCELLATION)
