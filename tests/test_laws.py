@@ -9,6 +9,7 @@ from faces import train
 import jax
 from jax import flatten_util
 from jax import numpy as jnp
+from meshes import make_mesh
 import numpy as np
 import optax
 import optax.tree
@@ -316,3 +317,17 @@ def test_an_eighth_of_the_rows_gives_the_direction(problem):
   expected = loss, problem.loss_fn(perturbed, batch)
   found = metrics["loss"], metrics["perturbed_loss"]
   np.testing.assert_allclose(found, expected, rtol=ROUNDING)
+
+
+def test_eight_devices_equal_one(problem):
+  """A batch spread over a mesh, as jit alone does it."""
+  if jax.device_count() < 8:
+    pytest.skip("There are fewer than eight devices.")
+  rows = jax.NamedSharding(make_mesh(data=8), jax.P(None, "data"))
+  spread = problem._replace(batches=jax.device_put(problem.batches, rows))
+  assert len(spread.batches[0].sharding.device_set) == 8
+  found, expected = (
+    trained(x, "chain", SGD, friendly_perturbation(0.1))
+    for x in (spread, problem)
+  )
+  assert_near(found, expected, CANCELLATION)

@@ -120,7 +120,7 @@ MODES = {
   ),
   "gate, fraction, micro-batches": (
     {"every": 2, "ascent_fraction": 0.5, "num_microbatches": 2},
-    ("unchecked", "vmap"),
+    ("checked", "vmap"),
   ),
 }
 LOCAL_MODES = {
