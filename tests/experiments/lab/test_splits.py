@@ -61,7 +61,9 @@ def standardized(pool, found):
   [((64, 3), 0), ((64, 6, 6, 3), (0, 1, 2))],
   ids=["features", "channels"],
 )
-def test_each_has_the_scale_of_its_training_rows(tmp_path, shape, axes):
+def test_a_feature_or_channel_has_the_scale_of_its_training_rows(
+  tmp_path, shape, axes
+):
   scale = np.array([1e-6, 1.0, 1e6])
   x = normal(*shape) * scale + 100 * scale
   pool = splits_lib.load(save(tmp_path / "a.npz", x))
