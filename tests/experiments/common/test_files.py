@@ -33,15 +33,6 @@ def test_a_file_that_cannot_be_filled_leaves_that_of_before(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_directory_is_made_or_refused_with_the_remedy(tmp_path):
-  files.make_output(tmp_path / "a" / "b")
-  assert (tmp_path / "a" / "b").is_dir()
-  (tmp_path / "file").touch()
-  message = r"--output: must be a directory that can be wr.*Choose another"
-  with pytest.raises(FlagError, match=message):
-    files.make_output(tmp_path / "file")
-
-
 def test_an_address_is_no_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(FlagError, match="must be a directory of this machine"):

@@ -37,9 +37,8 @@ def fixture_files(request, tmp_path, monkeypatch):
 
 
 def refuse(message, name, path):
-  with pytest.raises(data.DataError, match=message) as error:
+  with pytest.raises(data.DataError, match=f"{message}.*from www.cs.toronto"):
     cifar.load(name, str(path))
-  assert "from www.cs.toronto.edu" in str(error.value)
 
 
 def test_sizes_are_the_published_ones():
@@ -108,8 +107,6 @@ def test_a_file_of_another_size_or_other_labels_is_named(files):
   table[17, expected.label_bytes - 1] = 255
   (folder / file).write_bytes(table.tobytes())
   refuse(f"in {file}, got 255 at record 17", name, folder)
-  (folder / file).unlink()
-  refuse(f"must hold {file} of the binary", name, folder)
 
 
 def test_the_other_and_the_pickled_version_are_refused(files):

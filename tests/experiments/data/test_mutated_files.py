@@ -1,5 +1,6 @@
 """Files with seeded damage: right arrays or one sentence, never a traceback."""
 
+import functools
 import io
 import warnings
 import zipfile
@@ -10,7 +11,6 @@ from PIL import ImageOps
 import pytest
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments.data import cifar
 from fsam_optax.experiments.data import folder as folder_lib
 from fsam_optax.experiments.data import npz
 
@@ -60,81 +60,51 @@ def archive(root, rng):
   return path, lambda: get(npz.load(str(path))), read
 
 
-def picture(suffix):
+def picture(root, rng, suffix):
   """A folder with an image that is turned, and how Pillow alone reads it."""
-
-  def make(root, rng):
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    for place in ("train/a", "train/b", "test/a", "test/b"):
-      path = root / place / f"1.{suffix}"
-      path.parent.mkdir(parents=True)
-      pixels = rng.integers(0, 256, (9, 7, 3), np.uint8)
-      Image.fromarray(pixels).save(path, exif=exif)
-
-    def read():
-      with Image.open(path) as image:
-        return (np.asarray(ImageOps.exif_transpose(image).convert("RGB")),)
-
-    return path, lambda: (folder_lib.load(str(root)).x_test[1],), read
-
-  return make
-
-
-def records(root, rng):
-  """The test rows of a small CIFAR-100, and what their bytes say."""
-  for name, rows in (("train.bin", 4), ("test.bin", 2)):
-    table = rng.integers(0, 20, (rows, 3074), np.uint8)
-    (root / name).write_bytes(table.tobytes())
-  path = root / "test.bin"
-
-  def load():
-    images = cifar.load("cifar100", str(root))
-    return images.x_test, images.y_test
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  for place in ("train/a", "train/b", "test/a", "test/b"):
+    path = root / place / f"1.{suffix}"
+    path.parent.mkdir(parents=True)
+    pixels = rng.integers(0, 256, (9, 7, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
 
   def read():
-    table = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 3074)
-    images = table[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, table[:, 1]
+    with Image.open(path) as image:
+      return (np.asarray(ImageOps.exif_transpose(image).convert("RGB")),)
 
-  return path, load, read
+  return path, lambda: (folder_lib.load(str(root)).x_test[1],), read
 
 
 KINDS = {
   "npz": (archive, 1000),
-  **{x: (picture(x), 200) for x in ("png", "jpg", "tif", "gif", "bmp")},
-  "cifar": (records, 300),
+  **{
+    suffix: (functools.partial(picture, suffix=suffix), 200)
+    for suffix in ("png", "jpg", "tif", "gif", "bmp")
+  },
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_with_damage_are_read_right_or_refused(
-  kind, tmp_path, monkeypatch
-):
-  small = cifar.FORMATS["cifar100"]._replace(
-    train={"train.bin": 4}, test={"test.bin": 2}
-  )
-  monkeypatch.setitem(cifar.FORMATS, "cifar100", small)
+def test_files_with_damage_are_read_right_or_refused(kind, tmp_path):
   make, number = KINDS[kind]
   rng = np.random.default_rng(0)
   path, load, read = make(tmp_path, rng)
-  whole, right = path.read_bytes(), 0
+  whole, refusals = path.read_bytes(), []
   for _ in range(number):
     path.write_bytes(mutated(whole, rng))
     try:
       found = load()
     except data.DataError as error:
-      refusal = str(error)
-    else:
-      refusal = ""
-    if refusal:
-      assert refusal.isprintable()
-      assert "must" in refusal
+      refusals.append(str(error))
       continue
-    right += 1
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       expected = read()
     for one, other in zip(found, expected, strict=True):
       np.testing.assert_array_equal(one, other)
-  assert 0 < right < number
+  assert 0 < len(refusals) < number
+  for refusal in refusals:
+    assert refusal.isprintable()
+    assert "must" in refusal

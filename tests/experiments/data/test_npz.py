@@ -38,11 +38,7 @@ TRAIN, TEST = np.arange(10) % 2, np.arange(4) % 2
     ({"y_test": None}, "y_test is not a file in the archive"),
     ({"x_train": np.array([{}] * 10)}, "Object arrays cannot be loaded"),
     ({"x_train": ROWS[:10] + 1j}, "integer or floating dtype"),
-    ({"x_train": ROWS[:10].astype(str)}, "integer or floating dtype"),
-    (
-      {"x_train": np.arange(10, dtype=np.uint8)},
-      "`x_train` must have the shape",
-    ),
+    ({"x_train": ROWS[:10, 0], "x_test": ROWS[10:]}, "`x_train` must have the"),
     ({"x_train": np.zeros((0, 8, 8), np.uint8)}, "and no input be empty"),
     ({"x_train": ROWS[:8], "x_test": ROWS[10:]}, r"a row, shape \[8\]"),
     (
@@ -56,11 +52,9 @@ TRAIN, TEST = np.arange(10) % 2, np.arange(4) % 2
       "`x_test` must be finite in float32, got 20 values",
     ),
     ({"y_train": TRAIN.astype(float)}, "one integer label a row"),
-    ({"y_train": TRAIN[:, None]}, "one integer label a row"),
-    ({"y_test": TEST[0]}, "one integer label a row"),
-    ({"y_test": TEST[:0]}, "one integer label a row"),
+    ({"y_test": TEST[:0]}, "one integer label a row.* Save as many labels as"),
     ({"y_test": np.array(["a", "b"] * 2)}, r"Of words take np\.unique"),
-    ({"y_test": np.eye(2)[TEST]}, r"of one-hot rows y\.argmax\(axis=1\)"),
+    ({"y_test": np.eye(2, dtype=int)[TEST]}, r"of one-hot rows y\.argmax"),
     ({"y_train": TRAIN - 1}, "labels from 0 to below .*, got -1"),
     ({"y_test": TEST + 2**40}, r"labels from 0 to below 2\*\*31"),
     ({"y_train": 5 * TRAIN}, "every label from 0"),
@@ -95,26 +89,14 @@ def test_images_keep_their_pixels_and_their_dtype(tmp_path):
   assert images.x_train.dtype == np.uint8
   np.testing.assert_array_equal(images.x_train[..., 0], arrays["x_train"])
   np.testing.assert_array_equal(images.x_test[..., 0], arrays["x_test"])
-  x = np.arange(640).reshape(10, 8, 8)
-  save(path, x_train=x, x_test=x[:4])
-  images = npz.load(str(path))
-  assert images.x_train.dtype == np.float32
-  np.testing.assert_array_equal(images.x_train[..., 0], x)
 
 
-@pytest.mark.parametrize(
-  "x",
-  [
-    *(np.array(9 * ROWS, dtype) for dtype in (">f4", "<f2", ">i8", "i1")),
-    np.array(ROWS, np.float32, order="F"),
-  ],
-  ids=[">f4", "<f2", ">i8", "i1", "fortran"],
-)
-def test_numbers_of_every_dtype_are_read(tmp_path, x):
-  path = tmp_path / "order.npz"
+@pytest.mark.parametrize("dtype", [">f4", "<f2", ">i8", "i1"])
+def test_numbers_of_every_dtype_are_read(tmp_path, dtype):
+  path, x = tmp_path / "order.npz", (9 * ROWS).astype(dtype)
   save(path, x_train=x[:10], x_test=x[10:])
   images = npz.load(str(path))
-  assert images.x_train.ndim == 2
+  assert images.x_train.dtype == np.float32
   np.testing.assert_array_equal(images.x_train, x[:10])
   np.testing.assert_array_equal(images.x_test, x[10:])
 
@@ -132,13 +114,6 @@ def test_channels_that_come_last_are_read(tmp_path, shape):
   x = np.random.default_rng(0).integers(0, 256, (14, *shape), np.uint8)
   save(path, x_train=x[:10], x_test=x[10:])
   np.testing.assert_array_equal(npz.load(str(path)).x_train, x[:10])
-
-
-def test_a_constant_feature_is_no_lost_difference(tmp_path):
-  path, x = tmp_path / "constant.npz", ROWS.copy()
-  x[:, 1] = 1e9 + 0.1
-  save(path, x_train=x[:10], x_test=x[10:])
-  assert np.ptp(npz.load(str(path)).x_train[:, 1]) == 0
 
 
 def test_an_image_size_is_never_passed_over(tmp_path):

@@ -2,7 +2,6 @@
 
 import math
 
-from flax import linen as nn
 import jax
 import numpy as np
 import optax
@@ -16,6 +15,7 @@ from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.lab import trainer as trainer_lib
 from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.networks.cnn import CNN
 
 POINT = Point(0.05, 0.1, 0.0)
 
@@ -109,22 +109,11 @@ def test_a_measure_sees_the_rows_that_trained_and_may_leave_a_gap(lab):
   assert row["measures"]["gap"] == [None] * 3
 
 
-class Normalized(nn.Module):
-  """A network with statistics of its batches."""
-
-  classes: int
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = nn.Dense(8)(x.reshape(len(x), -1))
-    x = nn.BatchNorm(use_running_average=not train)(x)
-    return nn.Dense(self.classes)(nn.relu(x))
-
-
 def test_a_run_is_the_plain_loop(pool):
   """By `value_and_grad` by hand, statistics and mirrored rows included."""
   augment = lambda seed, step, x: x[:, :, ::-1] + 0 * (seed + step)
-  lab = laboratory_of(pool, network=Normalized, epochs=1)
+  network = lambda classes: CNN(classes, (4,), norm="batch")
+  lab = laboratory_of(pool, network=network, epochs=1)
   outcomes = [
     lab.at(trainer_options={"augment": augment, "scan": scan}).trainer(
       "F-SAM", lab.splits([10]), *np.array([[0.05], [0.1], [0.5]])
@@ -132,7 +121,7 @@ def test_a_run_is_the_plain_loop(pool):
     for scan in (True, False)
   ]
   drawn = jax.tree.map(lambda x: x[0], lab.splits([10]))
-  model = Normalized(10)
+  model = network(10)
   key, _ = jax.random.split(jax.random.key(10))
   variables = model.init(key, pool.x[:1])
   params, statistics = variables["params"], variables["batch_stats"]
@@ -140,37 +129,28 @@ def test_a_run_is_the_plain_loop(pool):
     optax.add_decayed_weights(0.5),
     optax.sgd(optax.cosine_decay_schedule(0.05, 8), momentum=0.9),
   )
-  opt_state = tx.init(params)
   ascent = fsam_optax.friendly_perturbation(0.1)
-  ascent_state = ascent.init(params)
+  opt_state, ascent_state = tx.init(params), ascent.init(params)
   x = (pool.x - drawn.mean) / drawn.standard_deviation
   _, key = jax.random.split(jax.random.key(10))
   order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), 800))
 
-  @jax.jit
-  def grads_of(params, statistics, x, y):
-    def loss_fn(params):
-      logits, new = model.apply(
-        {"params": params, "batch_stats": statistics},
-        x,
-        train=True,
-        mutable=["batch_stats"],
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-      return losses.mean(), new["batch_stats"]
+  def loss_fn(params, statistics, x, y):
+    variables = {"params": params, "batch_stats": statistics}
+    logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return losses.mean(), new["batch_stats"]
 
-    return jax.grad(loss_fn, has_aux=True)(params)
-
+  fn = jax.jit(fsam_optax.value_and_grad(loss_fn, ascent, has_aux=True))
   for at in order.reshape(8, 100):
     rows = x[drawn.train_rows[at]][:, :, ::-1], drawn.train_labels[at]
-    grads, new = grads_of(params, statistics, *rows)
-    epsilon, ascent_state = ascent.update(grads, ascent_state, params)
-    grads, _ = grads_of(optax.apply_updates(params, epsilon), statistics, *rows)
+    (_, new), grads, ascent_state, _ = fn(
+      params, ascent_state, statistics, *rows
+    )
     updates, opt_state = tx.update(grads, opt_state, params)
     params, statistics = optax.apply_updates(params, updates), new
-  logits = model.apply(
-    {"params": params, "batch_stats": statistics}, x[drawn.test_rows]
-  )
+  variables = {"params": params, "batch_stats": statistics}
+  logits = model.apply(variables, x[drawn.test_rows])
   hits = np.argmax(logits, -1) == pool.y[drawn.test_rows]
   expected = 100 * float(hits.mean())
   for outcome in outcomes:

@@ -7,11 +7,6 @@ from fsam_optax.experiments import data
 from fsam_optax.experiments.lab import splits as splits_lib
 
 
-@pytest.fixture(scope="module")
-def mnist():
-  return splits_lib.load("mnist", 14)
-
-
 def save(path, x, test=4):
   """A user's file, whose first rows are those of the test."""
   y = np.arange(len(x)) % 2
@@ -25,26 +20,16 @@ def normal(*shape):
   return np.random.default_rng(0).normal(size=shape)
 
 
-@pytest.mark.parametrize("name", ["mnist", "digits"])
-def test_splits_are_disjoint_and_of_the_promised_sizes(name, mnist):
-  pool = mnist if name == "mnist" else splits_lib.load(name)
-  splits = splits_lib.split(pool, [3, 4], 0.4)
-  for i in range(2):
-    rows = np.concatenate(
-      [
-        splits.train_rows[i],
-        splits.validation_rows[i],
-        splits.test_rows[i],
-      ]
-    )
-    assert len(np.unique(rows)) == len(rows)
-    assert rows.min() >= 0
-    assert rows.max() < len(pool.y)
-  sizes = [
-    r.shape[1]
-    for r in (splits.train_rows, splits.validation_rows, splits.test_rows)
-  ]
-  assert sizes == ([1000, 1000, 3000] if name == "mnist" else [800, 300, 697])
+@pytest.mark.parametrize(
+  ("name", "sizes"),
+  [("mnist", [1000, 1000, 3000]), ("digits", [800, 300, 697])],
+)
+def test_splits_are_disjoint_and_of_the_promised_sizes(name, sizes):
+  splits = splits_lib.split(splits_lib.load(name), [3, 4], 0.4)
+  parts = splits.train_rows, splits.validation_rows, splits.test_rows
+  assert [x.shape[1] for x in parts] == sizes
+  rows = np.sort(np.concatenate(parts, axis=1))
+  np.testing.assert_array_equal(rows, [np.arange(sum(sizes))] * 2)
 
 
 def test_npz_keeps_its_test_rows_and_validates_on_training_rows(tmp_path):
@@ -71,34 +56,30 @@ def standardized(pool, found):
   return (rows - found.mean[0]) / found.standard_deviation[0]
 
 
-def test_every_feature_of_a_table_has_the_scale_of_its_training_rows(tmp_path):
+@pytest.mark.parametrize(
+  ("shape", "axes"),
+  [((64, 3), 0), ((64, 6, 6, 3), (0, 1, 2))],
+  ids=["features", "channels"],
+)
+def test_a_feature_or_channel_has_the_scale_of_its_training_rows(
+  tmp_path, shape, axes
+):
   scale = np.array([1e-6, 1.0, 1e6])
-  x = normal(64, 3) * scale + 100 * scale
+  x = normal(*shape) * scale + 100 * scale
   pool = splits_lib.load(save(tmp_path / "a.npz", x))
   found = splits_lib.split(pool, [0, 1], 0.0)
   assert found.mean.shape == found.standard_deviation.shape == (2, 3)
   # In the file, test rows come last in the pool.
   rows = np.concatenate([x[4:], x[:4]])[found.train_rows[0]]
-  expected = (rows - rows.mean(0)) / rows.std(0)
+  expected = (rows - rows.mean(axes)) / rows.std(axes)
   np.testing.assert_allclose(
     standardized(pool, found), expected, rtol=1e-4, atol=1e-4
   )
 
 
-def test_every_channel_has_its_own_scale(tmp_path):
-  x = normal(64, 6, 6, 3) * [1, 50, 0.1] + [0, 100, 7]
-  pool = splits_lib.load(save(tmp_path / "a.npz", x))
-  seen = standardized(pool, splits_lib.split(pool, [3], 0.0))
-  np.testing.assert_allclose(seen.mean((0, 1, 2)), 0, atol=1e-4)
-  np.testing.assert_allclose(seen.std((0, 1, 2)), 1, atol=1e-4)
-
-
 @pytest.mark.parametrize("constant", [0.1, 1e9 + 0.1, 0.0, -7.3])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_constant_features_are_0_and_not_divided_by_it(
-  tmp_path, constant, dtype
-):
-  x = normal(41, 3).astype(dtype)
+def test_constant_features_are_0_and_not_divided_by_it(tmp_path, constant):
+  x = normal(41, 3)
   x[:, 1] = constant
   pool = splits_lib.load(save(tmp_path / "a.npz", x))
   found = splits_lib.split(pool, [0], 0.0)

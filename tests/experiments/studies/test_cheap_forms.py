@@ -75,14 +75,8 @@ def test_the_gate_opens_where_the_gradient_is_longer_than_before(x64):
 def test_the_late_form_ascends_at_the_end_alone():
   arm = cheap_forms.ARMS["in the last 30 %, `start`"]
   assert arm.gradients == 1 + arm.last == pytest.approx(1.3)
-  seen = {}
-
-  def make_step(loss_fn, **options):
-    del loss_fn
-    seen.update(options)
-
-  arm._replace(make_step=make_step).step(loss_fn, steps=160)
-  assert seen["start"] == 112
+  arm = arm._replace(make_step=lambda loss_fn, **options: options)
+  assert arm.step(loss_fn, steps=160)["start"] == 112
 
 
 def test_every_form_has_its_gradients_counted():

@@ -26,10 +26,7 @@ def fixture_small(monkeypatch):
     return x.astype(np.uint8), y
 
   images = data.Images(
-    "toy",
-    *draw(700),
-    *draw(200),
-    classes=2,
+    *("toy", *draw(700), *draw(200), 2),
     mean=(0.4, 0.4, 0.4),
     standard_deviation=(0.2, 0.2, 0.2),
   )

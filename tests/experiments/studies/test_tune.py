@@ -1,7 +1,6 @@
 """``tune``: what it chooses and warns of."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -34,9 +33,7 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   printed = capsys.readouterr().out
   assert "digits, mlp, label noise 0.4: validation accuracy %" in printed
   assert f"--weight-decay sam={best['weight_decay']:g}\n" in printed
-  assert re.search(
-    r"warning: the best learning_rate of SAM, \S+, lies", printed
-  )
+  assert "warning: the best learning_rate of SAM, " in printed
   # Again: nothing is trained, and with another sigma everything.
   rows = (tmp_path / "tune.jsonl").read_text()
   monkeypatch.setattr(
