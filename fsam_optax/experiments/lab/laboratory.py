@@ -84,7 +84,7 @@ class Lab:
     """Of all arms; each is compiled once."""
     options = sorted(self.trainer_options.items())
     key = (self.pool.name, self.model, self.batch_size, self.epochs, *options)
-    key += tuple(self.arms)
+    key += tuple((name, id(arm)) for name, arm in self.arms.items())
     if key not in self._trainers:
       self._trainers[key] = trainer_lib.Trainer(
         self.network(self.pool.classes),

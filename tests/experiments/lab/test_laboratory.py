@@ -61,6 +61,8 @@ def test_a_row_has_its_setting_and_is_the_same_whatever_runs_beside(lab):
     assert again[what] == [row[what][2], row[what][0]]
   elsewhere = lab.at(label_noise=0.4)
   assert elsewhere.trainer is lab.trainer
+  other = lab.at(arms={**lab.arms, "F-SAM": arms.SAM})
+  assert other.trainer is not lab.trainer  # Another arm of the same name.
   noisy = elsewhere.run("F-SAM", POINT, [12, 10], "b")
   assert noisy["test_accuracy"] != again["test_accuracy"]
 
