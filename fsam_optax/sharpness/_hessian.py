@@ -80,10 +80,12 @@ def hessian_eigenvalues(
     params: the parameters, a tree of float32 or float64 arrays of ``D`` numbers
       together.
     data: a tree of arrays of ``N`` rows.
-    num: number of eigenvalues, positive, at most ``D``.
+    num: number of eigenvalues, positive, at most ``D``. One that occurs several
+      times is found once, except where there is no other.
     key: a key of :func:`jax.random.key`, for the vector to start from.
     num_matvecs: Hessian-vector products over the data, at least ``num``; None
-      for four times ``num`` and 20 more. The more, the closer the inner ones.
+      for four times ``num`` and 20 more, at most ``D``. The more, the closer
+      the inner ones.
     batch_size: rows at a time; None for all of them.
 
   Returns:
@@ -93,7 +95,8 @@ def hessian_eigenvalues(
     ImportError: if matfree is not installed.
     TypeError: if the loss is not a scalar, or a parameter is of another dtype
       than float32 and float64.
-    ValueError: if a number is out of its range, or an eigenvalue not finite.
+    ValueError: if a number is out of its range, there are fewer eigenvalues
+      than ``num`` that differ, or one is not finite.
 
   References:
     Lanczos, An iteration method for the solution of the eigenvalue problem of
@@ -111,10 +114,15 @@ def hessian_eigenvalues(
       f"`num_matvecs` must be at least `num`, {num}, got {num_matvecs}."
     )
   size = _size(batch_size, data)
-  nodes, _ = _lanczos(loss_fn, num_matvecs, size, params, data, key)
-  values = np.sort(np.asarray(nodes, np.float64))[::-1][:num]
-  _check_finite(values)
-  return values
+  values, _ = _spectrum(loss_fn, num_matvecs, size, params, data, key)
+  if len(values) == 1:  # Of a random vector: a multiple of the identity.
+    values = np.repeat(values, num)
+  if len(values) < num:
+    raise ValueError(
+      f"`num` must be at most {len(values)}, the number of eigenvalues that "
+      f"differ here, got {num}."
+    )
+  return values[::-1][:num]
 
 
 def hessian_trace(
@@ -171,7 +179,7 @@ def hessian_density(
   data: Any,
   *,
   key: jax.Array,
-  num_matvecs: int = 40,
+  num_matvecs: Optional[int] = None,
   samples: int = 5,
   batch_size: Optional[int] = None,
   progress: bool = False,
@@ -186,13 +194,13 @@ def hessian_density(
     params: the parameters, a tree of float32 or float64 arrays.
     data: a tree of arrays of ``N`` rows.
     key: a key of :func:`jax.random.key`, for the vectors to start from.
-    num_matvecs: Hessian-vector products over the data for each vector.
+    num_matvecs: products over the data for each vector; None for 40, at most D.
     samples: number of vectors, positive.
     batch_size: rows at a time; None for all of them.
     progress: whether to show a progress bar.
 
   Returns:
-    Nodes and weights.
+    Nodes and weights, those that were not found both 0.
 
   Raises:
     ImportError: if matfree is not installed.
@@ -207,18 +215,18 @@ def hessian_density(
   _require_matfree()
   _check_dtype(params)
   num_params = sum(np.size(x) for x in jax.tree.leaves(params))
+  if num_matvecs is None:
+    num_matvecs = min(40, num_params)
   _check_at_most_parameters("num_matvecs", num_matvecs, num_params)
   check_int("samples", samples, least=1)
   size = _size(batch_size, data)
-  nodes, weights = [], []
+  nodes, weights = np.zeros((2, samples, num_matvecs))
   with progress_bar(progress, "Lanczos", samples) as tick:
-    for draw in jax.random.split(key, samples):
-      spectrum = _lanczos(loss_fn, num_matvecs, size, params, data, draw)
-      nodes.append(np.asarray(spectrum[0], np.float64))
-      weights.append(np.asarray(spectrum[1], np.float64))
+    for i, draw in enumerate(jax.random.split(key, samples)):
+      values, own = _spectrum(loss_fn, num_matvecs, size, params, data, draw)
+      nodes[i, : len(values)], weights[i, : len(own)] = values, own
       tick()
-  _check_finite(np.array(nodes))
-  return SpectralDensity(np.array(nodes), np.array(weights))
+  return SpectralDensity(nodes, weights)
 
 
 def _matvec(loss_fn, batch_size, params, data):
@@ -237,22 +245,32 @@ def _matvec(loss_fn, batch_size, params, data):
   return flat, product
 
 
+def _spectrum(loss_fn, num_matvecs, batch_size, params, data, key):
+  """Ritz values of a random vector, ascending, and the weight of each."""
+  small, num_params = jax.device_get(
+    _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key)
+  )
+  # Where the Hessian makes nothing new of the vectors so far, because it has no
+  # more eigenvalues that differ, the next vector of Lanczos would be rounding.
+  above = np.abs(np.diag(small, 1))
+  size = np.maximum.accumulate(np.maximum(np.abs(np.diag(small))[:-1], above))
+  rounding = np.finfo(small.dtype).eps * (10 + num_params**0.5 / 3)
+  rank = 1 + np.sum(np.cumprod(above > rounding * size))
+  small = small[:rank, :rank].astype(np.float64)
+  _check_finite(small)
+  values, vectors = np.linalg.eigh(small)
+  return values, np.square(vectors[0])
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _lanczos(loss_fn, num_matvecs, batch_size, params, data, key):
-  """Ritz values of one random vector, and the weight of each."""
+def _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key):
+  """The Hessian in the basis of Lanczos, and the number of parameters."""
   from matfree import decomp
 
   flat, product = _matvec(loss_fn, batch_size, params, data)
   start = jax.random.normal(key, flat.shape, flat.dtype)
   tridiagonalize = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
-  small = tridiagonalize(product, start).J_small
-  values, vectors = jnp.linalg.eigh(small)
-  weights = jnp.square(vectors[0])
-  # For a loss without curvature Lanczos has no second vector, and divides by
-  # zero. The whole weight is at zero then.
-  is_flat = jnp.all(product(start) == 0)
-  at_first = jnp.zeros_like(weights).at[0].set(1)
-  return jnp.where(is_flat, 0, values), jnp.where(is_flat, at_first, weights)
+  return tridiagonalize(product, start).J_small, flat.size
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -104,3 +104,46 @@ def test_a_loss_without_curvature_has_a_hessian_of_zero():
   )
   np.testing.assert_array_equal(found.nodes, np.zeros((2, 3)))
   np.testing.assert_array_equal(found.weights, [[1, 0, 0]] * 2)
+
+
+def few_rows(number):
+  """A loss of 100 parameters, its rows, and the Hessian's eigenvalues."""
+  x = np.random.default_rng(number).normal(size=(number, 100))
+  loss = lambda w, batch: jnp.mean((batch @ w - 1) ** 2)
+  values = np.linalg.eigvalsh(2 / number * x.T @ x)[::-1]
+  return loss, jnp.asarray(x, jnp.float32), values
+
+
+@pytest.mark.parametrize("number", [1, 5, 10, 40])
+def test_a_hessian_of_low_rank_has_its_own_eigenvalues(number):
+  """Lanczos would go on with rounding, and find what is not there."""
+  loss, rows, expected = few_rows(number)
+  args = (loss, jnp.zeros(100, jnp.float32), rows)
+  num = min(number, 3)
+  for seed in range(3):
+    values = sharpness.hessian_eigenvalues(*args, num, key=jax.random.key(seed))
+    np.testing.assert_allclose(values, expected[:num], rtol=1e-3)
+  density = sharpness.hessian_density(*args, key=jax.random.key(0), samples=50)
+  np.testing.assert_allclose(density.weights.sum(axis=1), 1, rtol=1e-6)
+  assert density.nodes.max() < expected[0] * (1 + 1e-4)
+  assert density.nodes.min() > -1e-4 * expected[0]
+  traces = 100 * np.sum(density.nodes * density.weights, axis=1)
+  error = traces.std(ddof=1) / 50**0.5
+  assert abs(traces.mean() - expected.sum()) < 4 * error
+
+
+def test_more_eigenvalues_than_differ_are_refused():
+  loss, rows, _ = few_rows(5)
+  with pytest.raises(ValueError, match=r"`num` must be at most \d, the num"):
+    sharpness.hessian_eigenvalues(
+      loss, jnp.zeros(100, jnp.float32), rows, 20, key=jax.random.key(0)
+    )
+
+
+@pytest.mark.parametrize("number", [1, 3, 10_000])
+def test_a_multiple_of_the_identity_has_one_eigenvalue(number):
+  loss = lambda w, batch: jnp.mean(batch) * jnp.sum(w**2)
+  args = (loss, jnp.ones(number, jnp.float32), jnp.ones((4, 1)))
+  num = min(number, 2)
+  values = sharpness.hessian_eigenvalues(*args, num, key=jax.random.key(0))
+  np.testing.assert_allclose(values, [2.0] * num, rtol=1e-4)
