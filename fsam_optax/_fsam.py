@@ -74,10 +74,10 @@ def sharpness_aware(
       ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
     ValueError: at update, if ``params`` or ``grad_fn`` is missing, a wrapper
       such as :func:`optax.masked` has cut leaves out of ``params``, a gradient
-      has another structure or other shapes than ``params`` or still differs
-      between replicas, ``axis_name`` is not bound, or :func:`jax.shard_map` has
-      summed over it already; with ``checked``, uncompiled, if ``updates`` is
-      not ``grad_fn(params)``.
+      has another structure or other shapes than ``params``, another dtype than
+      ``updates`` or still differs between replicas, ``axis_name`` is not bound,
+      or :func:`jax.shard_map` has summed over it already; with ``checked``,
+      uncompiled, if ``updates`` is not ``grad_fn(params)``.
 
   .. note::
     ``grad_fn`` takes the parameters alone and returns their gradient on the

@@ -570,11 +570,14 @@ def friendly_perturbation(
     of the parameters, in their tree, shapes and dtypes.
 
   Raises:
-    TypeError: if a hyperparameter is neither a real scalar nor callable.
-    ValueError: if a hyperparameter is out of its range, or ``average`` is
-      unknown; with ``average="optimizer"`` if ``lmbda`` is a schedule or 1, if
-      ``accumulator_dtype`` is given, and at update if ``optimizer_state`` does
-      not hold one momentum for each perturbed parameter.
+    TypeError: if a hyperparameter is neither a real scalar nor callable; at
+      init, if ``mask`` holds something else than bools.
+    ValueError: if a hyperparameter is out of its range, ``average`` or
+      ``order`` is unknown, or ``accumulator_dtype`` is too narrow; at init, if
+      ``mask`` does not fit or selects nothing; with ``average="optimizer"`` if
+      ``lmbda`` is a schedule or 1, if ``accumulator_dtype`` is given, and at
+      update if ``optimizer_state`` does not hold one momentum for each
+      perturbed parameter.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization
@@ -639,8 +642,9 @@ def sam_perturbation(
     of the parameters, in their tree, shapes and dtypes.
 
   Raises:
-    TypeError: if ``rho`` is neither a real scalar nor callable.
-    ValueError: if ``rho`` is negative or not finite.
+    TypeError: if ``rho`` is neither a real scalar nor callable; of ``mask``,
+      see :func:`friendly_perturbation`.
+    ValueError: if ``rho`` or ``eta`` is negative or not finite.
 
   References:
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving

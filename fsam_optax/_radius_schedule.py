@@ -44,7 +44,7 @@ def radius_schedule(
     A schedule, from the step to the radius.
 
   Raises:
-    TypeError: if ``learning_rate`` is not callable.
+    TypeError: if ``learning_rate`` is not callable, or a radius is no number.
     ValueError: if a radius is negative or not finite, or the largest learning
       rate is not above the smallest.
 

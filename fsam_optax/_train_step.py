@@ -103,7 +103,9 @@ def make_train_step(
       return a loss, a model state and metrics.
     ValueError: if ``metrics`` names an unknown field; at call, if the model
       state changes its structure, a shape or a dtype, a metric of the loss has
-      a name that the step uses, or the state was donated to an earlier step.
+      a name that the step uses, one in ``extra_args`` is missing, the state was
+      donated to an earlier step, or ``skip_nonfinite`` is False with a
+      ``dynamic_scale``; and what :func:`value_and_grad` raises at call.
 
   References:
     Li et al., `Friendly Sharpness-Aware Minimization

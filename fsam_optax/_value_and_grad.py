@@ -73,11 +73,12 @@ def value_and_grad(
     TypeError: if an argument is of a wrong type, or an option is unknown; at
       call, if the loss is not a real scalar, ``loss_fn`` does not return a pair
       with ``has_aux``, an aux that must be averaged is not a floating scalar,
-      or a parameter is not floating.
+      ``weight`` is not in the aux, or a parameter is not floating.
     ValueError: if an option is out of its range; at call, if ``axis_name`` is
       not bound, the batch is empty, missing where an option splits it, or does
       not split evenly into micro-batches or the ascent's fraction, the state
-      does not fit the parameters, a gate is set and the perturbation counts no
+      does not fit the parameters, ``optimizer_state`` does not fit
+      ``average="optimizer"``, a gate is set and the perturbation counts no
       updates, or, uncompiled, ``checked`` finds a mistake.
 
   References:

@@ -15,6 +15,7 @@ import optax
 
 from fsam_optax._ascent_step import find_state
 from fsam_optax._loss import check_loss
+from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._optimizer_average import check_optimizer_average
 from fsam_optax._options import Options
@@ -156,13 +157,14 @@ class Optimizer(nnx.Optimizer):
       the perturbation's state: one call a step.
 
     Raises:
-      TypeError: if an option is unknown or of a wrong type; at call, if the
-        loss is not a real scalar or ``loss_fn`` does not return a pair with
-        ``has_aux``.
+      TypeError: if an option is unknown, or an argument of a wrong type; at
+        call, if the loss is not a real scalar or ``loss_fn`` does not return a
+        pair with ``has_aux``.
       ValueError: if an option is out of its range, or ``loss_fn`` is a method
-        of a module; at call, if ``model`` is not the one that the optimizer was
-        made for, the batch is missing or does not split evenly, or, with
-        micro-batches, the loss changes more of the model than its values.
+        of a module; at call, if the parameters of ``model`` have another
+        structure or other shapes than the optimizer's, with micro-batches if
+        the loss changes more of the model than its values, and as
+        :func:`fsam_optax.value_and_grad`.
     """
     chosen = Options.from_keywords(options)
     _check_unbound(loss_fn)
@@ -279,7 +281,7 @@ def value_and_grad(
     TypeError: at call, if ``loss_fn`` does not return a pair with ``has_aux``,
       or the loss is not a real scalar.
     ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
-      selects no Variable of the model.
+      selects no Variable of the model, or one that Flax overwrites (fp8).
   """
   _check_unbound(loss_fn)
 
@@ -497,6 +499,7 @@ def _check_selects(wrt, model):
 
 def _check_unbound(loss_fn):
   """Raises for a bound method, whose module would get no gradient."""
+  check_loss_fn(loss_fn)
   if isinstance(getattr(loss_fn, "__self__", None), nnx.Module):
     raise ValueError(
       "`loss_fn` must take the model as its first argument, got the method "

@@ -349,10 +349,10 @@ def _check_rows(batch, replicas, processes):
 
 def _axes_on(mesh, axis_name):
   axes = axes_of("axis_name", axis_name)
-  if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
+  if not axes or set(axes) - set(mesh.axis_names):
     raise ValueError(
       f"`axis_name` must name axes of the mesh, {mesh.axis_names}, got "
-      f"{unknown}. Give the name of an axis of it; the default is 'batch'."
+      f"{axis_name!r}. Give the name of an axis of it; the default is 'batch'."
     )
   return axes
 

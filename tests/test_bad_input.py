@@ -202,6 +202,8 @@ CASES = [
   ("no_axis", ValueError, "`axis_name` must name", lambda: step(axis_name=())),
   ("axis_of_another_mesh", ValueError, "`axis_name` must name axes of.*rows",
    lambda: sharding.BatchFeeder(make_mesh(), "rows")),
+  ("no_axis_of_a_mesh", ValueError, "`axis_name` must name axes of.*got None",
+   lambda: sharding.BatchFeeder(make_mesh(), None)),
   ("rows_for_a_mesh", ValueError, "evenly over 8 .* got 27 rows .* 3 of them",
    lambda: sharding.BatchFeeder(make_mesh())(batch_of(27))),
   ("rows_of_another_number", ValueError, "`batch`.*shapes of the first.*16",
@@ -255,6 +257,8 @@ CASES = [
   ("loss_is_not_callable", TypeError, "`loss_fn` must be callable",
    lambda: fsam_optax.value_and_grad(
      0.0, fsam_optax.sam_perturbation())),
+  ("nnx_loss_is_not_callable", TypeError, "`loss_fn` must be callable",
+   lambda: nnx_fn(loss_fn=3)),
   ("perturbation_with_fsam_itself", TypeError, "asks for `grad_fn`",
    lambda: passes(perturbation=fsam_optax.fsam())),
   ("state_with_a_radius", TypeError, "`perturbation` .*got 0.05",

@@ -12,6 +12,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax._loss import check_loss
+from fsam_optax._options import check_int
 from fsam_optax._trees import leaves_by_path
 from fsam_optax.sharpness._progress import Tick
 from fsam_optax.sharpness._progress import progress_bar
@@ -182,10 +183,7 @@ def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
   """
   if size is None:
     return rows
-  if isinstance(size, bool) or not isinstance(size, int):
-    raise TypeError(f"`{name}` must be an int or None, got {size!r}.")
-  if size < 1:
-    raise ValueError(f"`{name}` must be at least 1, got {size}.")
+  check_int(name, size, least=1)
   if size > rows:
     raise ValueError(
       f"`{name}` must be at most the number of rows of `data`, {rows}, "

@@ -45,7 +45,6 @@ def config_of(
   recipe = flags_and_recipes.RECIPES[settings.recipe]
   network = settings.network
   model = network.model or recipe.model
-  kind = "uniform" if images.name == recipe.dataset else "symmetric"
   mean, standard_deviation = images.moments()
   is_recipes = images.name == recipe.dataset and model == recipe.model
   usual, chosen = networks.REGISTRY[model], settings.images
@@ -70,7 +69,6 @@ def config_of(
       cutout=whole(chosen.cutout, 1 / 2),
       mean=chosen.mean or mean,
       standard_deviation=chosen.standard_deviation or standard_deviation,
-      label_noise_kind=chosen.label_noise_kind or kind,
     ),
   )
   _check_images(config, images)

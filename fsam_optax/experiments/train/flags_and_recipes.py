@@ -211,8 +211,9 @@ class Images:
     standard_deviation: of each channel in [0, 1].
     image_size: side to scale the images to, in pixels, if any.
     label_noise: fraction of the training labels that are replaced.
-    label_noise_kind: each by another class (symmetric), by any class (uniform),
-      or by one that is easily taken for it (asymmetric).
+    label_noise_kind: each by another class (symmetric), by any class as in the
+      authors' script (uniform), or by one that is easily taken for it
+      (asymmetric).
     validation: training rows to evaluate on in place of the test rows, by which
       nothing may be chosen.
   """
@@ -229,11 +230,7 @@ class Images:
   standard_deviation: _Moments = ()
   image_size: Annotated[Optional[int], _WHOLE, _NONE] = None
   label_noise: _Fraction = 0.0
-  label_noise_kind: Annotated[
-    str,
-    values.choice(KINDS),
-    values.default("uniform of CIFAR, else symmetric"),
-  ] = ""
+  label_noise_kind: Annotated[str, values.choice(KINDS)] = "symmetric"
   validation: _Natural = 0
 
 
