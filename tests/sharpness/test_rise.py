@@ -145,11 +145,7 @@ def test_progress_bar_changes_nothing(capsys):
     ({"batch_size": 2.0}, TypeError, "`batch_size` must be an int"),
     ({"data": {"x": np.zeros((0, 6))}}, ValueError, "`data` must hold"),
     ({"data": {"x": np.full((4, 6), np.nan)}}, ValueError, "finite loss"),
-    (
-      {"loss_fn": lambda params, batch: batch["x"] @ jnp.ones(6)},
-      TypeError,
-      "`loss_fn` must return the loss as a real scalar",
-    ),
+    ({"loss_fn": lambda *_: jnp.ones(2)}, TypeError, "`loss_fn` must return"),
   ],
 )
 def test_bad_input_names_the_argument(change, error, match):
