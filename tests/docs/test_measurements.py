@@ -13,15 +13,6 @@ import pytest
 measurements = pages.extension("measurements")
 
 
-def asked_for() -> set[str]:
-  """What pages give the directive, with its arguments."""
-  return {
-    name
-    for path in pages.PAGES
-    for name in re.findall(r"^```\{measured\} (.+)$", path.read_text(), re.M)
-  }
-
-
 def typed(path: pathlib.Path) -> list[list[list[str]]]:
   """The tables that are written out on a page: header, rule and rows."""
   text = path.read_text()
@@ -46,7 +37,8 @@ def in_the_readme(first: str, second: str) -> list[list[list[str]]]:
 
 
 def test_every_table_that_a_page_asks_for_is_made_whole():
-  names = asked_for()
+  text = "".join(path.read_text() for path in pages.PAGES)
+  names = set(re.findall(r"^```\{measured\} (.+)$", text, re.M))
   assert {name.split()[0] for name in names} == measurements.names()
   for name in names:
     header, rows = measurements.table(name)

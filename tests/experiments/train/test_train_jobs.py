@@ -19,13 +19,8 @@ pytestmark = pytest.mark.slow
 # No BatchNorm, whose statistics a device by itself takes of its own rows; wide
 # enough for FSDP to split its kernels. 10 steps an epoch.
 FLAGS = (
-  "--model=mlp",
-  "--depth=1",
-  "--width=128",
-  "--epochs=2",
-  "--batch-size=128",
-  "--log-every=1",
-  "--dtype=float64",
+  *("--model=mlp", "--depth=1", "--width=128", "--dtype=float64"),
+  *("--epochs=2", "--batch-size=128", "--log-every=1"),
 )
 STEPS = 20
 

@@ -204,7 +204,6 @@ def test_every_option_makes_a_step(changes, has_ascent):
     ({"stop": "0", "every": 3}, "--stop: must leave some of the 6 steps"),
     ({"start": "3epochs"}, "--start: must leave some of the 6 steps"),
     ({"num_microbatches": 3}, "--num-microbatches: must divide the number of"),
-    ({"ascent_fraction": 0.3}, "--ascent-fraction: must be a whole number of"),
     ({"mask": "norms_only", "model": "mlp"}, "--mask: must"),
     ({"sync_perturbation": False}, "--no-sync-perturbation: must have several"),
   ],

@@ -17,14 +17,11 @@ from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train.flag_checks import config_of
 
 
-def parse(*words):
-  return common_flags.parse(
+def by_flag(*words):
+  settings = common_flags.parse(
     flags_and_recipes.Settings, words, program="train", description="Train."
   )
-
-
-def by_flag(*words):
-  return config_of(parse(*words), images_of(128, 32)).by_flag()
+  return config_of(settings, images_of(128, 32)).by_flag()
 
 
 def test_flags_that_are_not_given_keep_the_value_of_the_recipe():

@@ -26,13 +26,8 @@ pytestmark = pytest.mark.slow
 # The network with the fewest layers; 20 steps an epoch.
 EPOCHS, STEPS = 2, 40
 FLAGS = (
-  "--model=wide_resnet",
-  "--depth=10",
-  "--width=1",
-  f"--epochs={EPOCHS}",
-  "--batch-size=64",
-  "--save-every=3",
-  "--log-every=2",
+  *("--model=wide_resnet", "--depth=10", "--width=1", f"--epochs={EPOCHS}"),
+  *("--batch-size=64", "--save-every=3", "--log-every=2"),
 )
 
 
