@@ -72,9 +72,8 @@ def test_means_weigh_rows_leave_out_what_was_skipped_and_begin_anew():
   progress = RunState.begin(None, jnp.float32)
   assert np.isnan(progress.means()["loss"])
   counts = []
-  for loss, rows, skipped in (
-    *((1.0, 4, 0), (np.inf, 4, 1), (4.0, 2, 0), (7.0, 4, 0)),
-  ):
+  steps = ((1.0, 4, 0), (np.inf, 4, 1), (4.0, 2, 0), (7.0, 4, 0))
+  for loss, rows, skipped in steps:
     metrics = {name: jnp.float32(loss) for name in MEANS}
     metrics["skipped"] = jnp.int32(skipped)
     progress = progress.after(None, metrics, rows, steps_an_epoch=3)
@@ -142,10 +141,7 @@ def test_a_step_is_the_recipe_written_out():
 
   def loss(params):
     logits, _ = network.apply(
-      {"params": params, **statistics},
-      seen,
-      train=True,
-      mutable=["batch_stats"],
+      {"params": params, **statistics}, seen, train=True, mutable=True
     )
     return -jax.nn.log_softmax(logits)[np.arange(16), y].mean()
 
