@@ -12,14 +12,14 @@ import step_cost
 
 pytestmark = pytest.mark.slow
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "accelerator.py"
 
 
-def run(folder, *flags, script="accelerator.py", **environment):
+def run(folder, *flags, **environment):
   """The status, what it printed and the report."""
   output = folder / "report.json"
   done = subprocess.run(
-    [sys.executable, str(BENCHMARKS / script), f"--output={output}", *flags],
+    [sys.executable, str(SCRIPT), f"--output={output}", *flags],
     env={**os.environ, **environment},
     capture_output=True,
     text=True,
@@ -77,12 +77,8 @@ def test_what_passes_here_passes_there_and_a_broken_law_fails(quick):
 def test_the_costs_are_of_steps_that_were_timed(quick):
   _, report = quick
   costs = {row["step"]: row for row in report["cost"]}
-  assert list(costs) == [
-    "SGD",
-    "floor",
-    "fsam in a chain",
-    "train step (default)",
-  ]
+  names = ["SGD", "floor", "fsam in a chain", "train step (default)"]
+  assert list(costs) == names
   for row in costs.values():
     # Two convolutions and one of the stem, 3 x 3, of 8 channels; BatchNorm;
     # a linear layer for 10 classes.
@@ -102,11 +98,10 @@ def test_no_budget_skips_everything_and_says_so(tmp_path):
   done, report = run(tmp_path, "--quick", "--budget=0")
   assert done.returncode == 0, done.stdout + done.stderr
   skipped = {row["job"]: row["reason"] for row in report["skipped"]}
-  spent = "the budget was spent"
   assert {"device", "checks"} < skipped.keys()
   assert any(name.startswith("cost of ") for name in skipped)
   assert any(name.startswith("train ") for name in skipped)
-  assert set(skipped.values()) == {spent}
+  assert set(skipped.values()) == {"the budget was spent"}
   assert report["checks"] == report["cost"] == report["train"] == []
 
 

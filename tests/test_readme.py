@@ -1,13 +1,10 @@
 """The README's code runs as printed, and its links lead somewhere."""
 
-import pathlib
 import re
 
 import pages
+from pages import README
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-README = ROOT / "README.md"
 
 
 @pytest.mark.parametrize("sign", ["-", "+"], ids=["before", "after"])
@@ -31,9 +28,7 @@ def test_a_diff_changes_few_lines(diff):
 
 
 def test_no_line_of_code_is_wider_than_its_box():
-  for path in [README, *(ROOT / "docs").glob("**/*.md")]:
-    if "_build" in path.parts or "generated" in path.parts:
-      continue
+  for path in pages.PAGES:
     for language, text in pages.blocks(path):
       for line in text.splitlines():
         # Commands that set up are one line, to be copied at once.
@@ -49,4 +44,4 @@ def test_links_lead_to_files_of_the_repository():
   found = re.findall(r"\]\(([^)#]+)", README.read_text())
   files = [link for link in found if not link.startswith("https://")]
   assert len(files) > 20
-  assert not [link for link in files if not (ROOT / link).exists()]
+  assert not [link for link in files if not (pages.ROOT / link).exists()]

@@ -1,38 +1,16 @@
 """Tables are made from files, and the README's say the same as the files."""
 
-import importlib
 import json
 import pathlib
 import re
-import sys
 import tomllib
 
 import numpy as np
 import pages
+from pages import DOCS
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-
-
-@pytest.fixture(scope="module")
-def measurements():
-  """What the documentation's tables are made by."""
-  sys.path.insert(0, str(DOCS / "_extensions"))
-  try:
-    return importlib.import_module("measurements")
-  finally:
-    del sys.path[0]
-
-
-def asked_for() -> set[str]:
-  """What pages give the directive, with its arguments."""
-  return {
-    name
-    for path in DOCS.glob("**/*.md")
-    if "_build" not in path.parts
-    for name in re.findall(r"^```\{measured\} (.+)$", path.read_text(), re.M)
-  }
+measurements = pages.extension("measurements")
 
 
 def typed(path: pathlib.Path) -> list[list[list[str]]]:
@@ -53,13 +31,14 @@ def cells(lines: list[str]) -> list[list[str]]:
 
 def in_the_readme(first: str, second: str) -> list[list[list[str]]]:
   """The README's table of these first two titles."""
-  tables = typed(ROOT / "README.md")
+  tables = typed(pages.README)
   (table,) = (x for x in tables if x[0][:2] == [first, second])
   return table
 
 
-def test_every_table_that_a_page_asks_for_is_made_whole(measurements):
-  names = asked_for()
+def test_every_table_that_a_page_asks_for_is_made_whole():
+  text = "".join(path.read_text() for path in pages.PAGES)
+  names = set(re.findall(r"^```\{measured\} (.+)$", text, re.M))
   assert {name.split()[0] for name in names} == measurements.names()
   for name in names:
     header, rows = measurements.table(name)
@@ -73,7 +52,7 @@ def test_costs_are_not_typed():
   assert not [x.name for x in DOCS.glob("cost/*.md") if typed(x)]
 
 
-def test_columns_are_left_out_by_their_titles(measurements):
+def test_columns_are_left_out_by_their_titles():
   whole = cells(measurements.markdown("multiples"))
   part = cells(measurements.markdown("multiples", ["time, CPU"]))
   assert part == [[first, *rest] for first, _, *rest in whole]
@@ -87,28 +66,26 @@ def test_columns_are_left_out_by_their_titles(measurements):
   ],
   ids=["compare", "multiples"],
 )
-def test_the_readme_has_the_table_of_the_page(measurements, titles, name):
+def test_the_readme_has_the_table_of_the_page(titles, name):
   here, made = in_the_readme(*titles), cells(measurements.markdown(name))
   plain = [[cell.strip("*") for cell in row] for row in here]
   assert [plain[0], *plain[2:]] == [made[0], *made[2:]]
 
 
 def test_the_readme_says_what_compare_measured():
-  report = json.loads((DOCS / "compare.json").read_text())
-  accuracy = {
-    {"sgd": "SGD", "sam": "SAM", "fsam": "F-SAM"}[name]: x["test_accuracy"]
-    for name, x in report["results"].items()
-  }
+  results = json.loads((DOCS / "compare.json").read_text())["results"]
+  by_label = {"SGD": "sgd", "SAM": "sam", "F-SAM": "fsam"}
+  of = lambda label: results[by_label[label]]
+  number = lambda text: [float(x) for x in re.findall(r"-?\d+\.\d+", text)]
   _, _, *rows = in_the_readme("", "learning rate")
-  assert {row[0] for row in rows} == set(accuracy)
-  for name, _, _, decay, mean_and_error, difference in rows:
-    result = report["results"][{"F-SAM": "fsam"}.get(name, name.lower())]
-    assert float(decay) == result["weight_decay"]
-    number = lambda text: [float(x) for x in re.findall(r"-?\d+\.\d+", text)]
-    assert number(mean_and_error) == rounded(accuracy[name])
+  assert {row[0] for row in rows} == set(by_label)
+  for label, _, _, decay, mean_and_error, difference in rows:
+    accuracy = of(label)["test_accuracy"]
+    assert float(decay) == of(label)["weight_decay"]
+    assert number(mean_and_error) == rounded(accuracy)
     if difference:
-      other = difference.removeprefix("over ").partition(":")[0]
-      pairs = np.subtract(accuracy[name], accuracy[other])
+      other = of(difference.removeprefix("over ").partition(":")[0])
+      pairs = np.subtract(accuracy, other["test_accuracy"])
       assert number(difference)[:2] == rounded(pairs)
 
 
@@ -129,19 +106,18 @@ def rounded(values) -> list[float]:
   ids=["time on a CPU", "ResNet-18 on a GPU", "GPU", "TPU"],
 )
 def test_the_readme_says_what_a_step_costs(column, file, model, rows, field):
-  text = (DOCS / "measurements" / f"{file}.json").read_text()
-  found = {
-    row["step"]: row
-    for row in json.loads(text)["rows"]
+  folder = DOCS / "measurements"
+  measured = {
+    row["step"]: row[field]
+    for row in json.loads((folder / f"{file}.json").read_text())["rows"]
     if (row["model"], row["batch_size"]) == (model, rows)
   }
-  declared = tomllib.loads((DOCS / "measurements" / "tables.toml").read_text())
-  names = {row["title"]: row["step"] for row in declared["rows"]["choices"]}
+  declared = tomllib.loads((folder / "tables.toml").read_text())
+  steps = {row["title"]: row["step"] for row in declared["rows"]["choices"]}
   _, _, *table = in_the_readme("step", "time, CPU")
-  assert [row[0] for row in table] == list(names)
+  assert [row[0] for row in table] == list(steps)
+  # A median of ratios is not quite the ratio of medians.
+  close = 0.05 if field == "milliseconds" else 0.0051
   for row in table:
-    own = found[names[row[0]]]
-    over = own[field] / found["SGD"][field]
-    # A median of ratios is not quite the ratio of medians.
-    close = 0.05 if field == "milliseconds" else 0.0051
+    over = measured[steps[row[0]]] / measured["SGD"]
     assert float(row[column]) == pytest.approx(over, abs=close)

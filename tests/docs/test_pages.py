@@ -1,33 +1,32 @@
 """The documentation's code runs, and its tables say what tests hold."""
 
-import pathlib
 import re
 import subprocess
 import sys
 
 import pages
+from pages import DOCS
+from pages import PAGES
+from pages import README
+from pages import ROOT
 import pytest
 import test_composition
 
-ROOT = pathlib.Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-PAGES = [
+TRAIN = DOCS / "commands" / "train.md"  # Needs a run to read from.
+WITH_CODE = [
   path
-  for path in sorted(DOCS.glob("**/*.md"))
-  if "_build" not in path.parts
+  for path in PAGES
+  if path not in (README, TRAIN)
   if any(language == "python" for language, _ in pages.blocks(path))
 ]
-TRAIN = DOCS / "commands" / "train.md"  # Needs a run to read from.
 
 
 def test_there_is_code_on_the_pages():
-  assert len(PAGES) >= 12
+  assert len(WITH_CODE) >= 11
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "path", [p for p in PAGES if p != TRAIN], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.stem)
 def test_a_page_runs_from_its_top(path):
   pages.run(path)
 
@@ -51,7 +50,7 @@ def test_a_trained_network_is_restored_and_predicts(tmp_path, monkeypatch):
 def test_set_up_commands_are_one_line_each():
   setup = [
     line
-    for path in [ROOT / "README.md", *DOCS.glob("**/*.md")]
+    for path in PAGES
     for language, text in pages.blocks(path)
     if language == "bash"
     for line in text.splitlines()
@@ -82,11 +81,9 @@ def test_languages_of_blocks_are_known():
   in_the_readme = {"python", "diff", "bash", "bibtex"}
   known = {"py", "{toctree}", "{eval-rst}", "{measured}", "{include}"}
   known |= {"{code-cell}", *in_the_readme}
-  for path in [ROOT / "README.md", *DOCS.glob("**/*.md")]:
-    if "_build" in path.parts:
-      continue
+  for path in PAGES:
     for language, text in pages.blocks(path):
-      assert language in (in_the_readme if path.parent == ROOT else known), path
+      assert language in (in_the_readme if path == README else known), path
       if language == "py":
         compile(text, path.name, "exec")
 
@@ -106,6 +103,6 @@ def test_the_composition_table_is_the_one_that_is_tested():
 
 
 def test_images_have_alternative_texts():
-  for path in [ROOT / "README.md", *DOCS.glob("**/*.md")]:
+  for path in PAGES:
     for text in re.findall(r"!\[([^\]]*)\]", path.read_text()):
       assert len(text) > 30, (path.name, text)

@@ -1,30 +1,18 @@
 """Every public name is in the API reference, with the sections it needs."""
 
-import importlib.util
-import pathlib
 import re
 
-import pytest
+import pages
 
 import fsam_optax
 
-ROOT = pathlib.Path(__file__).parents[2]
-PATH = ROOT / "docs" / "_extensions" / "public_names.py"
-
-
-@pytest.fixture(scope="module")
-def reference():
-  """The check that the documentation is built with."""
-  spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+reference = pages.extension("public_names")
 
 
 def listed() -> set[str]:
   """The names on the pages of the API reference."""
   found = set()
-  for path in (ROOT / "docs" / "api").glob("*.md"):
+  for path in (pages.DOCS / "api").glob("*.md"):
     module = ""
     for line in path.read_text().splitlines():
       if match := re.match(r"\.\. currentmodule:: (\S+)", line):
@@ -34,11 +22,11 @@ def listed() -> set[str]:
   return found
 
 
-def test_the_reference_lists_the_public_names(reference):
+def test_the_reference_lists_the_public_names():
   assert listed() == set(reference.public_names())
 
 
-def test_docstrings_have_their_sections(reference):
+def test_docstrings_have_their_sections():
   lacking = {
     name: missing
     for name, value in reference.public_names().items()
@@ -47,7 +35,7 @@ def test_docstrings_have_their_sections(reference):
   assert not lacking
 
 
-def test_a_section_that_lacks_is_named(reference):
+def test_a_section_that_lacks_is_named():
   def function(x: int) -> int:
     """Does something."""
     if x < 0:

@@ -17,10 +17,10 @@ import subprocess
 import threading
 import urllib.parse
 
+from pages import DOCS
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-SITE = ROOT / "docs" / "_build" / "html"
+SITE = DOCS / "_build" / "html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 pytestmark = pytest.mark.skipif(
@@ -148,7 +148,6 @@ async function open_at(page, width) {
     return number;
   };
   found.push({page, width, overflow: root.scrollWidth - root.clientWidth,
-    title: frame.contentDocument.title,
     hits: frame.contentDocument.querySelectorAll("ul.search li a").length,
     math: frame.contentDocument.querySelectorAll("math").length,
     copy: frame.contentDocument.querySelectorAll("button.copybtn").length,
@@ -166,15 +165,11 @@ async function open_at(page, width) {
 </script>"""
 
 
-class Server(http.server.ThreadingHTTPServer):
-  """Serves the site and the page that opens its pages."""
-
-  harness: str
-  missing: list[str]
-
-
 class Handler(http.server.SimpleHTTPRequestHandler):
-  """Notes what is asked for and not there."""
+  """Serves the site and the page that opens its pages; notes what is missing.
+
+  The server has that page as ``harness``, and what is ``missing``.
+  """
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, directory=str(SITE), **kwargs)
@@ -184,7 +179,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
       body = self.server.harness.encode()
       self.send_response(200)
       self.send_header("Content-Type", "text/html")
-      self.send_header("Content-Length", str(len(body)))
       self.end_headers()
       self.wfile.write(body)
     else:
@@ -198,7 +192,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-  with Server(("127.0.0.1", 0), Handler) as server:
+  address = ("127.0.0.1", 0)
+  with http.server.ThreadingHTTPServer(address, Handler) as server:
     server.missing = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -229,18 +224,11 @@ def test_pages_open_in_a_browser_on_a_desktop_and_on_a_phone(server, tmp_path):
   address = f"http://127.0.0.1:{server.server_address[1]}"
   done = subprocess.run(
     [
-      browser,
-      "--headless=new",
-      "--no-sandbox",
-      "--disable-gpu",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--no-first-run",
-      f"--user-data-dir={tmp_path / 'profile'}",
-      "--enable-logging=stderr",
-      f"--log-net-log={log}",
-      "--virtual-time-budget=60000",
-      "--dump-dom",
+      *(browser, "--headless=new", "--no-sandbox", "--disable-gpu"),
+      *("--disable-background-networking", "--disable-component-update"),
+      *("--no-first-run", f"--user-data-dir={tmp_path / 'profile'}"),
+      *("--enable-logging=stderr", f"--log-net-log={log}"),
+      *("--virtual-time-budget=60000", "--dump-dom"),
       f"{address}/harness.html",
     ],
     capture_output=True,

@@ -49,40 +49,27 @@ def test_density_has_the_trace_and_integrates_to_one():
 
 
 @pytest.mark.parametrize(
-  ("name", "change", "error", "match"),
+  ("name", "change", "match"),
   [
-    ("eigenvalues", {"num": 7}, ValueError, "`num` must be at most"),
-    ("eigenvalues", {"num": 0}, ValueError, "`num` must be at least 1"),
-    (
-      "eigenvalues",
-      {"num": 3, "num_matvecs": 2},
-      ValueError,
-      "`num_matvecs` must be at least `num`",
-    ),
-    ("density", {"num_matvecs": 7}, ValueError, "number of parameters"),
-    ("trace", {"samples": 1}, ValueError, "`samples` must be at least"),
-    (
-      "trace",
-      {"data": {"x": np.full((4, 6), np.inf)}},
-      ValueError,
-      "`params` must have a finite Hessian",
-    ),
+    ("eigenvalues", {"num": 7}, "`num` must be at most the number of parame"),
+    ("eigenvalues", {"num": 0}, "`num` must be at least 1"),
+    ("eigenvalues", {"num": 3, "num_matvecs": 2}, "must be at least `num`"),
+    ("density", {"num_matvecs": 7}, "`num_matvecs` must be at most"),
+    ("trace", {"samples": 1}, "`samples` must be at least"),
+    ("trace", {"data": {"x": np.full((4, 6), np.inf)}}, "a finite Hessian"),
   ],
 )
-def test_bad_curvature_names_the_argument(name, change, error, match):
-  required = {"num_matvecs": 3} if name == "density" else {}
-  with pytest.raises(error, match=match):
-    measure(name, **{**required, **change})
+def test_bad_curvature_names_the_argument(name, change, match):
+  with pytest.raises(ValueError, match=match):
+    measure(name, **change)
 
 
-@pytest.mark.parametrize(
-  ("name", "args"), [("eigenvalues", (3,)), ("trace", ()), ("density", ())]
-)
-def test_hessian_refuses_half_precision(name, args):
+@pytest.mark.parametrize("name", ["eigenvalues", "trace", "density"])
+def test_hessian_refuses_half_precision(name):
   params = quadratic.tree(np.ones(6))
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   with pytest.raises(TypeError, match=r"float32 or float64 .* bfloat16 at"):
-    measure(name, *args, params=half)
+    measure(name, params=half)
 
 
 def test_missing_package_is_named_with_its_remedy(monkeypatch):

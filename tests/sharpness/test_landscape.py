@@ -24,13 +24,10 @@ def test_loss_on_a_plane_is_the_loss_there():
     y,
     batch_size=5,
   )
+  loss = lambda at: at @ quadratic.HESSIAN @ at / 2
+  expected = [[loss(w + a * u + b * v) for a in x] for b in y]
   assert plane.shape == (2, 3)
-  for j, b in enumerate(y):
-    for i, a in enumerate(x):
-      at = w + a * u + b * v
-      np.testing.assert_allclose(
-        plane[j, i], at @ quadratic.HESSIAN @ at / 2, rtol=1e-9
-      )
+  np.testing.assert_allclose(plane, expected, rtol=1e-9)
   line = sharpness.loss_along_line(
     quadratic.loss, quadratic.tree(w), quadratic.tree(u), quadratic.DATA, x
   )

@@ -17,16 +17,10 @@ WEIGHTS = np.arange(6.0)
 MEASURES = ["ascent", "worst", "average"]
 
 
-def rise(
-  measure,
-  weights,
-  rho=RHO,
-  loss_fn=quadratic.loss,
-  data=quadratic.DATA,
-  **options,
-):
+def rise(measure, weights, *, data=quadratic.DATA, rho=RHO, **options):
+  loss_fn = options.pop("loss_fn", quadratic.loss)
   if measure != "ascent":
-    options.setdefault("key", jax.random.key(0))
+    options["key"] = jax.random.key(0)
   fn = getattr(sharpness, f"{measure}_sharpness")
   return fn(loss_fn, quadratic.tree(weights), data, rho, **options)
 
@@ -116,10 +110,10 @@ def test_worst_is_never_below_the_ascent():
 def test_second_call_compiles_nothing(measure, rows):
   traces = []
   loss_fn = lambda *args: (traces.append(None), quadratic.loss(*args))[1]
-  rise(measure, np.ones(6), 0.1, loss_fn, rows=rows)
+  rise(measure, np.ones(6), rho=0.1, loss_fn=loss_fn, rows=rows)
   first = len(traces)
   assert first
-  rise(measure, np.zeros(6), 0.2, loss_fn, rows=rows)
+  rise(measure, np.zeros(6), rho=0.2, loss_fn=loss_fn, rows=rows)
   assert len(traces) == first
 
 
@@ -145,11 +139,7 @@ def test_progress_bar_changes_nothing(capsys):
     ({"batch_size": 2.0}, TypeError, "`batch_size` must be an int"),
     ({"data": {"x": np.zeros((0, 6))}}, ValueError, "`data` must hold"),
     ({"data": {"x": np.full((4, 6), np.nan)}}, ValueError, "finite loss"),
-    (
-      {"loss_fn": lambda params, batch: batch["x"] @ jnp.ones(6)},
-      TypeError,
-      "`loss_fn` must return the loss as a real scalar",
-    ),
+    ({"loss_fn": lambda *_: jnp.ones(2)}, TypeError, "`loss_fn` must return"),
   ],
 )
 def test_bad_input_names_the_argument(change, error, match):

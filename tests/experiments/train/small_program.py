@@ -6,7 +6,6 @@ from meshes import make_mesh
 import numpy as np
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments import networks
 from fsam_optax.experiments.train.flag_checks import config_of
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.program import Program
@@ -49,16 +48,8 @@ def images_of(rows=48, size=8):
   )
 
 
-def program_of(mesh, *, size=8, **changes):
+def program_of(*, devices=1, size=8, **changes):
   """Three steps an epoch on images of 8 x 8."""
   images = images_of(size=size)
   config = config_of(settings_of(**{**DEFAULTS, **changes}), images)
-  return Program(config, images, mesh)
-
-
-def network_of(name, classes, **options):
-  return networks.REGISTRY[name].create(classes, **options)
-
-
-def mesh_of(number):
-  return make_mesh(batch=number)
+  return Program(config, images, make_mesh(batch=devices))

@@ -11,9 +11,9 @@ import jax
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+from meshes import make_mesh
 import numpy as np
 import pytest
-from small_program import mesh_of
 from small_program import program_of
 from small_program import settings_of
 
@@ -31,20 +31,14 @@ OLDER = {"--rho": 0.2, "--mean": [0.5, 0.5], "--data (SHA-256)": "abc"}
 CONFIG = {**OLDER, "--mask": "none"}
 
 
-def test_no_link_in_the_place_of_the_lock_is_followed(tmp_path):
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_no_link_in_the_place_of_the_lock_is_followed(link, tmp_path):
   precious = tmp_path / "precious"
   precious.write_text("all there is")
-  for make in (
-    lambda path: path.symlink_to(precious),
-    lambda path: path.hardlink_to(precious),
-    lambda path: path.mkdir(),
-  ):
-    make(tmp_path / "lock")
-    with contextlib.suppress(RunError), run_folder.lock(tmp_path):
-      pass
-    assert precious.read_text() == "all there is"
-    with contextlib.suppress(IsADirectoryError):
-      (tmp_path / "lock").unlink()
+  getattr(tmp_path / "lock", link)(precious)
+  with contextlib.suppress(RunError), run_folder.lock(tmp_path):
+    pass
+  assert precious.read_text() == "all there is"
 
 
 def check_config(path, config):
@@ -71,9 +65,7 @@ def test_what_the_folder_was_begun_with_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text",
-  ["null", "[]", "3", "{", "[" * 100_000, '"x"', "\x00"],
-  ids=["null", "list", "number", "cut", "deep", "string", "zero"],
+  "text", ["null", "{", "[" * 100_000], ids=["null", "cut", "deep"]
 )
 def test_a_config_that_is_none_is_one_sentence(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
@@ -95,12 +87,6 @@ def line_of(kind, batches, **more):
           "test_accuracy": 40.0, **more}  # fmt: skip
 
 
-def journal_of(path, epochs, done):
-  return journal_lib.Journal(
-    path, epochs, tensorboard=False, title="", total=9, done=done
-  )
-
-
 def test_a_journal_has_the_epochs_of_the_checkpoint_and_its_steps(tmp_path):
   path = tmp_path / "metrics.jsonl"
   foreign = [line_of("epoch", 4, loss=9.0), line_of("step", 6)]
@@ -108,7 +94,9 @@ def test_a_journal_has_the_epochs_of_the_checkpoint_and_its_steps(tmp_path):
   text = "".join(json.dumps(line) + "\n" for line in written)
   path.write_text(text + "null\n[3]\n" + "[" * 100_000 + '\n{"kin')
   epochs = [line_of("epoch", 4)]
-  with journal_of(tmp_path, epochs, 5) as journal:
+  with journal_lib.Journal(
+    tmp_path, epochs, tensorboard=False, title="", total=9, done=5
+  ) as journal:
     journal.write(line_of("step", 6))
   found = [json.loads(line) for line in path.read_text().splitlines()]
   assert found == [*written[:2], *epochs, line_of("step", 6)]
@@ -136,14 +124,14 @@ def test_checksum_sees_a_bit_a_swap_and_a_loss_but_no_sharding():
   ):
     assert (checksum({**tree, "w": changed}) != found).any()
   sharded = jax.device_put(
-    tree["w"], NamedSharding(mesh_of(8), PartitionSpec("batch"))
+    tree["w"], NamedSharding(make_mesh(), PartitionSpec("batch"))
   )
   np.testing.assert_array_equal(checksum({**tree, "w": sharded}), found)
 
 
 @pytest.fixture(scope="module", name="program")
 def fixture_program():
-  return program_of(mesh_of(1), model="mlp", depth=1, width=2)
+  return program_of(model="mlp", depth=1, width=2)
 
 
 def save(path, program, epochs=(), seeds=(0,)):
@@ -181,7 +169,7 @@ def test_a_checkpoint_comes_back_with_its_epochs_and_is_of_its_seed(
 
 def test_a_checkpoint_of_other_arrays_is_named(program, tmp_path):
   save(tmp_path / "run" / "checkpoints", program)
-  other = program_of(mesh_of(1), model="mlp", depth=2, width=2)
+  other = program_of(model="mlp", depth=2, width=2)
   with pytest.raises(RunError, match=r"none of the .*missing in the check"):
     restore(tmp_path / "run" / "checkpoints", other)
 
@@ -214,6 +202,28 @@ def test_a_file_that_is_cut_or_empty_costs_one_checkpoint(
   progress, _ = restore(path, program)
   assert int(progress.batches) == 0
   assert "checkpoint 1 cannot be read and was moved" in capsys.readouterr().err
+  assert (path.parent / "broken-checkpoint-1").is_dir()
+
+
+def test_a_bit_of_an_array_that_flipped_costs_one_checkpoint(
+  program, tmp_path, capsys
+):
+  path = tmp_path / "run" / "checkpoints"
+  save(path, program, seeds=(0, 1))
+  files = (path / "1" / "progress" / "ocdbt.process_0" / "d").iterdir()
+  largest = max(files, key=lambda file: file.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  with contextlib.closing(checkpoints_lib.Checkpoints(path, 7)) as opened:
+    progress = opened.restore(program.abstract())
+    assert int(progress.batches) == 0
+    assert "its checksum is wrong: a part of it is l" in capsys.readouterr().err
+    # A run that goes on from there writes it again.
+    opened.save(1, dataclasses.replace(progress, batches=progress.batches + 1))
+    opened.wait()
+  progress, _ = restore(path, program)
+  assert int(progress.batches) == 1
 
 
 @pytest.mark.parametrize(
@@ -230,7 +240,7 @@ def test_an_epoch_that_is_not_finite_ends_the_run(value, changes, tmp_path):
     mean=(0.0,), standard_deviation=(0.1,), **changes,
   )  # fmt: skip
   config = config_of(settings, images)
-  program = Program(config, images, mesh_of(1))
+  program = Program(config, images, make_mesh(batch=1))
   run = loop.Runner(program, program.lower_step(), settings.run)
   with pytest.raises(RunError, match="with mean losses that are finite, got"):
     run(image_rows.rows_of(images, config, 1), 1, tmp_path)

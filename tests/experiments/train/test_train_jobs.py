@@ -5,14 +5,13 @@ import pathlib
 import re
 import resource
 import signal
+import socket
 import time
 
 import numpy as np
 import pytest
 import real_run
 from real_run import checkpoint
-from real_run import free_address
-from real_run import start_job
 from real_run import wait_for
 
 pytestmark = pytest.mark.slow
@@ -20,30 +19,24 @@ pytestmark = pytest.mark.slow
 # No BatchNorm, whose statistics a device by itself takes of its own rows; wide
 # enough for FSDP to split its kernels. 10 steps an epoch.
 FLAGS = (
-  "--model=mlp",
-  "--depth=1",
-  "--width=128",
-  "--epochs=2",
-  "--batch-size=128",
-  "--log-every=1",
-  "--dtype=float64",
+  *("--model=mlp", "--depth=1", "--width=128", "--dtype=float64"),
+  *("--epochs=2", "--batch-size=128", "--log-every=1"),
 )
 STEPS = 20
 
 
-@pytest.fixture(scope="module", name="environment")
-def fixture_environment(tmp_path_factory):
-  return real_run.environment(tmp_path_factory)
+def free_address():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.fixture(scope="module", name="start")
-def fixture_start(environment, tmp_path_factory):
-  data = tmp_path_factory.mktemp("data") / "digits.npz"
-  real_run.write_digits(data)
-  with real_run.processes(environment) as start:
-    yield lambda output, *flags: start(
-      real_run.command(output, f"--data={data}", *FLAGS, *flags)
-    )
+def start_job(start, words, others=None):
+  """Two processes, each with an output and flags, which may differ."""
+  job = f"--coordinator-address={free_address()}", "--num-processes=2"
+  return [
+    start(*mine, *job, f"--process-id={i}")
+    for i, mine in enumerate((words, others or words))
+  ]
 
 
 def finish(job, status=0):
@@ -100,14 +93,14 @@ def test_a_job_equals_one_process_also_when_one_of_it_fell(
 ):
   flags = ("--save-every=4", "--cpu-devices=2", f"--sharding={sharding}")
   unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-  first, other = finish(start_job(start, 2, unbroken, *flags))
+  first, other = finish(start_job(start, (unbroken, *flags)))
   assert f"from batch 0 of {STEPS}, on 4 devices" in first
   assert "from batch" not in other
   assert_close(unbroken, one_process)
-  job = start_job(start, 2, broken, *flags)
+  job = start_job(start, (broken, *flags))
   wait_for(checkpoint(broken, 8), job[0])
   end(job)
-  job = start_job(start, 2, broken, *flags)
+  job = start_job(start, (broken, *flags))
   # Nobody reads the streams any more, as by ``2>&1 | head``.
   begin = job[0].stdout.readline()
   while "from batch" not in begin:
@@ -148,41 +141,29 @@ def listening(port):
   return found
 
 
-def differing_job(start, outputs, flags):
-  """Two processes, each with a folder and flags of its own."""
-  job = (f"--coordinator-address={free_address()}", "--num-processes=2")
-  return [
-    start(outputs[i], *job, f"--process-id={i}", "--timeout=60", *flags[i])
-    for i in range(2)
-  ]
-
-
-def errors(job, status=1):
+def errors(job):
   """The line with the error of each process, which has no traceback."""
-  for printed in finish(job, status):
+  for printed in finish(job, status=1):
     (line,) = [x for x in printed.splitlines() if "error:" in x]
     assert "Traceback" not in printed
     yield line
 
 
-def test_processes_that_differ_are_told_in_what(start, tmp_path):
+def test_processes_that_differ_are_told_in_what(start, digits, tmp_path):
   """Flags and data, devices, and whether they see the folder."""
   output, other = tmp_path / "run", tmp_path / "other.npz"
-  real_run.write_digits(other)
-  with np.load(other) as arrays:
-    changed = dict(arrays)
-  changed["x_train"] = changed["x_train"][::-1]
-  np.savez(other, **changed)
-  flags = (["--rho=0.2"], ["--rho=0.3", "--save-every=7", f"--data={other}"])
-  for line in errors(differing_job(start, (output, output), flags)):
+  with np.load(digits) as arrays:
+    np.savez(other, **{**arrays, "x_train": arrays["x_train"][::-1]})
+  more = ("--rho=0.3", "--save-every=7", f"--data={other}")
+  for line in errors(start_job(start, (output, "--rho=0.2"), (output, *more))):
     assert "--rho 0.2 in process 0 and 0.3 in process 1" in line
     assert "--save-every none in process 0 and 7 in process 1" in line
     assert "--data (SHA-256)" in line
-  flags = (["--cpu-devices=2"], ["--cpu-devices=1"])
-  for line in errors(differing_job(start, (tmp_path / "run-2",) * 2, flags)):
+  two, one = ((output, f"--cpu-devices={number}") for number in (2, 1))
+  for line in errors(start_job(start, two, one)):
     assert "of devices, got 2, 1" in line
-  outputs = tmp_path / "mine", tmp_path / "yours"
-  for line in errors(differing_job(start, outputs, ((), ()))):
+  mine, yours = (tmp_path / "mine",), (tmp_path / "yours",)
+  for line in errors(start_job(start, mine, yours)):
     assert "--output must be one folder that every process sees" in line
     assert "process 1 does not see" in line
   assert not list(tmp_path.glob("*/seed-*"))
@@ -191,7 +172,7 @@ def test_processes_that_differ_are_told_in_what(start, tmp_path):
 def test_a_job_that_is_interrupted_in_its_second_seed_saves(start, tmp_path):
   output = tmp_path / "run"
   flags = ("--save-every=2", "--seeds=500", "--epochs=1")
-  job = start_job(start, 2, output, *flags)
+  job = start_job(start, (output, *flags))
   wait_for(output / "seed-2" / "checkpoints" / "4", job[0])
   job[0].send_signal(signal.SIGINT)
   printed = [

@@ -3,13 +3,10 @@
 import dataclasses
 import json
 
-import jax
-from jax import numpy as jnp
 import numpy as np
 from printed import plain
 import pytest
 from small_program import images_of
-from small_program import network_of
 from small_program import settings_of
 
 from fsam_optax.__main__ import main
@@ -20,48 +17,25 @@ from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train.flag_checks import config_of
 
 
-def parse(*words):
-  return common_flags.parse(
+def by_flag(*words):
+  settings = common_flags.parse(
     flags_and_recipes.Settings, words, program="train", description="Train."
   )
-
-
-def by_flag(*words):
-  return config_of(parse(*words), images_of(128, 32)).by_flag()
+  return config_of(settings, images_of(128, 32)).by_flag()
 
 
 def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
+  network = ("--model", "--depth", "--width")
   found = by_flag()
-  assert [found[x] for x in ("--model", "--depth", "--width")] == (
-    ["resnet", 18, 64]
-  )
-  assert (
-    found.items()
-    >= flags_and_recipes.by_flag(flags_and_recipes.Descent()).items()
-  )
+  assert [found[x] for x in network] == ["resnet", 18, 64]
+  descent = flags_and_recipes.by_flag(flags_and_recipes.Descent())
+  assert found.items() >= descent.items()
   found = by_flag("--recipe=cifar100-wrn28x10", "--rho=0.1", "--no-flip")
-  assert [found[x] for x in ("--model", "--depth", "--width")] == (
-    ["wide_resnet", 28, 10]
-  )
+  assert [found[x] for x in network] == ["wide_resnet", 28, 10]
   ascent = flags_and_recipes.by_flag(flags_and_recipes.Ascent(rho=0.1))
   assert found.items() >= ascent.items()
   assert not found["--flip"]
   assert None not in [found[x] for x in ("--mean", "--label-noise-kind")]
-
-
-def test_every_option_of_the_step_is_a_flag(capsys):
-  with pytest.raises(SystemExit) as ended:
-    main(["train", "--help"])
-  assert ended.value.code == 0
-  printed = capsys.readouterr().out
-  for option in (
-    *("sync_perturbation", "ema_gradient", "num_microbatches"),
-    *("ascent_fraction", "every", "start", "stop", "skip_nonfinite"),
-    *("adaptive", "mask", "order", "accumulator_dtype", "eta", "average"),
-  ):
-    assert f"--{option.replace('_', '-')}" in by_flag()
-  for flag in by_flag():
-    assert f" {flag}" in printed
 
 
 @pytest.mark.parametrize(
@@ -69,11 +43,9 @@ def test_every_option_of_the_step_is_a_flag(capsys):
   [
     ("", "--data: must be given: the path of cifar-100-binary.tar.gz"),
     ("--depth=12", "--depth: must be 8 n + 2, such as 10 or 18, for resnet"),
-    ("--model=vgg --depth=12", "--depth: must be one of 11, 13, 16, 19"),
     ("--data=digits --ascent-fraction=.9999995", "got 0.9999995 of 128 rows"),
     ("--rho=-1", "--rho: must be a number in [0, inf), got '-1'"),
     ("--momentum=1", "--momentum: must be a number in [0, 1), got '1'"),
-    ("--optimizer=adam", "--optimizer: must be one of sgd, sam, fsam, got"),
     ("--start=5%", "--start: must be a number of steps such as 3000, or of"),
     ("--eta=0.1", "--eta: must have --adaptive"),
     ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
@@ -87,7 +59,6 @@ def test_every_option_of_the_step_is_a_flag(capsys):
     ("--data=digits --crop-padding=8", "--crop-padding: must be at most 7"),
     ("--data=digits --batch-size=20", "--batch-size: must split evenly over 8"),
     ("--data=no.npz", "--data: must be an archive of the arrays"),
-    ("--data=no", "--data: must be one of"),
   ],
 )
 def test_a_bad_flag_is_named_with_the_remedy(words, message, capsys, tmp_path):
@@ -109,13 +80,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   )
   printed = capsys.readouterr().out
   assert "cifar10, not read: 50,000 to train on, 10,000 to evaluate" in printed
-  network = network_of("cnn", 10, width=4)
-  variables = jax.eval_shape(
-    lambda: network.init(
-      jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
-    )
-  )
-  count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+  # Of two convolutions, 3 x 3, and of the linear layer behind 8 x 8 pixels.
+  count = (9 * 3 + 1) * 4 + (9 * 4 + 1) * 8 + (8 * 8 * 8 + 1) * 10
   assert f"depth 2, width 4: {count:,} parameters, float32" in printed
   assert "390 an epoch, 7,800 in 20 epochs, 128 rows a step" in printed
   assert "--rho 0.2 --sigma 1.0 --lmbda 0.95" in printed
@@ -156,10 +122,8 @@ def test_label_noise_is_exact_but_for_the_authors_own_data():
   images, config = load(label_noise=0.4)
   assert config.images.label_noise_kind == "symmetric"
   assert (config.images.crop_padding, config.images.cutout) == (1, 4)
-  noisy, clean = (
-    image_rows.rows_of(images, config, 1),
-    image_rows.rows_of(*load(), 1),
-  )
+  noisy = image_rows.rows_of(images, config, 1)
+  clean = image_rows.rows_of(*load(), 1)
   assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
   np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
   for recipe in flags_and_recipes.RECIPES:
