@@ -35,7 +35,7 @@ def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
   ascent = flags_and_recipes.by_flag(flags_and_recipes.Ascent(rho=0.1))
   assert found.items() >= ascent.items()
   assert not found["--flip"]
-  assert None not in [found[x] for x in ("--mean", "--label-noise-kind")]
+  assert found["--mean"] is not None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,6 @@ def test_label_noise_is_exact_but_for_the_authors_own_data():
     dataclasses.replace(settings_of(**options, **more), data="digits")
   )
   images, config = load(label_noise=0.4)
-  assert config.images.label_noise_kind == "symmetric"
   assert (config.images.crop_padding, config.images.cutout) == (1, 4)
   noisy = image_rows.rows_of(images, config, 1)
   clean = image_rows.rows_of(*load(), 1)
@@ -129,7 +128,7 @@ def test_label_noise_is_exact_but_for_the_authors_own_data():
   for recipe in flags_and_recipes.RECIPES:
     settings = dataclasses.replace(settings_of(), recipe=recipe)
     flags = image_rows.unread(settings)[1].images
-    assert flags.label_noise_kind == "uniform"
+    assert flags.label_noise_kind == "symmetric"  # As in every command.
     assert (flags.crop_padding, flags.cutout) == (4, 16)  # The authors'.
 
 
