@@ -47,3 +47,8 @@ def test_noise_of_batches_is_against_the_full_gradient():
 def test_noise_refuses_an_average_of_another_tree():
   with pytest.raises(ValueError, match="`ema` must have the structure"):
     noise_at(np.ones(6), rows=4, ema={"a": jnp.ones(2)})
+
+
+def test_noise_refuses_a_gradient_that_is_not_finite():
+  with pytest.raises(ValueError, match="`params` must have a finite gradient"):
+    noise_at(np.full(6, np.inf), rows=4)

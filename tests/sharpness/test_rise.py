@@ -1,6 +1,7 @@
 """The rises of the loss, against those of a quadratic."""
 
 import math
+import sys
 
 import jax
 from jax import numpy as jnp
@@ -126,6 +127,12 @@ def test_progress_bar_changes_nothing(capsys):
   assert "average" not in capsys.readouterr().out
 
 
+def test_a_bar_without_its_package_is_an_error_with_the_remedy(monkeypatch):
+  monkeypatch.setitem(sys.modules, "rich", None)
+  with pytest.raises(ImportError, match="needs rich. Run: pip install rich"):
+    rise("average", np.ones(6), progress=True, samples=1)
+
+
 @pytest.mark.parametrize(
   ("change", "error", "match"),
   [
@@ -134,6 +141,8 @@ def test_progress_bar_changes_nothing(capsys):
     ({"rho": math.inf}, ValueError, "`rho` must be finite"),
     ({"rho": 1e200}, ValueError, "`rho` must leave the loss finite"),
     ({"rows": 25}, ValueError, "`rows` must be at most .* 24, got 25"),
+    ({"steps": 0}, ValueError, "`steps` must be at least 1"),
+    ({"restarts": 0}, ValueError, "`restarts` must be at least 1"),
     ({"batch_size": 25}, ValueError, "`batch_size` must be at most"),
     ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
     ({"batch_size": 2.0}, TypeError, "`batch_size` must be an int"),
