@@ -129,7 +129,7 @@ def test_progress_bar_changes_nothing(capsys):
 
 def test_a_bar_without_its_package_is_an_error_with_the_remedy(monkeypatch):
   monkeypatch.setitem(sys.modules, "rich", None)
-  with pytest.raises(ImportError, match="needs rich. Run: pip install rich"):
+  with pytest.raises(ImportError, match=r"needs rich\. Run: pip install rich"):
     rise("average", np.ones(6), progress=True, samples=1)
 
 
