@@ -9,8 +9,6 @@ from jax import numpy as jnp
 from jax.experimental import io_callback
 import numpy as np
 
-from fsam_optax._ascent_step import Ascent
-from fsam_optax._ascent_step import find_state
 from fsam_optax._axes import mean
 from fsam_optax._axes import varying
 from fsam_optax._fsam import is_close
@@ -18,6 +16,8 @@ from fsam_optax._fsam import right_or_nan
 from fsam_optax._gradients import Gradients
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbed_weights import Ascent
+from fsam_optax._perturbed_weights import find_state
 from fsam_optax._trees import PyTree
 from fsam_optax._versions import bound_axes
 

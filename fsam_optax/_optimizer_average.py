@@ -11,11 +11,11 @@ from jax import core
 from jax import numpy as jnp
 import optax
 
-from fsam_optax._ascent_step import find_state
-from fsam_optax._ascent_step import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import is_overwritten
 from fsam_optax._perturbation import momenta_by_path
+from fsam_optax._perturbed_weights import find_state
+from fsam_optax._perturbed_weights import is_of_optimizer
 
 # So small that no optimizer clips it, and a power of two, without rounding.
 _GRADIENT = 2.0**-20

@@ -8,7 +8,6 @@ import jax
 from jax import core
 from jax import numpy as jnp
 
-from fsam_optax._ascent_step import with_scalars
 from fsam_optax._axes import mean
 from fsam_optax._fsam import check_bound
 from fsam_optax._gradients import divided
@@ -20,6 +19,7 @@ from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbed_weights import with_scalars
 from fsam_optax._train_state import TrainState
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path

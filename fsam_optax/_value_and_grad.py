@@ -4,14 +4,14 @@ from typing import Any, Callable, Unpack
 
 import optax
 
-from fsam_optax._ascent_step import find_state
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
 from fsam_optax._options import Options
 from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
-from fsam_optax._two_passes import SharpnessInfo
+from fsam_optax._perturbed_weights import find_state
+from fsam_optax._sharpness_info import SharpnessInfo
 from fsam_optax._two_passes import two_passes
 
 

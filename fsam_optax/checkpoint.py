@@ -10,8 +10,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax._ascent_step import is_of_optimizer
 from fsam_optax._perturbation import SubtractGradientEmaState
+from fsam_optax._perturbed_weights import is_of_optimizer
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 

@@ -13,7 +13,6 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from fsam_optax._ascent_step import find_state
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
@@ -23,6 +22,7 @@ from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
+from fsam_optax._perturbed_weights import find_state
 from fsam_optax._trees import PyTree
 from fsam_optax._two_passes import two_passes
 from fsam_optax._versions import Node

@@ -1,4 +1,4 @@
-"""The ascent of one step: the perturbation, its norms and its next state.
+"""The weights that one step perturbs, the norms, and the next state.
 
 A perturbation may be any chain of optax. The average of
 :func:`subtract_gradient_ema` and the norms of :func:`scale_to_radius` are read
