@@ -106,8 +106,8 @@ def norms_only(params: PyTree) -> PyTree:
   """Selects the parameters of normalization layers alone (SAM-ON).
 
   The layer of a leaf is the nearest name above it that is not a number. It is a
-  norm if its name contains ``norm``, ``_bn`` or ``_ln`` as a part, or begins
-  with ``bn`` or ``ln``, as in ``BatchNorm_0/scale``, ``bn1/bias`` or
+  norm if its name contains ``norm``, has ``_bn`` or ``_ln`` as a part, or
+  begins with ``bn`` or ``ln``, as in ``BatchNorm_0/scale``, ``bn1/bias`` or
   ``query_ln/scale``. A leaf may have such a name itself.
 
   A layer with a ``kernel``, a ``w`` or an ``embedding`` is no norm, whatever

@@ -278,8 +278,8 @@ def value_and_grad(
     statistics and dropout mask. It changes nothing.
 
   Raises:
-    TypeError: at call, if ``loss_fn`` does not return a pair with ``has_aux``,
-      or the loss is not a real scalar.
+    TypeError: if ``loss_fn`` is not callable; at call, if it does not return a
+      pair with ``has_aux``, or the loss is not a real scalar.
     ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
       selects no Variable of the model, or one that Flax overwrites (fp8).
   """

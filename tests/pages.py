@@ -6,8 +6,10 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-WRITTEN = (x for x in sorted(DOCS.glob("**/*.md")) if "_build" not in x.parts)
-PAGES = [README, *WRITTEN]
+PAGES = [
+  README,
+  *(x for x in sorted(DOCS.glob("**/*.md")) if "_build" not in x.parts),
+]
 
 
 def blocks(path: pathlib.Path) -> list[tuple[str, str]]:

@@ -67,16 +67,6 @@ def test_what_the_loss_draws_or_pops_is_drawn_or_popped_once(
   assert set(batch) == {"rows", "targets"}
 
 
-def test_a_key_that_leaks_from_the_loss_is_the_error_of_jax():
-  generator = Generator()
-  draws = lambda params, rows: loss_of(
-    params, rows * jax.random.bernoulli(generator(), 0.5, (3,))
-  )
-  call(draws)
-  with pytest.raises(jax.errors.UnexpectedTracerError):
-    call(draws)
-
-
 def test_of_fewer_rows_the_loss_is_another_trace_and_pops_again():
   def pops(params, batch):
     return loss_of(params, batch.pop("rows"))

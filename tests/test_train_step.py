@@ -157,6 +157,13 @@ def test_statistics_move_once_a_step_and_from_the_clean_pass(
   assert state.perturbation_state[0].count == 3
 
 
+def test_both_passes_see_the_same_dropout_mask(new_state, batches):
+  step = fsam_optax.make_train_step(network_loss)
+  still = new_state(fsam_optax.friendly_perturbation(rho=0.0))
+  _, metrics = step(still, at(batches, 0))
+  assert metrics["perturbed_loss"] == metrics["loss"]
+
+
 # Metrics.
 
 

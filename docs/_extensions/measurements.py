@@ -5,7 +5,6 @@
 ``docs/measurements/tables.toml``.
 """
 
-from collections.abc import Collection
 import functools
 import json
 import pathlib
@@ -42,12 +41,11 @@ def table(asked: str):
   return studied["header"], rows
 
 
-def markdown(asked: str, without: Collection[str] = ()) -> list[str]:
-  """The lines of a table, without some columns."""
+def markdown(asked: str) -> list[str]:
+  """The lines of a table."""
   header, rows = table(asked)
-  keep = [i for i, title in enumerate(header) if title not in without]
-  line = lambda cells: "| " + " | ".join(cells[i] or " " for i in keep) + " |"
-  return [line(header), "|" + "---|" * len(keep), *map(line, rows)]
+  line = lambda cells: "| " + " | ".join(x or " " for x in cells) + " |"
+  return [line(header), "|" + "---|" * len(header), *map(line, rows)]
 
 
 def _studied(name: str, index: str = "0"):

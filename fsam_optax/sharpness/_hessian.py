@@ -95,8 +95,8 @@ def hessian_eigenvalues(
     ImportError: if matfree is not installed.
     TypeError: if the loss is not a scalar, or a parameter is of another dtype
       than float32 and float64.
-    ValueError: if a number is out of its range, there are fewer eigenvalues
-      than ``num`` that differ, or one is not finite.
+    ValueError: if a number is out of its range, not so many eigenvalues differ
+      in the dtype of the parameters, or one is not finite.
 
   References:
     Lanczos, An iteration method for the solution of the eigenvalue problem of
@@ -120,7 +120,7 @@ def hessian_eigenvalues(
   if len(values) < num:
     raise ValueError(
       f"`num` must be at most {len(values)}, the number of eigenvalues that "
-      f"differ here, got {num}."
+      f"the dtype of the parameters tells apart here, got {num}."
     )
   return values[::-1][:num]
 
@@ -200,7 +200,7 @@ def hessian_density(
     progress: whether to show a progress bar.
 
   Returns:
-    Nodes and weights, those that were not found both 0.
+    Nodes and weights, both 0 where fewer were found.
 
   Raises:
     ImportError: if matfree is not installed.
@@ -247,30 +247,32 @@ def _matvec(loss_fn, batch_size, params, data):
 
 def _spectrum(loss_fn, num_matvecs, batch_size, params, data, key):
   """Ritz values of a random vector, ascending, and the weight of each."""
-  small, num_params = jax.device_get(
-    _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key)
-  )
-  # Where the Hessian makes nothing new of the vectors so far, because it has no
-  # more eigenvalues that differ, the next vector of Lanczos would be rounding.
-  above = np.abs(np.diag(small, 1))
-  size = np.maximum.accumulate(np.maximum(np.abs(np.diag(small))[:-1], above))
+  found = _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key)
+  small, scale, num_params = jax.device_get(found)
+  # Where the Hessian has no more eigenvalues that differ, the next vector of
+  # Lanczos would be rounding. Its length is below the diagonal.
+  middle, below = np.diag(small), np.diag(small, -1)
+  size = np.maximum.accumulate(np.maximum(np.abs(middle[:-1]), below))
   rounding = np.finfo(small.dtype).eps * (10 + num_params**0.5 / 3)
-  rank = 1 + np.sum(np.cumprod(above > rounding * size))
-  small = small[:rank, :rank].astype(np.float64)
+  rank = 1 + np.sum(np.cumprod(below > rounding * size))
+  small = np.tril(small[:rank, :rank].astype(np.float64)) * float(scale)
   _check_finite(small)
-  values, vectors = np.linalg.eigh(small)
+  values, vectors = np.linalg.eigh(small)  # Which reads the lower triangle.
   return values, np.square(vectors[0])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key):
-  """The Hessian in the basis of Lanczos, and the number of parameters."""
+  """The Hessian in Lanczos' basis, its unit, and how many parameters."""
   from matfree import decomp
 
   flat, product = _matvec(loss_fn, batch_size, params, data)
   start = jax.random.normal(key, flat.shape, flat.dtype)
-  tridiagonalize = decomp.tridiag_sym(num_matvecs, custom_vjp=False)
-  return tridiagonalize(product, start).J_small, flat.size
+  unit = jnp.abs(product(start)).max()  # Else squares may leave float32.
+  unit = jnp.where(unit > 0, unit, 1)
+  decompose = decomp.hessenberg(num_matvecs, reortho="full", custom_vjp=False)
+  small = decompose(lambda vector: product(vector) / unit, start).J_small
+  return small, unit, flat.size
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -52,12 +52,6 @@ def test_costs_are_not_typed():
   assert not [x.name for x in DOCS.glob("cost/*.md") if typed(x)]
 
 
-def test_columns_are_left_out_by_their_titles():
-  whole = cells(measurements.markdown("multiples"))
-  part = cells(measurements.markdown("multiples", ["time, CPU"]))
-  assert part == [[first, *rest] for first, _, *rest in whole]
-
-
 @pytest.mark.parametrize(
   ("titles", "name"),
   [

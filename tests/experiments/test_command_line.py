@@ -13,7 +13,7 @@ COMMANDS = ("compare", "tune", "study", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_names_its_flags(command, capsys):
+def test_a_command_has_a_help(command, capsys):
   with pytest.raises(SystemExit) as stop:
     main([command, "--help"])
   assert not stop.value.code
@@ -51,14 +51,15 @@ def test_a_run_without_compiling_is_refused(capsys):
   assert "error: JAX_DISABLE_JIT must not be set" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_one_line_with_its_remedy():
-  code = "import sys; sys.modules['tyro'] = None\n"
+@pytest.mark.parametrize("name", ["tyro", "matplotlib"])
+def test_a_missing_package_is_one_line_with_its_remedy(name):
+  code = f"import sys; sys.modules[{name!r}] = None\n"
   code += "from fsam_optax import __main__; __main__.main(['compare'])"
   process = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True
   )
   assert process.returncode == 1
-  assert "the experiments need tyro, which" in process.stderr
+  assert f"the experiments need {name}, which" in process.stderr
   assert 'pip install -e ".[experiments]"' in process.stderr
   assert process.stderr.count("\n") == 1
 

@@ -127,10 +127,21 @@ def test_more_eigenvalues_than_differ_are_refused():
     )
 
 
-@pytest.mark.parametrize("number", [1, 3, 10_000])
+@pytest.mark.parametrize("number", [1, 3, 5, 10, 10_000])
 def test_a_multiple_of_the_identity_has_one_eigenvalue(number):
   loss = lambda w, batch: jnp.mean(batch) * jnp.sum(w**2)
   args = (loss, jnp.ones(number, jnp.float32), jnp.ones((4, 1)))
   num = min(number, 2)
-  values = sharpness.hessian_eigenvalues(*args, num, key=jax.random.key(0))
-  np.testing.assert_allclose(values, [2.0] * num, rtol=1e-4)
+  for seed in range(20):
+    values = sharpness.hessian_eigenvalues(*args, num, key=jax.random.key(seed))
+    np.testing.assert_allclose(values, [2.0] * num, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_eigenvalues_far_from_one_are_no_less_exact(scale):
+  loss = lambda w, batch: jnp.mean(batch @ w**2) * scale
+  values = sharpness.hessian_eigenvalues(
+    *(loss, jnp.ones(3, jnp.float32), jnp.array([[0.5, 1.0, 1.5]]), 3),
+    key=jax.random.key(0),
+  )
+  np.testing.assert_allclose(values / scale, [3, 2, 1], rtol=1e-4)

@@ -170,7 +170,7 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
   ]
   errors = [f"squared error at rate {rate:g}" for rate in _RATES]
   header = ["lmbda", f"i.i.d.: {_RATIO}", _EXPECTED, "epoch-wise"]
-  header += [*errors, "cosine at 0.04", "bfloat16 strays by, at most"]
+  header += [*errors, "cosine at 0.04", "bfloat16 strays by, worst step"]
   return {"header": header, "rows": rows}
 
 

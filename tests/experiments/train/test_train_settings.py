@@ -10,11 +10,22 @@ from small_program import images_of
 from small_program import settings_of
 
 from fsam_optax.__main__ import main
+from fsam_optax._options import PassOptions
 from fsam_optax.experiments.common import flags as common_flags
 from fsam_optax.experiments.data import images as images_lib
 from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train.flag_checks import config_of
+
+
+def test_every_option_of_the_step_is_a_flag(capsys):
+  with pytest.raises(SystemExit):
+    main(["train", "--help"])
+  printed = capsys.readouterr().out
+  not_by_flag = {"axis_name", "weight", "checked"}
+  for option in PassOptions.__annotations__.keys() - not_by_flag:
+    assert f"--{option.replace('_', '-')}" in by_flag()
+  assert all(f" {flag}" in printed for flag in by_flag())
 
 
 def by_flag(*words):
@@ -114,7 +125,7 @@ def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
   assert list((tmp_path / "seed-1" / "tensorboard").iterdir())
 
 
-def test_label_noise_is_exact_but_for_the_authors_own_data():
+def test_label_noise_is_exact_and_the_crops_are_the_authors():
   options = {"model": "mlp", "validation": 97}
   load = lambda **more: image_rows.load(
     dataclasses.replace(settings_of(**options, **more), data="digits")
