@@ -13,6 +13,7 @@ import jax
 from jax import numpy as jnp
 import optax
 
+from fsam_optax._fsam import difference
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_loss_fn
 from fsam_optax._loss import loss_and_aux
@@ -510,26 +511,15 @@ def _check_unbound(loss_fn):
 
 def _check_same_graph(before, after):
   """Raises where a micro-batch changes more of the model than values."""
-  kind = lambda x: (jnp.shape(x), jnp.result_type(x))
-  before, after = (jax.tree.map(kind, graph) for graph in (before, after))
-  if before == after:
+  static = before.graphdef.attributes, after.graphdef.attributes
+  changed = [x[0] for x, y in zip(*static, strict=False) if x != y]
+  if differing := difference(before.leaves, after.leaves):
+    changed = [differing]
+  elif jax.tree.structure(before) == jax.tree.structure(after):
     return
-  changed = [
-    path
-    for path in [*before.leaves, *after.leaves]
-    if before.leaves.get(path) != after.leaves.get(path)
-  ]
-  static = [
-    name
-    for (name, x), (_, y) in zip(
-      before.graphdef.attributes, after.graphdef.attributes, strict=False
-    )
-    if x != y
-  ]
-  where = [*changed, *static, "its structure"][0]
   raise ValueError(
     "`loss_fn` must change no more than the values of untrained Variables and "
     "arrays of the model with `num_microbatches`, got a change of "
-    f"{where}. Create or pop Variables outside of the loss, or do not split "
-    "the batch."
+    f"{[*changed, 'its structure'][0]}. Create or pop Variables outside of the "
+    "loss, or do not split the batch."
   )
