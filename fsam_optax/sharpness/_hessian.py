@@ -194,13 +194,13 @@ def hessian_density(
     params: the parameters, a tree of float32 or float64 arrays.
     data: a tree of arrays of ``N`` rows.
     key: a key of :func:`jax.random.key`, for the vectors to start from.
-    num_matvecs: products over the data for each vector; None for 40, at most D.
+    num_matvecs: products for each vector; None for 40, at most one a parameter.
     samples: number of vectors, positive.
     batch_size: rows at a time; None for all of them.
     progress: whether to show a progress bar.
 
   Returns:
-    Nodes and weights, both 0 where fewer were found.
+    Nodes and weights, both 0 where there are fewer.
 
   Raises:
     ImportError: if matfree is not installed.
