@@ -1,32 +1,13 @@
 """Means over the named axes of pmap, shard_map and vmap."""
 
 import contextlib
-from typing import Optional
 
 import jax
 from jax import numpy as jnp
 
-from fsam_optax._fsam import AxisName
 from fsam_optax._perturbation import map_weights
 from fsam_optax._trees import PyTree
 from fsam_optax._versions import as_varying
-
-
-def axes_of(name: str, value: Optional[AxisName]) -> tuple[str, ...]:
-  """The axis names in the argument called `name`, as a tuple."""
-  axes = (value,) if isinstance(value, str) else value
-  if axes is None:
-    return ()
-  if not isinstance(axes, tuple) or not all(isinstance(a, str) for a in axes):
-    raise TypeError(
-      f"`{name}` must be the name of an axis or a tuple of names, got "
-      f"{value!r}."
-    )
-  if not axes or len(set(axes)) < len(axes):
-    raise ValueError(
-      f"`{name}` must name at least one axis, and each once, got {value!r}."
-    )
-  return axes
 
 
 def varying(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
@@ -69,7 +50,8 @@ def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
     x = varying(x, axes)
     if jnp.issubdtype(dtype, jnp.inexact):
       return jax.lax.pmean(x, axes)
-    return jax.lax.pmax(x.astype(jnp.int32), axes).astype(dtype)
+    wide = x.astype(jnp.int32) if jnp.issubdtype(dtype, jnp.bool_) else x
+    return jax.lax.pmax(wide, axes).astype(dtype)
 
   return map_weights(
     mean_of, tree, overwritten=lambda x: jax.lax.pmax(varying(x, axes), axes)

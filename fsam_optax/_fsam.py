@@ -71,10 +71,12 @@ def sharpness_aware(
 
   Raises:
     TypeError: if ``perturbation`` is not a gradient transformation, or needs
-      ``grad_fn`` itself; at update, if ``grad_fn`` is not callable.
-    ValueError: at update, if ``params`` or ``grad_fn`` is missing, a wrapper
-      such as :func:`optax.masked` has cut leaves out of ``params``, a gradient
-      has another structure or other shapes than ``params``, another dtype than
+      ``grad_fn`` itself, or ``axis_name`` is no name; at update, if ``grad_fn``
+      is not callable.
+    ValueError: if ``axis_name`` is empty or repeats a name; at update, if
+      ``params`` or ``grad_fn`` is missing, a wrapper such as
+      :func:`optax.masked` has cut leaves out of ``params``, a gradient has
+      another structure or other shapes than ``params``, another dtype than
       ``updates`` or still differs between replicas, ``axis_name`` is not bound,
       or :func:`jax.shard_map` has summed over it already; with ``checked``,
       uncompiled, if ``updates`` is not ``grad_fn(params)``.
@@ -88,6 +90,7 @@ def sharpness_aware(
 
   check_perturbation(perturbation)
   perturbation = optax.with_extra_args_support(perturbation)
+  axes = axes_of("axis_name", axis_name)
 
   def update_fn(
     updates,
@@ -119,9 +122,9 @@ def sharpness_aware(
         f"their gradient, got {type(grad_fn).__name__}."
       )
     _check_shapes(updates, params)
-    gradient = _averaged(grad_fn, axis_name)
-    if axis_name is not None:
-      updates = _mean(updates, axis_name)
+    gradient = _averaged(grad_fn, axes)
+    if axes:
+      updates = _mean(updates, axes)
     if checked:
       clean = gradient(params)
       _check_like(clean, updates)
@@ -239,7 +242,24 @@ def fsam(
   )
 
 
-def _averaged(grad_fn, axis_name):
+def axes_of(name: str, value: Optional[AxisName]) -> tuple[str, ...]:
+  """The axis names in the argument called `name`, as a tuple."""
+  axes = (value,) if isinstance(value, str) else value
+  if axes is None:
+    return ()
+  if not isinstance(axes, tuple) or not all(isinstance(a, str) for a in axes):
+    raise TypeError(
+      f"`{name}` must be the name of an axis or a tuple of names, got "
+      f"{value!r}."
+    )
+  if not axes or len(set(axes)) < len(axes):
+    raise ValueError(
+      f"`{name}` must name at least one axis, and each once, got {value!r}."
+    )
+  return axes
+
+
+def _averaged(grad_fn, axes):
   def gradient_at(params):
     try:
       gradient = grad_fn(params)
@@ -251,18 +271,15 @@ def _averaged(grad_fn, axis_name):
           "flatten(base))`."
         )
       raise
-    if axis_name is None:
-      return gradient
-    return _mean(gradient, axis_name, is_own=True)
+    return _mean(gradient, axes, is_own=True) if axes else gradient
 
   return gradient_at
 
 
 def _mean(
-  gradient: optax.Updates, axis_name: AxisName, is_own: bool = False
+  gradient: optax.Updates, axes: tuple[str, ...], is_own: bool = False
 ) -> optax.Updates:
   """The mean over replicas; with `is_own` it has to be each replica's own."""
-  axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
   check_bound(axes)
   # The axes whose arrays JAX types as varying: the index of one is.
   tracked = [a for a in axes if _varying_axes(jax.lax.axis_index(a))]
@@ -281,7 +298,7 @@ def _mean(
     if is_overwritten(path):
       own = tuple(a for a in axes if a not in same)
       return jax.lax.pmax(g, own) if own else g
-    return jax.lax.pmean(g, axis_name)
+    return jax.lax.pmean(g, axes)
 
   return jax.tree_util.tree_map_with_path(mean_of, gradient)
 
@@ -375,13 +392,7 @@ def difference(
   by ``==``, which a user's class may define as it likes; with `containers` the
   structures of both trees must be equal, too.
   """
-  names = lambda path: tuple(
-    jax.tree_util.keystr((x,), simple=True) for x in path
-  )
-  leaves = [
-    {names(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-    for tree in (wanted, got)
-  ]
+  leaves = [leaves_by_names(tree) for tree in (wanted, got)]
   for path in [*leaves[0], *leaves[1]]:
     one, other = (shape_and_dtype(x.get(path), dtypes) for x in leaves)
     if one != other:
@@ -390,6 +401,14 @@ def difference(
   if containers and one != other:
     return f"the structure {one}, got {other}"
   return None
+
+
+def leaves_by_names(tree: Any) -> dict[tuple[str, ...], Any]:
+  """The leaves by the names on their paths, of whatever containers."""
+  return {
+    tuple(jax.tree_util.keystr((x,), simple=True) for x in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def shape_and_dtype(x: Any, has_dtype: bool = True) -> str:

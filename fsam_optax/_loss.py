@@ -9,10 +9,10 @@ from jax import numpy as jnp
 
 from fsam_optax._fsam import difference
 from fsam_optax._fsam import dtype_of
+from fsam_optax._fsam import leaves_by_names
 from fsam_optax._fsam import shape_and_dtype
 from fsam_optax._perturbation import widen
 from fsam_optax._trees import PyTree
-from fsam_optax._trees import joined_path
 from fsam_optax._trees import leaves_by_path
 
 
@@ -90,7 +90,7 @@ def weight_of(aux: PyTree, name: str) -> jax.Array:
       "in a dict of auxiliary outputs (value_and_grad with `has_aux=True`) or "
       f"of metrics (make_train_step), got {shape_and_dtype(weight)}."
     )
-  return widen(jax.lax.stop_gradient(jnp.asarray(weight, float)))
+  return widen(jax.lax.stop_gradient(jnp.asarray(weight)))
 
 
 def check_same_aux(fewer: Callable[[], Any], whole: Callable[[], Any]) -> None:
@@ -143,8 +143,7 @@ def step_output(output: Any, model_state: Any) -> PyTree:
       "`loss_fn` must return the model state in the structure, shapes and "
       f"dtypes of the one it was given, with {differing}. {remedy}"
     )
-  paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
-  by_name = {joined_path(path): leaf for path, leaf in paths(returned)}
-  ordered = [by_name[joined_path(path)] for path, _ in paths(model_state)]
+  by_names = leaves_by_names(returned)
+  ordered = [by_names[names] for names in leaves_by_names(model_state)]
   as_given = jax.tree.unflatten(jax.tree.structure(model_state), ordered)
   return loss, (as_given, metrics)

@@ -9,6 +9,8 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from fsam_optax._perturbation import map_weights
+from fsam_optax._perturbation import wide_dtype
+from fsam_optax._perturbation import widen
 from fsam_optax._tracing import is_staged
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
@@ -53,7 +55,7 @@ def _part_of(batch, num_parts, index):
   """
   return jax.tree.map(
     lambda x: jax.lax.dynamic_index_in_dim(
-      jnp.reshape(x, (-1, num_parts, *jnp.shape(x)[1:])),
+      jnp.reshape(x, (len(x) // num_parts, num_parts, *jnp.shape(x)[1:])),
       index,
       axis=1,
       keepdims=False,
@@ -70,9 +72,7 @@ def _scanned(run, num_parts, carry, mark):
   outputs, _ = jax.eval_shape(lambda: run(carry, zero))
   # Over a mesh of explicit axes the sharding is a part of an array's type.
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(
-      x.shape, jnp.result_type(x.dtype, jnp.float32), out_sharding=x.sharding
-    ),
+    lambda x: jnp.zeros(x.shape, wide_dtype(x), out_sharding=x.sharding),
     outputs,
   )
 
@@ -89,9 +89,7 @@ def _scanned(run, num_parts, carry, mark):
 def _looped(run, num_parts, carry):
   """The same in a Python loop, where nothing is compiled."""
   outputs, carry = run(carry, jnp.zeros([], jnp.int32))
-  totals = jax.tree.map(
-    lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), outputs
-  )
+  totals = jax.tree.map(widen, outputs)
   for index in jnp.arange(1, num_parts, dtype=jnp.int32):
     outputs, carry = run(carry, index)
     totals = _added(totals, outputs, index)

@@ -1,7 +1,7 @@
 """The checks of `checked=True`, for the first steps of a new loop."""
 
 import dataclasses
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 from jax import core
@@ -23,11 +23,7 @@ from fsam_optax._versions import bound_axes
 
 
 def checked(
-  gradients: Gradients,
-  ascent: Ascent,
-  loss: jax.Array,
-  grads: PyTree,
-  advance: Callable[..., PyTree],
+  gradients: Gradients, ascent: Ascent, outcome: Any
 ) -> tuple[jax.Array, PyTree]:
   """Loss and gradient of a step, or an error (compiled: NaN) for a mistake."""
   marked = gradients.mark_varying(ascent.params)
@@ -42,20 +38,22 @@ def checked(
   again = first(dataclasses.replace(gradients))
   average = find_state(SubtractGradientEmaState, ascent.state)
   counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
-  states = ascent.state, advance()
+  states = ascent.state, outcome.advance()
   before, after = (find_state(counted, state) for state in states)
   faults = [(first(gradients).is_close(again), _IMPURE)]
   axes = bound_axes()
   if average is not None and average.ema is not None:
     for axis in axes:
-      is_alike = _average_alike(ascent.params, average.ema, grads, axis)
+      is_alike = _average_alike(ascent.params, average.ema, outcome.grads, axis)
       faults.append((is_alike, _apart(axis)))
   if before and after:  # Another perturbation may have no count.
+    # A step is skipped for any of these.
+    results = outcome.loss, outcome.info.perturbed_value, outcome.grads
     is_carried_on = _is_carried_on(
-      before.count, after.count, grads, gradients.options.moved_from, axes
+      before.count, after.count, results, gradients.options.moved_from, axes
     )
     faults.append((is_carried_on, _NOT_CARRIED_ON))
-  outputs = loss, grads
+  outputs = outcome.loss, outcome.grads
   for is_right, message in faults:
     if axes:
       # The same on all replicas, like the gradient that it sets to NaN.
@@ -92,11 +90,11 @@ _NOT_CARRIED_ON = (
 )
 
 
-def _is_carried_on(before, after, grads, moved_from, axes):
+def _is_carried_on(before, after, results, moved_from, axes):
   """Whether the state is another than the one of the last call."""
   before, after = jnp.asarray(before), jnp.asarray(after)
   # After a skipped step the same state may come again.
-  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(grads)]
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(results)]
   has_moved = (after != before) & jnp.stack(finite).all()
   replica = jax.lax.axis_index(axes) if axes else jnp.zeros([], jnp.int32)
 

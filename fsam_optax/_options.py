@@ -6,8 +6,8 @@ from typing import Any, Literal, Optional, TypedDict, Union
 
 import numpy as np
 
-from fsam_optax._axes import AxisName
-from fsam_optax._axes import axes_of
+from fsam_optax._fsam import AxisName
+from fsam_optax._fsam import axes_of
 from fsam_optax._gates import Gates
 
 EmaGradient = Literal["ascent", "descent"]

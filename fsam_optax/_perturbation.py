@@ -146,7 +146,7 @@ def subtract_gradient_ema(
     # the second step again.
     dtype = accumulator_dtype or jnp.result_type(x)
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-      dtype = _wide_dtype(dtype, jnp.complex64)
+      dtype = wide_dtype(dtype, jnp.complex64)
     return jnp.zeros_like(x, dtype=dtype)
 
   def init_fn(params):
@@ -321,16 +321,16 @@ def _optimizer_average(gradient, optimizer_state, steps, lmbda):
         "train by `mask`; or take average='own'."
       )
     count = steps if momentum.count is None else momentum.count
-    decay = jnp.asarray(lmbda, jnp.finfo(_wide_dtype(momentum.value)).dtype)
-    weights = 1 - decay**count
+    decay = jnp.asarray(lmbda, jnp.finfo(wide_dtype(momentum.value)).dtype)
+    weights = 1 - decay ** jnp.asarray(count, decay.dtype)
     if momentum.is_sum:
       weights = weights / (1 - decay)
     # Before the first update there is no average.
     scale = jnp.where(count > 0, 1 / jnp.where(count > 0, weights, 1.0), 0.0)
     return scale * widen(momentum.value)
 
-  # The optimizer averages gradients as `jax.grad` returns them.
-  return ascent_gradient(jax.tree_util.tree_map_with_path(average_of, gradient))
+  # The optimizer's gradients are conjugates already, where they are complex.
+  return jax.tree_util.tree_map_with_path(average_of, gradient)
 
 
 def momenta_by_path(optimizer_state: optax.OptState) -> dict[str, _Momentum]:
@@ -458,7 +458,7 @@ def scale_to_radius(
 
   def init_fn(params):
     # The norm of complex parameters is real.
-    dtype = jnp.finfo(_wide_dtype(*jax.tree.leaves(params))).dtype
+    dtype = jnp.finfo(wide_dtype(*jax.tree.leaves(params))).dtype
     return ScaleToRadiusState(
       count=jnp.zeros([], jnp.int32),
       direction_norm=jnp.zeros([], dtype),
@@ -661,6 +661,10 @@ def sam_perturbation(
 OVERWRITTEN = "_overwrite_with_gradient"
 
 
+class OfOneRadius(optax.GradientTransformationExtraArgs):
+  """A perturbation of which one `scale_to_radius` gives the length."""
+
+
 def _on_selected_leaves(
   perturbation: optax.GradientTransformation, mask: Mask
 ) -> optax.GradientTransformation:
@@ -692,7 +696,7 @@ def _on_selected_leaves(
     optax.masked(optax.set_to_zero(), excluded),
   )
   if mask is not None:
-    return on_selected
+    return OfOneRadius(*on_selected)
   on_all = optax.with_extra_args_support(perturbation)
 
   def init_fn(params):
@@ -702,7 +706,7 @@ def _on_selected_leaves(
     tx = on_selected if _has_overwritten(updates) else on_all
     return tx.update(updates, state, params, **extra_args)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return OfOneRadius(init_fn, update_fn)
 
 
 def is_overwritten(path: jax.tree_util.KeyPath) -> bool:
@@ -845,10 +849,12 @@ def _value_at(
   if isinstance(number, core.Tracer):
     in_range = jnp.clip(number, 0.0, upper)
     number = jnp.where(jnp.isfinite(number), in_range, 0.0)
+    if jnp.finfo(number.dtype).bits < 32:  # Injected, like the parameters.
+      number = widen(number)
   return number
 
 
-def _wide_dtype(*leaves: Any) -> Any:
+def wide_dtype(*leaves: Any) -> Any:
   """The dtype that the leaves promote to, float32 at least."""
   # Also where the user has set JAX's strict promotion.
   with jax.numpy_dtype_promotion("standard"):
@@ -865,7 +871,7 @@ def _cast_like(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
-  return jnp.asarray(x, _wide_dtype(x))
+  return jnp.asarray(x, wide_dtype(x))
 
 
 def _tree_map_wide(
@@ -877,7 +883,8 @@ def _tree_map_wide(
 def global_norm(tree: optax.Params) -> jax.Array:
   """The Euclidean norm over all leaves, in float32 at least."""
   sums = [_sum_of_squares(widen(x)) for x in jax.tree.leaves(tree)]
-  total = sum(sums, start=jnp.zeros([], jnp.float32))
+  with jax.numpy_dtype_promotion("standard"):
+    total = sum(sums, start=jnp.zeros([], jnp.float32))
   # The derivative of the root at zero would be NaN.
   is_positive = total > 0
   return jnp.where(

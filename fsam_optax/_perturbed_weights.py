@@ -15,6 +15,7 @@ import optax
 import optax.tree
 
 from fsam_optax._fsam import difference
+from fsam_optax._perturbation import OfOneRadius
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
 from fsam_optax._perturbation import ascent_gradient
@@ -66,7 +67,7 @@ class Ascent:
       squares = [jnp.square(direction) for direction, _ in norms]
       direction = jnp.sqrt(sum(squares)) if norms[1:] else norms[0][0]
     is_narrow = any(_is_narrow(x) for x in jax.tree.leaves(self.params))
-    if len(norms) == 1 and not is_narrow:
+    if isinstance(self.perturbation, OfOneRadius) and not is_narrow:
       perturbation = norms[0][1]
     else:
       perturbation = global_norm(jax.tree.map(_move, self.params, epsilon))
@@ -128,7 +129,9 @@ class Ascent:
     def in_one(perturbed, gradient):
       # A scaled loss's gradient may be wider than the weights.
       one = jax.tree.map(
-        lambda w, g: jnp.where(self.gate, w, g), perturbed, gradient
+        lambda w, g: jnp.where(self.gate, w.astype(g.dtype), g),
+        perturbed,
+        gradient,
       )
       return either(optax.tree.cast_like(one, perturbed), one)
 
@@ -160,16 +163,15 @@ def is_of_optimizer(state: PyTree) -> bool:
 
 
 def with_scalars(is_new: ArrayLike, new: PyTree, old: PyTree) -> optax.OptState:
-  """The new averages with their counts; the other scalars new if `is_new`."""
+  """The new averages with their counts; all else new if `is_new`."""
+  is_average = lambda x: (
+    isinstance(x, SubtractGradientEmaState) and not is_of_optimizer(x)
+  )
   return jax.tree.map(
-    lambda x, y: (
-      jax.tree.map(lambda a, b: jnp.where(is_new, a, b), x, y)
-      if _is_scalars(x)
-      else x
-    ),
+    lambda x, y: x if is_average(x) else jnp.where(is_new, x, y),
     new,
     old,
-    is_leaf=_is_scalars,
+    is_leaf=is_average,
   )
 
 

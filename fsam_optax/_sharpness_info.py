@@ -28,8 +28,8 @@ class SharpnessInfo(NamedTuple):
       the ascent. For parameters narrower than float32, of the perturbed
       parameters minus the parameters, which are rounded.
     gradient_ema_cosine: cosine between the gradient of ``gradient_norm`` and
-      the moving average that is subtracted from it; 0 without an average, or
-      where one of them is zero. Of several averages it is the first one's.
+      the moving average before the step; 0 without an average, or where one of
+      them is zero. Of several averages it is the first one's.
   """
 
   perturbed_value: jax.Array

@@ -1,5 +1,6 @@
 """The train state of a Flax loop."""
 
+from collections.abc import Mapping
 import functools
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ from jax import numpy as jnp
 import optax
 
 from fsam_optax._optimizer_average import check_optimizer_average
+from fsam_optax._perturbation import OVERWRITTEN
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._trees import PyTree
 
@@ -73,18 +75,18 @@ class TrainState(train_state.TrainState, kw_only=True):
       ValueError: if it has ``average="optimizer"``, and the momentum of ``tx``
         is missing, ambiguous, of scaled gradients or of another decay.
     """
-    state = super().create(
+    state = cls(
+      step=jnp.zeros([], jnp.int32),
       apply_fn=apply_fn,
       params=params,
       tx=tx,
-      perturbation=None,
+      opt_state=tx.init(_trained(params)),
       model_state=model_state,
       # A copy: the train step donates the state, and the key is the caller's.
       rng=None if rng is None else jnp.copy(rng),
       dynamic_scale=_as_arrays(dynamic_scale),
       **kwargs,
     )
-    state = state.replace(step=jnp.zeros([], jnp.int32))
     if perturbation is not None:
       check_perturbation(perturbation)
       check_optimizer_average(perturbation, tx, params)
@@ -138,7 +140,7 @@ class TrainState(train_state.TrainState, kw_only=True):
     bound = optax.GradientTransformation(
       self.tx.init, functools.partial(update, **extra_args)
     )
-    if isinstance(grads, jax.Array):  # Flax looks for a name in them.
+    if not isinstance(grads, Mapping):  # Flax looks for a name in them.
       updates, opt_state = bound.update(grads, self.opt_state, self.params)
       return self.replace(
         step=self.step + 1,
@@ -168,6 +170,12 @@ def without_aliases(tree: PyTree) -> PyTree:
     return x
 
   return jax.tree.map(copy_again, tree)
+
+
+def _trained(params: Any) -> Any:
+  """Without Flax's collection for fp8, which no optimizer moves."""
+  is_fp8 = isinstance(params, Mapping) and OVERWRITTEN in params
+  return params["params"] if is_fp8 else params
 
 
 def _as_arrays(scale):

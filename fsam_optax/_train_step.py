@@ -118,8 +118,9 @@ def make_train_step(
 
   .. note::
     With ``state.dynamic_scale``, both passes differentiate the scaled loss and
-    divide the gradient by the scale at once, in float32. If either pass
-    overflows, the step is skipped and the scale lowered, by Flax's rule.
+    divide the gradient by the scale at once, in float32. If the direction or
+    the second gradient overflows, the step is skipped and the scale lowered, by
+    Flax's rule.
   """
   check_loss_fn(loss_fn, ("params", "model_state", "batch", "rng"))
   unknown = set(metrics) - _OPTIONAL_METRICS
@@ -180,7 +181,7 @@ class _HostGatedStep:
   """
 
   def __init__(self, step_with, options):
-    self._options = options
+    self._options, self.axes = options, options.axes
     self._traced = step_with(options)
     self._compiled = {
       ascends: _CompiledStep(step_with(options.always(ascends)))
@@ -331,7 +332,8 @@ def _mean_metrics(outcome, options):
   )
   means = divided(*totals)
   if options.weight is not None:
-    means[options.weight] = jax.lax.psum(outcome.weight, options.axes)
+    of_parts = outcome.weight * options.num_microbatches
+    means[options.weight] = jax.lax.psum(of_parts, options.axes)
   return means
 
 

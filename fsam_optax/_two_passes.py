@@ -98,9 +98,7 @@ def two_passes(
   schedule = _part_by_part if options.is_part_by_part else _together
   outcome = schedule(gradients, ascent)
   if options.checked:
-    loss, grads = checked(
-      gradients, ascent, outcome.loss, outcome.grads, outcome.advance
-    )
+    loss, grads = checked(gradients, ascent, outcome)
     outcome = outcome._replace(loss=loss, grads=grads)
   return outcome
 
@@ -251,8 +249,12 @@ def _advance(ascent, options, grads, first_gradient, state, norms):
       return state
     # Without an average the state only counts the update, with any gradient.
     last = grads if first_gradient is None else first_gradient
-    # A mean is finite where all its terms are: no norm of it is taken.
-    return ascent.advance(last, norms, jnp.isfinite(norms.direction))
+    # A mean is finite where all its terms are: no norm of it is taken. Of
+    # float16 it is not, because their sum may overflow.
+    is_finite = jnp.isfinite(norms.direction)
+    if any(x.dtype == jnp.float16 for x in jax.tree.leaves(last)):
+      is_finite &= jnp.isfinite(global_norm(last))
+    return ascent.advance(last, norms, is_finite)
 
   return advance
 

@@ -10,8 +10,6 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from fsam_optax._perturbation import SubtractGradientEmaState
-from fsam_optax._perturbed_weights import is_of_optimizer
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import joined_path
 
@@ -68,13 +66,6 @@ def check(metadata: Any, state: PyTree) -> None:
       "with `item_handlers=orbax.checkpoint.StandardCheckpointHandler()`."
     )
   saved, wanted = _leaves_by_dotted_path(tree), _leaves_by_dotted_path(state)
-  for path in _averages_of_optimizer(state):
-    # The run that was saved had its own average; Orbax drops it here.
-    saved = {
-      name: leaf
-      for name, leaf in saved.items()
-      if name != path and not name.startswith(f"{path}.")
-    }
   paths = {
     "missing in the checkpoint": [x for x in wanted if x not in saved],
     "missing in the state": [x for x in saved if x not in wanted],
@@ -110,16 +101,6 @@ def _leaves_by_dotted_path(tree):
     joined_path(path, "."): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-
-
-def _averages_of_optimizer(state):
-  """The paths of averages that are the optimizer's momentum."""
-  is_found = lambda x: isinstance(x, SubtractGradientEmaState)
-  return [
-    joined_path((*path, jax.tree_util.GetAttrKey("ema")), ".")
-    for path, x in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_found)
-    if is_of_optimizer(x)
-  ]
 
 
 def _shape_and_dtype(leaf):

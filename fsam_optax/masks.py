@@ -96,7 +96,7 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
 
   def mask(params):
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: bool(expression.search(joined_path(path))), params
+      lambda path, _: bool(expression.search("/".join(_names(path)))), params
     )
 
   return mask

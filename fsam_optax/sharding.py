@@ -23,8 +23,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from fsam_optax._axes import AxisName
-from fsam_optax._axes import axes_of
+from fsam_optax._fsam import AxisName
+from fsam_optax._fsam import axes_of
 from fsam_optax._fsam import shape_and_dtype
 from fsam_optax._options import check_int
 from fsam_optax._train_state import TrainState
@@ -175,8 +175,8 @@ class BatchFeeder:
     shapes = {path: shape_and_dtype(x) for path, x in leaves_by_path(batch)}
     if self._shapes is None:
       _check_agreement("batch", shapes, "Give every process as many rows.")
-      self._shapes = shapes
       _check_rows(batch, self._replicas, jax.process_count())
+      self._shapes = shapes
     elif shapes != self._shapes:
       raise ValueError(
         f"`batch` must have the shapes of the first one, {self._shapes}, got "

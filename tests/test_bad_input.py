@@ -222,6 +222,12 @@ CASES = [
    "`step` must average over the axes",
    lambda: sharding.shard_map_step(
      faces.step_of(loss, jit=False), make_mesh(), check_vma=False)),
+  ("gated_step_that_averages_over_no_axis", ValueError,
+   "`step` must average over the axes",
+   lambda: sharding.shard_map_step(
+     faces.step_of(loss, every=2), make_mesh(), check_vma=False)),
+  ("no_axis", ValueError, "`axis_name` must name at least one axis",
+   lambda: fsam_optax.fsam(axis_name=())),
   ("groups_of_a_step_over_no_axis", ValueError,
    "axis_name='group', jit=False",
    lambda: sharding.group_step(faces.step_of(loss, jit=False), 2, "group")),

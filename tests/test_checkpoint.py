@@ -183,10 +183,6 @@ def test_what_fits_is_not_an_error(metadata):
     metadata,
     state.replace(perturbation=fsam_optax.friendly_perturbation(rho=0.2)),
   )
-  # An average of its own is left out where the optimizer's is taken.
-  lean = fsam_optax.friendly_perturbation(average="optimizer")
-  lean_state = lean.init(state.params)
-  checkpoint.check(metadata, state.replace(perturbation_state=lean_state))
 
 
 def test_the_width_of_a_count_is_no_difference():

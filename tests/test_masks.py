@@ -229,6 +229,12 @@ def test_a_mask_by_path_finds_a_pattern_in_any_case():
   params = {"Dense_0": DENSE, "adapter": ones(lora_a=(4, 2), lora_b=(2, 4))}
   found = chosen(masks.by_path("LoRA")(params))
   assert found == {"adapter/lora_a", "adapter/lora_b"}
+  # As NNX and Linen box arrays: what holds them has no name in the path.
+  layer = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+  boxed = {"kernel": nn.Partitioned(jnp.ones(2), (None,))}
+  for params in (layer, as_pure(layer), boxed):
+    found = chosen(masks.by_path("^kernel$")(params))
+    assert {path.removesuffix("/value") for path in found} == {"kernel"}
 
 
 def test_a_mask_of_a_class_that_can_be_called_is_a_tree():

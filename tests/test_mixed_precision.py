@@ -88,23 +88,66 @@ def test_an_overflow_in_either_pass_lowers_the_scale_and_moves_nothing_else(
   assert bits((state.step, state.params, state.opt_state)) == before
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_mean_that_overflows_leaves_the_average_as_it_was(sync):
+  """Four gradients of 3e4 have a sum that is not in float16."""
+  perturbation = fsam_optax.friendly_perturbation(
+    0.1, accumulator_dtype=jnp.float32
+  )
+  fn = fsam_optax.value_and_grad(
+    lambda w, slope: jnp.sum(w * slope),
+    perturbation,
+    axis_name="batch",
+    sync_perturbation=sync,
+  )
+  mapped = jax.vmap(
+    fn, in_axes=(None, None, 0), out_axes=None, axis_name="batch"
+  )
+  w = jnp.ones(3, jnp.float16)
+  state, slopes = perturbation.init(w), jnp.full((4, 3), 3e4, jnp.float16)
+  for expected in (0.0, 3e3):
+    *_, state, _ = mapped(w, state, slopes)
+    np.testing.assert_allclose(state[0].ema, np.full(3, expected), rtol=1e-3)
+    slopes /= 10
+
+
 def test_a_scale_without_skipping_is_refused(batch):
   step = step_of(half_loss, skip_nonfinite=False)
   with pytest.raises(ValueError, match="`skip_nonfinite` must be True"):
     step(half_state(DynamicScale()), batch)
 
 
-def test_strict_promotion_is_no_hindrance(problem):
-  """A bfloat16 average of float32 gradients, as in the standard promotion."""
-  perturbation = fsam_optax.friendly_perturbation(
-    0.1, lmbda=0.5, accumulator_dtype=jnp.bfloat16
+friendly = fsam_optax.friendly_perturbation
+
+
+@pytest.mark.parametrize(
+  ("perturbation", "options"),
+  [
+    (friendly(0.1, accumulator_dtype=jnp.bfloat16), {}),
+    (friendly(0.1), {"weight": "rows", "every": 2}),
+    (friendly(0.1), {"num_microbatches": 2, "sync_perturbation": False}),
+    (friendly(0.1, average="optimizer"), {}),
+    (optax.inject_hyperparams(friendly)(0.1), {}),
+  ],
+  ids=["narrow average", "gate", "parts", "momentum", "injected"],
+)
+def test_strict_promotion_is_no_hindrance(perturbation, options):
+  """The numbers are those of the standard promotion, also in bfloat16."""
+  params = {"w": jnp.ones(3, jnp.bfloat16)}
+  trace = optax.trace(0.9).init(params)
+
+  def loss_fn(params, rows):
+    loss = jnp.sum((params["w"] * rows) ** 2)
+    return loss.astype(jnp.float32), {"rows": jnp.float32(2)}
+
+  passes = fsam_optax.value_and_grad(
+    loss_fn, perturbation, has_aux=True, **options
   )
-  passes = fsam_optax.value_and_grad(problem.loss_fn, perturbation)
 
   def run():
-    fn, state = jax.jit(passes), perturbation.init(problem.params)
-    for t in range(2):
-      _, grads, state, info = fn(problem.params, state, problem.batch(t))
+    fn, state = jax.jit(passes), perturbation.init(params)
+    for rows in (jnp.ones((4, 3), jnp.bfloat16),) * 2:
+      _, grads, state, info = fn(params, state, rows, optimizer_state=trace)
     return grads, state, info
 
   expected = run()

@@ -5,6 +5,7 @@ from faces import step_of
 import jax
 from jax import numpy as jnp
 from meshes import make_mesh
+import optax
 import pytest
 
 import fsam_optax
@@ -122,6 +123,22 @@ def test_averages_that_differ_between_replicas_are_found(
   is_wrong = axis_name is None
   assert jnp.isnan(loss).all() == jnp.isnan(grads["w"]).all() == is_wrong
   assert (APART in capfd.readouterr().out) == is_wrong
+
+
+@pytest.mark.parametrize("average", ["own", "optimizer"])
+def test_a_loss_that_is_not_finite_accuses_no_later_step(average, capfd):
+  perturbation = fsam_optax.friendly_perturbation(0.3, average=average)
+  state = state_of(PARAMS, perturbation, optax.sgd(0.1, momentum=0.9))
+  loss_fn = lambda params, batch: loss_of(params, batch["rows"]) + batch["plus"]
+  step = step_of(loss_fn, checked=True, ema_gradient="descent")
+  skipped = []
+  for plus in (0.0, jnp.nan, 0.0):
+    rows = {"rows": BATCHES[0], "plus": jnp.float32(plus)}
+    state, metrics = step(state, rows)
+    skipped.append(int(metrics["skipped"]))
+  jax.effects_barrier()
+  assert skipped == [0, 1, 0]
+  assert not capfd.readouterr().out
 
 
 @pytest.mark.parametrize("loss_fn", [loss_of, impure_loss()])

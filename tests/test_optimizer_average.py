@@ -200,6 +200,28 @@ def test_another_momentum_is_refused_when_the_state_is_made(name):
     train_state(tx, PARAMS, lmbda=0.9)
 
 
+BY_SIZE = lambda params: jax.tree.map(lambda x: x.size > 100, params)
+
+
+@pytest.mark.parametrize(
+  ("tx", "mask"),
+  [
+    (SGD, BY_SIZE),
+    (optax.masked(SGD, BY_SIZE), BY_SIZE),
+    (optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.float16), None),
+    (optax.adam(0.1, mu_dtype=jnp.float16), None),
+  ],
+  ids=["size", "both by size", "float16 of SGD", "float16 of Adam"],
+)
+def test_a_mask_by_size_and_a_narrow_momentum_are_right(tx, mask):
+  params = {"w": jnp.ones((8, 16)), "b": jnp.ones(3)}
+  state = train_state(tx, params, lmbda=0.9, mask=mask)
+  step = step_of(lambda params, _: optax.tree.norm(params, squared=True))
+  for batch in range(3):
+    state, metrics = step(state, batch)
+  np.testing.assert_allclose(metrics["perturbation_norm"], RHO, rtol=1e-5)
+
+
 def test_groups_with_radii_of_their_own_are_looked_at_each():
   groups = lambda lmbda: optax.partition(
     {
@@ -261,6 +283,18 @@ def test_a_skipped_step_counts_no_update():
   chex.assert_trees_all_equal(state, before)
 
 
+def test_an_injected_schedule_counts_the_steps_that_were_taken():
+  perturbation = optax.inject_hyperparams(fsam_optax.sam_perturbation)(
+    rho=lambda count: 0.1 * (count + 1)
+  )
+  state, norms = state_of({"w": jnp.ones(2)}, perturbation), []
+  step = step_of(lambda params, factor: factor * jnp.sum(params["w"]))
+  for factor in (1.0, np.nan, 1.0):
+    state, metrics = step(state, jnp.float32(factor))
+    norms.append(float(metrics["perturbation_norm"]))
+  np.testing.assert_allclose(norms, [0.1, 0.0, 0.2], rtol=1e-6)
+
+
 def test_gates_and_micro_batches_leave_the_average_to_the_optimizer(x64):
   weights, batches = least_squares()
   tx, by_hand = OPTIMIZERS["sgd"]
@@ -311,7 +345,7 @@ def test_complex_weights_ascend_along_their_conjugate():
   loss = lambda w, goal: jnp.sum(jnp.abs(w - goal) ** 2) + jnp.real(w[0] * w[1])
   pairs = lambda w, goal: loss(jax.lax.complex(w[0], w[1]), goal)
   conjugate = optax.stateless(lambda u, p: jnp.conj(u))
-  tx = optax.chain(optax.sgd(0.1, momentum=DECAY), conjugate)
+  tx = optax.chain(conjugate, optax.sgd(0.1, momentum=DECAY))
   batches = jnp.stack(goals * 2)
   (found, *_), (expected, *_) = (
     train(FACES["value_and_grad"], fn, start, batches, tx, perturbation())[0]
@@ -334,9 +368,23 @@ def test_flax_state_goes_on_with_the_momentum_it_has(x64):
   for batch in batches[:4]:
     gradient = LeastSquares.gradient(np.asarray(state.params["w"]), batch)
     state = state.apply_gradients(grads={"w": jnp.asarray(gradient)})
+  expected = trained_by_hand(by_hand, weights, batches, start=4)
+  # A chain, whose state has to say how many updates there were.
+  both = optax.chain(fsam_optax.sharpness_aware(perturbation()), tx)
+  ascent_state = optax.tree.set(both.init(state.params)[0], count=4)
+  opt_state = ascent_state, state.opt_state
+  grad_fn = lambda params: jax.grad(loss_fn)(params, batches[4])
+  updates, _ = both.update(
+    grad_fn(state.params),
+    opt_state,
+    state.params,
+    grad_fn=grad_fn,
+    optimizer_state=opt_state,
+  )
+  found = optax.apply_updates(state.params, updates)
+  np.testing.assert_allclose(found["w"], expected, rtol=1e-6)
   state = train_state(tx, state.params).replace(
     step=jnp.int32(state.step), opt_state=state.opt_state
   )
   state, _ = step_of(loss_fn)(state, batches[4])
-  expected = trained_by_hand(by_hand, weights, batches, start=4)
   np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)

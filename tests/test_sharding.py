@@ -351,7 +351,10 @@ def test_a_nonfinite_gradient_of_one_replica_skips_the_step_on_all(batches):
 @pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
 def test_a_feeder_splits_the_rows_over_the_devices(asarray, batches):
   x, y = batches[0]
-  fed = sharding.BatchFeeder(make_mesh())((asarray(x), asarray(y)))
+  feeder = sharding.BatchFeeder(make_mesh())
+  with pytest.raises(ValueError, match="must split evenly"):
+    feeder(x[:7])  # It sets no shape for what follows.
+  fed = feeder((asarray(x), asarray(y)))
   for array, rows in zip(fed, (x, y), strict=True):
     np.testing.assert_array_equal(array, rows)
     for i, shard in enumerate(array.addressable_shards):

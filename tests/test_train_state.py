@@ -169,6 +169,36 @@ def test_containers_are_never_compared_by_their_own_equality(problem):
   np.testing.assert_array_equal(state.model_state.x, np.full(3, 2.0))
 
 
+def test_names_that_join_to_one_stay_two_and_a_wide_count_stays_wide(x64):
+  def loss_fn(params, model_state, batch, rng):
+    return jnp.sum(params["w"]), (model_state, {})
+
+  wide = jnp.int64(3_000_000_000)
+  model_state = {"a/b": {"c": 1.0}, "a": {"b/c": 2.0}, "seen": wide}
+  step = fsam_optax.make_train_step(loss_fn, axis_name="batch", jit=False)
+  state = state_of({"w": jnp.ones(2)}, PERTURBATION, model_state=model_state)
+  state, _ = sharding.group_step(step, 2)(state, jnp.ones(2))
+  assert state.model_state == model_state
+
+
+@flax.struct.dataclass
+class Line:
+  slope: jax.Array
+  offset: jax.Array
+
+
+def test_parameters_in_a_class_are_those_in_a_dict():
+  loss_fn = lambda of: of["slope"] * 3 + jnp.sum(of["offset"] ** 2)
+  params = {"slope": jnp.float32(1.0), "offset": jnp.ones(2)}
+  in_dict, _ = step_of(lambda params, _: loss_fn(params))(
+    state_of(params, PERTURBATION), 0.0
+  )
+  in_class, _ = step_of(lambda params, _: loss_fn(vars(params)))(
+    state_of(Line(**params), PERTURBATION), 0.0
+  )
+  chex.assert_trees_all_equal(vars(in_class.params), in_dict.params)
+
+
 def test_an_empty_array_among_others_is_no_empty_batch(problem, step):
   """A batch of graphs of which none has an edge."""
 

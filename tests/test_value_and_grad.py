@@ -81,14 +81,16 @@ def test_the_cosine_is_zero_where_there_is_no_average(problem, name):
 
 
 @pytest.mark.parametrize(
-  ("foreign", "factor"),
+  ("foreign", "length"),
   [
-    (optax.chain(optax.scale(-1.0), optax.trace(0.9)), 1.0),
-    (optax.set_to_zero(), 0.0),
+    (optax.chain(optax.scale(-1.0), optax.trace(0.9)), lambda norm: norm),
+    (optax.set_to_zero(), lambda norm: 0.0),
+    (optax.chain(fsam_optax.sam_perturbation(0.3), optax.scale(0.5)),
+     lambda norm: 0.15),
   ],
-  ids=["descent", "nothing"],
-)
-def test_a_foreign_perturbation_is_measured(problem, foreign, factor):
+  ids=["descent", "nothing", "behind a radius"],
+)  # fmt: skip
+def test_a_foreign_perturbation_is_measured(problem, foreign, length):
   params, batch = problem.params, problem.batch(0)
   fn = jax.jit(fsam_optax.value_and_grad(problem.loss_fn, foreign))
   _, grads, _, info = fn(params, foreign.init(params), batch)
@@ -97,7 +99,7 @@ def test_a_foreign_perturbation_is_measured(problem, foreign, factor):
   )
   norm = np.linalg.norm(flat(gradient))
   norms = info.gradient_norm, info.direction_norm, info.perturbation_norm
-  np.testing.assert_allclose(norms, [norm, norm, factor * norm], rtol=1e-5)
+  np.testing.assert_allclose(norms, [norm, norm, length(norm)], rtol=1e-5)
   np.testing.assert_allclose(info.perturbed_value, perturbed_loss, rtol=1e-5)
   assert_near(grads, expected, 1e-4)
 

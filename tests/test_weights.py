@@ -78,10 +78,11 @@ def test_a_batch_of_padding_alone_moves_nothing(batch):
   assert loss == aux["tokens"] == info.perturbation_norm == 0
 
 
-@pytest.mark.parametrize("axis", ["parts", "replicas"])
-def test_every_token_counts_alike_over_parts_and_replicas(batch, axis):
+@pytest.mark.parametrize(("parts", "replicas"), [(4, 1), (1, 4), (2, 2)])
+def test_every_token_counts_alike_over_parts_and_replicas(
+  batch, parts, replicas
+):
   """Three steps as those of the chain on all tokens."""
-  in_parts = axis == "parts"
   step = fsam_optax.make_train_step(
     lambda params, model_state, batch, rng: (
       own_mean(params, batch)[0],
@@ -89,9 +90,10 @@ def test_every_token_counts_alike_over_parts_and_replicas(batch, axis):
     ),
     weight="tokens",
     jit=False,
-    **({"num_microbatches": 4} if in_parts else {"axis_name": "batch"}),
+    num_microbatches=parts,
+    axis_name="batch",
   )
-  step = step if in_parts else fsam_optax.sharding.group_step(step, 4)
+  step = fsam_optax.sharding.group_step(step, replicas)
   batches = jax.tree.map(lambda x: jnp.stack([x] * 3), batch)
   state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, batches))(
     state_of(PARAMS, PERTURBATION)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fsam_optax._loss import check_loss
 from fsam_optax._options import check_int
+from fsam_optax._perturbation import widen
 from fsam_optax._trees import leaves_by_path
 from fsam_optax.sharpness._progress import Tick
 from fsam_optax.sharpness._progress import progress_bar
@@ -241,13 +242,14 @@ def traced_mean_over_batches(
   )
   at = lambda i: jax.tree.map(lambda x: x[i], parts)
   if whole == 1:
-    total = fn(at(0))
+    total = jax.tree.map(widen, fn(at(0)))
   else:
 
     def body(total, part):
       return jax.tree.map(jnp.add, total, fn(part)), None
 
-    shapes = jax.eval_shape(fn, at(0))
+    # In float32 at least: a narrow sum would stop growing.
+    shapes = jax.eval_shape(lambda: jax.tree.map(widen, fn(at(0))))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(body, zeros, parts)
   total = jax.tree.map(lambda x: x * (batch_size / rows), total)
@@ -265,7 +267,7 @@ def num_batches(rows: int, batch_size: int) -> int:
 
 @jax.jit
 def _add_scaled(total: Any, values: Any, fraction: jax.Array) -> Any:
-  scaled = jax.tree.map(lambda x: x * fraction.astype(x.dtype), values)
+  scaled = jax.tree.map(lambda x: widen(x) * fraction, values)
   return scaled if total is None else jax.tree.map(jnp.add, total, scaled)
 
 
@@ -282,10 +284,4 @@ def loss_and_gradient(
   loss_fn: Callable[..., Any], params: Any, batch: Any
 ) -> tuple[jax.Array, Any]:
   """The loss of a batch and its gradient."""
-
-  def checked(params):
-    loss = loss_fn(params, batch)
-    check_loss(loss)
-    return loss
-
-  return jax.value_and_grad(checked)(params)
+  return jax.value_and_grad(lambda p: loss_of(loss_fn, p, batch))(params)

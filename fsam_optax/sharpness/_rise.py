@@ -73,7 +73,8 @@ def ascent_sharpness(
     rows: rows of a group that ascends by itself, as a batch does in training
       (m-sharpness), successive rows each; those at the end that fill no group
       are left out. None for the whole data set as one.
-    batch_size: rows at a time, in memory; None for all of them.
+    batch_size: rows at a time, in memory, those of a group at least; None
+      for all of them.
     adaptive: whether to measure the radius in the metric of ASAM.
     progress: whether to show a progress bar.
 
@@ -139,7 +140,8 @@ def worst_sharpness(
     rows: rows of a group that has a worst direction of its own, successive rows
       each; those at the end that fill no group are left out. None for the whole
       data set as one.
-    batch_size: rows at a time, in memory; None for all of them.
+    batch_size: rows at a time, in memory, those of a group at least; None
+      for all of them.
     progress: whether to show a progress bar.
 
   Returns:
@@ -210,7 +212,8 @@ def average_sharpness(
     rows: rows of a group that draws directions of its own, successive rows
       each; those at the end that fill no group are left out. None for the whole
       data set as one.
-    batch_size: rows at a time, in memory; None for all of them.
+    batch_size: rows at a time, in memory, those of a group at least; None
+      for all of them.
     progress: whether to show a progress bar.
 
   Returns:

@@ -48,7 +48,7 @@ def test_a_file_and_a_line_add_what_every_command_then_knows(tmp_path):
   study = json.loads((tmp_path / "order" / "order.json").read_text())
   (tested,) = study["results"].values()
   assert list(tested) == ["official", "SAM", "paper"]
-  lines = (tmp_path / "order" / "order.jsonl").read_text().splitlines()
+  lines = (tmp_path / "order" / "order-quick.jsonl").read_text().splitlines()
   phases = [json.loads(line)["phase"] for line in lines]
   assert phases == ["search", "search", "candidate", "test"] * 3
   compared = json.loads((tmp_path / "compare" / "compare.json").read_text())

@@ -49,7 +49,7 @@ def shown(cell: Any) -> str:
     text = "-" if mean is None else f"{mean:.3g}"
     if mean is None or error is None:
       return text
-    return f"{text} ± " + (f"{error:.0f}" if error >= 10 else f"{error:.1g}")
+    return f"{text} ± " + (f"{error:.0f}" if error >= 9.5 else f"{error:.1g}")
   is_difference = kind == "difference"
   text = "-" if mean is None else with_error(mean, error, signed=is_difference)
   if is_difference and mean is not None:

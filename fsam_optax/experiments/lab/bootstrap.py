@@ -11,12 +11,13 @@ import numpy as np
 _DRAWS, _SEED = 2000, 0
 
 
-def resamples(number: int) -> np.ndarray:
+def resamples(number: int, use: int = 0) -> np.ndarray:
   """Draws of seeds with replacement, shape ``[D, number]``.
 
-  They are always the same ones, so that arms stay paired by their seeds.
+  For each use they are always the same ones, so that arms stay paired by their
+  seeds.
   """
-  rng = np.random.default_rng(_SEED)
+  rng = np.random.default_rng(_SEED + use)
   return rng.integers(0, number, (_DRAWS, number))
 
 
@@ -44,10 +45,12 @@ def error_with_search(first: Tested, second: Tested) -> float:
   In each draw of a bootstrap both arms take their best point by other seeds
   that choose, and are reported by other seeds.
   """
-  choosing = resamples(first.validation_accuracy.shape[1])
-  testing = resamples(first.test_accuracy.shape[1])
+  numbers = [accuracy.shape[1] for accuracy in first]
+  choosing = resamples(numbers[0])
+  # Others than those that choose, where there are as many.
+  testing = resamples(numbers[1], use=int(numbers[0] == numbers[1]))
   means = []
   for tested in (first, second):
     chosen = choices(tested.validation_accuracy, choosing)
     means.append(tested.test_accuracy[chosen[:, None], testing])
-  return float(np.nanmean(means[0] - means[1], axis=1).std(ddof=1))
+  return float(np.nanstd(np.nanmean(means[0] - means[1], axis=1), ddof=1))

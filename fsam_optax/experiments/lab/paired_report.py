@@ -168,12 +168,14 @@ def difference(first: Row, second: Row) -> dict[str, Any]:
   """A paired difference with its median, and the error that the search adds."""
   pair = statistics.paired(first["test_accuracy"], second["test_accuracy"])
   cell: dict[str, Any] = {"difference": pair["mean"]}
-  cell["error"] = pair["standard_error"]
+  cell["error"] = error = pair["standard_error"]
   if pair["mean"] is None:
     return cell
-  if "candidates" in first and "candidates" in second:
+  is_of_search = "candidates" in first and "candidates" in second
+  if is_of_search and error is not None:  # It is None by one seed.
     tested = (_tested(first), _tested(second))
-    cell["search_error"] = bootstrap.error_with_search(*tested)
+    # Draws of few seeds vary less than the seeds do.
+    cell["search_error"] = max(bootstrap.error_with_search(*tested), error)
   return cell | {"median": pair["median"]}
 
 

@@ -139,7 +139,13 @@ def is_at_an_end(values: Sequence[float], best: float) -> bool:
 def continue_beyond(values: list[float], best: float) -> None:
   """Adds the next value of a geometric sequence beyond the end that is best."""
   if best == values[0]:
-    values.insert(0, float(f"{values[0] ** 2 / values[1]:.2g}"))
+    values.insert(0, _rounded(values[0] ** 2 / values[1], best))
   else:
     ratio = values[-1] / values[-2] if values[-2] else 2
-    values.append(float(f"{values[-1] * ratio:.2g}"))
+    values.append(_rounded(values[-1] * ratio, best))
+
+
+def _rounded(value: float, end: float) -> float:
+  """To two digits, or to as many as leave it beyond the end."""
+  rounded = (float(f"{value:.{digits}g}") for digits in range(2, 18))
+  return next(x for x in rounded if (x - end) * (value - end) > 0)

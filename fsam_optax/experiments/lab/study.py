@@ -77,6 +77,7 @@ class Study(NamedTuple):
       ``results``, ``tables``, the ``panels`` of the figure, and changes of
       ``config``.
     settings: in which every arm is searched and tested.
+    without_search: trains in a setting what follows from its tested arms.
     run: what a study does that does something else, from the laboratory of its
       arms on the MNIST digits to what the JSON holds.
     seeds: to report by default.
@@ -88,6 +89,7 @@ class Study(NamedTuple):
   arms: Mapping[str, Arm] = {}
   report: Callable[[Results], dict[str, Any]] = lambda results: {}
   settings: Sequence[Setting] = (Setting("mnist, mlp"),)
+  without_search: Callable[[Lab], None] = lambda lab: None
   run: Optional[Callable[[Lab], dict[str, Any]]] = None
   seeds: int = 64
   first_seed: int = 2000
@@ -97,7 +99,9 @@ class Study(NamedTuple):
     if self.run is not None:
       return self.run(lab)
     for setting in self.settings[: 1 if lab.is_quick else None]:
-      setting.at(lab).results(lab.chosen)
+      here = setting.at(lab)
+      here.results(lab.chosen)
+      self.without_search(here)
     return self.of_rows(lab.tested())
 
   def of_rows(self, rows: Sequence[Row]) -> dict[str, Any]:

@@ -21,19 +21,19 @@ class Recipe(NamedTuple):
     seeds: number of seeds of ``compare``.
     best: hyperparameters of each optimizer.
     image_size: side in pixels to scale the images to; None to leave them.
-    is_tuned: whether the best was searched on these images.
+    of: other images that the best was searched on; empty for these.
   """
 
   epochs: int
   seeds: int
   best: dict[str, Point]
   image_size: Optional[int] = None
-  is_tuned: bool = True
+  of: str = ""
 
   @property
   def origin(self) -> str:
-    if not self.is_tuned:
-      return "not tuned for these images: those of mnist"
+    if self.of:
+      return f"not tuned for these images: those of {self.of}"
     return (
       f"tuned on validation rows at label noise {LABEL_NOISE:g}, "
       f"{TUNING_SEEDS} seeds"
@@ -54,7 +54,7 @@ class Recipe(NamedTuple):
     The steps are a square root of two where the best was tuned, else two. SGD,
     which has no radius, gets as many points in the other two.
     """
-    step = 2**0.5 if self.is_tuned else 2.0
+    step = 2.0 if self.of else 2**0.5
     rate, rho, decay = self.point(optimizer)
     if optimizer not in optimizers.ASCENDING:
       return Grid(around(rate, 8, step), (0.0,), around(decay, 8, step))
@@ -99,6 +99,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
       "sam": Point(0.028, 0.28, 0.014),
       "fsam": Point(0.056, 0.4, 0.014),
     },
+    image_size=8,
   ),
   # Seeds 0 to 15: SGD 92.1, SAM 92.4, F-SAM 92.4 %; of 27 points for each to
   # begin with.
@@ -110,6 +111,7 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
       "sam": Point(0.054, 0.2, 0.02),
       "fsam": Point(0.028, 0.2, 0.02),
     },
+    image_size=8,
   ),
 }
 
@@ -121,11 +123,12 @@ def recipe(
   found = _RECIPES.get((dataset, model))
   if found is None:
     return _RECIPES["mnist", "mlp" if model == "mlp" else "cnn"]._replace(
-      seeds=16, image_size=image_size, is_tuned=False
+      seeds=16, image_size=image_size, of="mnist"
     )
   if image_size in (None, found.image_size):
     return found
-  return found._replace(image_size=image_size, is_tuned=False)
+  of = f"{dataset} at {found.image_size} x {found.image_size}"
+  return found._replace(image_size=image_size, of=of)
 
 
 def describe() -> str:

@@ -57,10 +57,9 @@ class ResNet(nn.Module):
         if x.shape != y.shape:
           x = norm()(conv(channels, (1, 1), stride)(x))
         x = nn.relu(x + y)
-    x = x.mean((1, 2)).astype(jnp.float32)
-    if self.kernel_init is None:
-      return nn.Dense(self.classes)(x)
-    return nn.Dense(self.classes, kernel_init=self.kernel_init)(x)
+    x = x.mean((1, 2)).astype(jnp.promote_types(self.dtype, jnp.float32))
+    kernel_init = self.kernel_init or nn.linear.default_kernel_init
+    return nn.Dense(self.classes, kernel_init=kernel_init)(x)
 
 
 ENTRY = entry.Network(

@@ -57,7 +57,11 @@ class WideResNet(nn.Module):
         y = conv(channels, (3, 3), stride, padding=1)(y)
         y = conv(channels, (3, 3))(nn.relu(norm()(y)))
         x = x + y
-    x = nn.relu(norm()(x)).mean((1, 2)).astype(jnp.float32)
+    x = (
+      nn.relu(norm()(x))
+      .mean((1, 2))
+      .astype(jnp.promote_types(self.dtype, jnp.float32))
+    )
     return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(x)
 
 

@@ -75,17 +75,15 @@ SETTINGS = [
 ]
 
 
-def _run(lab: Lab) -> dict[str, Any]:
-  with_rule = ARMS | {name: fraction(part) for name, part in _RULE.items()}
-  for setting in SETTINGS[: 1 if lab.is_quick else None]:
-    here = setting.at(lab).at(arms=with_rule)
-    here.results(lab.chosen)
-    full = here.test("F-SAM")
-    for name, part in _RULE.items():
-      point = Point(*(full[x] for x in Point._fields))
-      point = point._replace(rho=point.rho * part**-0.2)
-      here.run(name, point, here.seeds, "test")
-  return STUDY.of_rows(lab.tested())
+def _by_rule(lab: Lab) -> None:
+  if "F-SAM" not in lab.chosen:
+    return
+  full = lab.test("F-SAM")
+  lab = lab.at(arms={name: fraction(part) for name, part in _RULE.items()})
+  for name, part in _RULE.items():
+    point = Point(*(full[x] for x in Point._fields))
+    point = point._replace(rho=point.rho * part**-0.2)
+    lab.run(name, point, lab.seeds, "test")
 
 
 def _report(results: Results) -> dict[str, Any]:
@@ -107,5 +105,5 @@ STUDY = Study(
   ARMS,
   _report,
   SETTINGS,
-  _run,
+  _by_rule,
 )

@@ -9,6 +9,7 @@ from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.store import Row
@@ -32,9 +33,15 @@ def run(given: shared_flags.Settings) -> None:
     f"{pool.train_size} training, {pool.validation_size} validation and "
     f"{pool.test_size} test rows"
   )
-  if not (given.learning_rate and given.rho and given.weight_decay):
+  if any(
+    not {"", name} & getattr(given, what).keys()
+    for name in rows
+    for what in search.Point._fields
+    if what != "rho" or name in optimizers.ASCENDING
+  ):
     print(f"default hyperparameters: {recipe.origin}")
   config = lab.config() | {"optimizers": list(rows)}
+  del config["search_seeds"]  # No seed of it chooses.
   result = {"config": config, **_report(rows)}
   title = paired_report.title_of(config)
   paired_report.publish(result, "compare", given.training.output, title)

@@ -89,7 +89,11 @@ def _run(lab: Lab) -> dict[str, Any]:
         yscale="log",
       )
     ],
-    "config": {"learning_rate_schedule": "1 / sqrt(t)"},
+    "config": {
+      "learning_rate_schedule": "1 / sqrt(t)",
+      "epochs": lab.epochs,
+      "momentum": 0.0,
+    },
   }
 
 

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 
 from fsam_optax import sharpness
+from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.laboratory import MEASURED_SEEDS
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
 
@@ -21,6 +23,8 @@ _RHO, _RANDOM_RHO = 0.1, 1.0
 
 
 def _run(lab: Lab) -> dict[str, Any]:
+  if len(lab.seeds) > MEASURED_SEEDS:
+    raise FlagError("--seeds", f"must be at most {MEASURED_SEEDS} here")
   measure = functools.partial(
     _measures,
     matvecs=10 if lab.is_quick else 60,

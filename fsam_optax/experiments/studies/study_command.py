@@ -73,6 +73,10 @@ class Settings:
 def run(given: Settings) -> None:
   """Runs the command."""
   study = studies.REGISTRY[given.study]
+  if given.arms and study.run is not None:
+    raise flags.FlagError(
+      "--arms", f"must be left out: {study.name} trains all that it compares"
+    )
   if unknown := set(given.arms) - set(study.arms):
     raise flags.FlagError(
       "--arms",
@@ -84,12 +88,13 @@ def run(given: Settings) -> None:
       training=shared_flags.Training(
         epochs=2 if given.quick else None, output=given.output
       ),
-      seeds=2 if given.quick else given.seeds,
+      seeds=given.seeds or (2 if given.quick else None),
       first_seed=given.first_seed,
     ),
     study.seeds,
     study.first_seed,
   )
+  suffix = "-quick" * given.quick  # No table mixes its rows with others.
   with progress.Bars() as bars:
     lab = lab.at(
       arms=study.arms,
@@ -97,7 +102,7 @@ def run(given: Settings) -> None:
       search_seeds=range(1 if given.quick else _SEARCH_SEEDS),
       described={},
       is_quick=given.quick,
-      store=Store(given.output / f"{study.name}.jsonl"),
+      store=Store(given.output / f"{study.name}{suffix}.jsonl"),
       progress=bars.start,
       sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
     )

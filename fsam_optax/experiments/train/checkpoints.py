@@ -240,7 +240,7 @@ def checksum(tree: Any) -> jax.Array:
   def word_of(x):
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
       x = jax.random.key_data(x)
-    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    kind = jnp.dtype(f"uint{min(32, 8 * x.dtype.itemsize)}")
     words = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
     places = jnp.arange(words.size, dtype=jnp.uint32)
     # Odd, and so invertible: a change of one word changes the sum.

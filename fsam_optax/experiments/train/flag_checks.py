@@ -6,6 +6,7 @@ What must hold between flags is checked here.
 
 import contextlib
 import dataclasses
+import math
 import re
 from typing import Any, Iterator, NamedTuple
 
@@ -75,6 +76,12 @@ def config_of(
   return config
 
 
+_OF_THE_AVERAGE = {
+  *("--sigma", "--lmbda", "--average", "--order"),
+  *("--accumulator-dtype", "--ema-gradient"),
+}
+
+
 def check_flags(settings: flags_and_recipes.Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
   ascent, descent = settings.ascent, settings.descent
@@ -96,14 +103,17 @@ def check_flags(settings: flags_and_recipes.Settings) -> None:
   ):
     if is_wrong:
       raise FlagError(flag, message)
-  if ascent.optimizer == "sgd":
+  reasons = {"sgd": "which does not ascend", "sam": "which has no average"}
+  if reason := reasons.get(ascent.optimizer):
     without = flags_and_recipes.by_flag(
-      flags_and_recipes.Ascent(optimizer="sgd")
+      flags_and_recipes.Ascent(optimizer=ascent.optimizer)
     )
     for flag, value in flags_and_recipes.by_flag(ascent).items():
-      if value != without[flag]:
+      is_read = ascent.optimizer == "sam" and flag not in _OF_THE_AVERAGE
+      if value != without[flag] and not is_read:
         raise FlagError(
-          flag, "must be left out with --optimizer sgd, which does not ascend"
+          flag,
+          f"must be left out with --optimizer {ascent.optimizer}, {reason}",
         )
 
 
@@ -116,13 +126,16 @@ def _check_images(config: Config, images: data.Images) -> None:
       f"got rows of shape {list(shape)}",
     )
   *sides, channels = shape
-  for flag in ("--mean", "--standard-deviation"):
-    if (number := len(config.by_flag()[flag])) not in (1, channels):
+  for flag, lower in (("--mean", -math.inf), ("--standard-deviation", 0)):
+    moments = config.by_flag()[flag]
+    if len(moments) not in (1, channels):
       raise FlagError(
         flag,
         f"must be one number, or one for each of the {channels} channels, got "
-        f"{number}",
+        f"{len(moments)}",
       )
+    if not all(lower < x < math.inf for x in moments):
+      raise FlagError(flag, f"must be in ({lower}, inf), got {moments}")
   if message := networks.REGISTRY[config.network.model].check_rows(shape):
     raise FlagError("--model", message)
   rows = len(images.y_train)

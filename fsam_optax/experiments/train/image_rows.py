@@ -75,14 +75,21 @@ def unread(settings: Settings) -> tuple[data.Images, Config]:
   name = RECIPES[settings.recipe].dataset
   sizes = data.REGISTRY[name].sizes
   assert sizes is not None  # Those of a recipe are known.
-  x = lambda rows: np.broadcast_to(np.uint8(0), (rows, *sizes.image))
-  y = lambda rows: np.broadcast_to(np.int32(0), rows)
-  images = data.Images(
-    name,
-    *(x(sizes.train), y(sizes.train), x(sizes.test), y(sizes.test)),
-    classes=sizes.classes,
-    mean=(0.5,),
-    standard_deviation=(0.25,),
+  x, y = np.zeros((1, *sizes.image), np.uint8), np.zeros(1, np.int32)
+  one = data.Images(
+    *(name, x, y, x, y, sizes.classes), mean=(0.5,), standard_deviation=(0.25,)
+  )
+  try:
+    one = one.resized(settings.images.image_size)
+  except data.DataError as error:
+    raise FlagError("--data", error) from error
+  many = lambda x, rows: np.broadcast_to(x, (rows, *x.shape[1:]))
+  images = one._replace(
+    x_train=many(one.x_train, sizes.train),
+    y_train=many(y, sizes.train),
+    x_test=many(one.x_test, sizes.test),
+    y_test=many(y, sizes.test),
+    white=None,
   )
   return images, config_of(settings, images)
 

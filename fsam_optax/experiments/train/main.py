@@ -90,12 +90,15 @@ def _train(
   run = settings.run
   job.check_alike({**begun_with, **by_flag(run), **files.versions()})
   program = Program(config, images)
+  if not config.ascent.sync_perturbation:  # An ascent for each.
+    begun_with["devices"] = program.mesh.size
   # Before anything is written: the library checks its options in here.
   step = program.lower_step()
   compiled = hashlib.sha256(step.as_text().encode()).hexdigest()[:16]
   job.check_alike({"the program": compiled})
   if job.is_first():
     defaults = by_flag(*(group() for group in GROUPS))
+    defaults["devices"] = begun_with.get("devices")  # Of an older run.
     if since := run_folder.check_config(path, begun_with, defaults):
       job.warn(f"the versions are not those of the beginning: {since}")
   job.check_shared(path / "config.json")

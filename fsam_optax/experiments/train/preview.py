@@ -21,7 +21,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   compiled = program.lower_step().compile()
   mebi = lambda number: f"{number / 2**20:,.1f} MiB"
   temporary = compiled.memory_analysis().temp_size_in_bytes
-  size = lambda x: math.prod(x.shape) * x.dtype.itemsize
+  size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
   whole = mebi(sum(map(size, jax.tree.leaves(state))))
   flops = compiled.cost_analysis()["flops"]
   total = flops * program.steps * program.mesh.size

@@ -58,6 +58,10 @@ def test_no_decay_is_no_end_and_one_value_is_no_search():
   found = search.search(rising, grid, [0], extensions=2)
   assert found.points == [(0.1, 0.0, x) for x in (0.0, 0.1, 0.2, 0.4)]
   assert found.on_edge == ["weight_decay"]
+  # Values that two digits would make one go on, too.
+  close = search.Grid((0.1,), (0.0,), (0.1, 0.101))
+  found = search.search(rising, close, [0], extensions=1)
+  assert found.best.weight_decay == pytest.approx(0.102)
 
 
 def test_more_seeds_decide_between_the_best_and_the_search_goes_on_by_them():

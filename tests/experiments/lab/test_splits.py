@@ -42,6 +42,14 @@ def test_npz_keeps_its_test_rows_and_validates_on_training_rows(tmp_path):
   np.testing.assert_array_equal(np.sort(used), [np.arange(40)] * 3)
 
 
+def test_other_test_rows_of_the_same_file_are_other_data(tmp_path):
+  path, x = tmp_path / "mine.npz", normal(50, 6)
+  prints = [
+    splits_lib.load(save(path, x, test=test)).fingerprint for test in (10, 20)
+  ]
+  assert prints[0] != prints[1]
+
+
 def test_npz_of_four_rows_is_refused(tmp_path):
   with pytest.raises(data.DataError, match="5 training rows at least"):
     splits_lib.load(save(tmp_path / "few.npz", normal(8, 6)))

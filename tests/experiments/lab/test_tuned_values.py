@@ -20,13 +20,15 @@ def test_defaults_lie_inside_grids_of_as_many_points_for_each(dataset, model):
       assert value in (values[1:-1] if value else (0.0,))
       assert list(values) == sorted(set(values))
       ratios = [b / a for a, b in itertools.pairwise(values)]
-      step = math.sqrt(2) if recipe.is_tuned else 2
+      step = 2 if recipe.of else math.sqrt(2)
       assert ratios == pytest.approx([step] * len(ratios), rel=0.05)
 
 
 def test_another_image_size_says_that_nothing_was_tuned_for_it():
   assert "tuned on validation" in tuned_values.recipe("mnist", "mlp", 14).origin
-  assert "not tuned" in tuned_values.recipe("mnist", "mlp", 28).origin
+  assert "tuned on validation" in tuned_values.recipe("digits", "mlp", 8).origin
+  origin = tuned_values.recipe("digits", "mlp", 4).origin
+  assert origin == "not tuned for these images: those of digits at 8 x 8"
   assert tuned_values.recipe("mnist", "mlp", 28).image_size == 28
 
 

@@ -35,6 +35,16 @@ def test_an_entry_builds_what_it_declares(name):
   assert "bf16" in str(jax.make_jaxpr(narrow.apply)(variables, images))
 
 
+def test_what_computes_in_float64_rounds_nowhere_to_float32(x64):
+  for name, network in networks.REGISTRY.items():
+    module = network.create(7, **SMALL[name], dtype=jnp.float64)
+    images = jnp.zeros((2, 32, 32, 3), jnp.float64)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    wide = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float64), shapes)
+    operations = str(jax.make_jaxpr(module.apply)(wide, images))
+    assert "new_dtype=float32" not in operations
+
+
 @pytest.mark.parametrize(
   ("name", "depth", "message"),
   [

@@ -87,7 +87,7 @@ def test_an_arm_is_tested_and_not_trained_twice(name, tmp_path, capsys):
   words = ["study", name, "--quick", "--cifar10", "toy", "--cifar100", "toy"]
   words += ["--arms", "F-SAM", "--output", str(tmp_path)]
   __main__.main(words)
-  text = (tmp_path / f"{name}.jsonl").read_text()
+  text = (tmp_path / f"{name}-quick.jsonl").read_text()
   rows = [json.loads(line) for line in text.splitlines()]
   (test,) = (row for row in rows if row["phase"] == "test")
   assert len(test["test_accuracy"]) == 2
@@ -95,5 +95,5 @@ def test_an_arm_is_tested_and_not_trained_twice(name, tmp_path, capsys):
   is_pretrained = "pretraining: " in capsys.readouterr().out
   assert is_pretrained == (name == "fine-tuning")
   __main__.main(words)
-  assert (tmp_path / f"{name}.jsonl").read_text() == text
+  assert (tmp_path / f"{name}-quick.jsonl").read_text() == text
   assert studies.REGISTRY[name].settings[0].title in capsys.readouterr().out

@@ -95,6 +95,7 @@ def test_json_has_the_promised_schema(two_seeds):
   config = found["config"]
   assert config["accuracy_unit"] == "percent"
   assert config["seeds"] == [200, 201]
+  assert "search_seeds" not in config
   assert config["test_size"] == 697
   assert set(config["versions"]) >= {"jax", "optax", "numpy", "fsam_optax"}
   assert list(found["results"]) == ["sgd", "sam", "fsam"]
@@ -147,7 +148,7 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   assert "n/a" in printed
 
 
-def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
+def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path, capsys):
   """Split, noise, initialization and batches are paired over optimizers."""
   run(
     *("--data", "digits", "--seeds", 2, "--epochs", 1, "--output", tmp_path),
@@ -156,3 +157,4 @@ def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path):
   )
   results = written(tmp_path)["results"]
   assert results["sgd"]["test_accuracy"] == results["fsam"]["test_accuracy"]
+  assert "default hyperparameters" not in capsys.readouterr().out

@@ -94,15 +94,25 @@ def test_a_table_of_many_arms_is_of_differences_from_one():
 
 def test_a_difference_of_collapsed_runs_has_its_median_and_its_search():
   candidates = [
-    {"validation_accuracy": [1.0, 1.0], "test_accuracy": [80.0, 81.0, 10.0]}
+    {"validation_accuracy": [1.0, 1.0], "test_accuracy": [800.0, 810.0, 1.0]}
   ]
   one = row([80.0, 81.0, 10.0], candidates=candidates)
-  other = row([70.0, 70.0, 70.0], candidates=candidates)
+  flat = [{**candidates[0], "test_accuracy": [70.0, 70.0, 70.0]}]
+  other = row([70.0, 70.0, 70.0], candidates=flat)
   found = paired_report.by_arm({"a": {"A": one, "B": other}}, "B")
   cell = found["tables"][0]["rows"][0][1]
   assert cell["median"] == 10.0
-  # The candidates are the same, so that the search adds all that there is: 0.
-  assert cell["error"] == 0
+  assert cell["error"] > 200  # Without the search it is 23.5.
+  # Of one seed no error is known; two draws of two vary less than two do.
+  one, other = (row([x], candidates=candidates) for x in (3.0, 1.0))
+  assert "search_error" not in paired_report.difference(one, other)
+  candidates = [{"validation_accuracy": [1.0], "test_accuracy": [1.0, 3.0]}]
+  flat = [{**candidates[0], "test_accuracy": [0.0, 0.0]}]
+  one, other = (
+    row([1.0, 3.0], candidates=candidates),
+    row([0.0, 0.0], candidates=flat),
+  )
+  assert paired_report.difference(one, other)["search_error"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["rho", *SLOW])
@@ -149,7 +159,9 @@ def test_the_published_rows_give_the_published_tables(name):
     (["nothing"], "must be one of cheap-forms"),
     (["rho", "--first-seed", "3"], "--first-seed: must be an integer from 16"),
     (["rho", "--output", "/dev/null/x"], "argument --output"),
-    (["rho", "--arms", "SGD"], "argument --arms: must be some of 'SAM'"),
+    (["cifar", "--arms", "none"], "argument --arms: must be some of 'SGD'"),
+    (["rho", "--arms", "SAM"], "argument --arms: must be left out: rho train"),
+    (["curvature", "--seeds", "9"], "argument --seeds: must be at most 8"),
     (["cifar", "--quick"], "argument --cifar10: must be given"),
   ],
 )

@@ -105,6 +105,14 @@ def test_a_journal_has_the_epochs_of_the_checkpoint_and_its_steps(tmp_path):
     journal.write(line_of("step", 8))
 
 
+def test_checksum_sees_either_half_of_a_wide_word(x64):
+  found = {
+    int(checkpoints_lib.checksum({"w": jnp.full(3, value)})[0])
+    for value in (0.0, 1.0, 2.0, 1.0 + 2.0**-52)
+  }
+  assert len(found) == 4
+
+
 def test_checksum_sees_a_bit_a_swap_and_a_loss_but_no_sharding():
   rng = np.random.default_rng(0)
   tree = {

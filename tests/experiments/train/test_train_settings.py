@@ -1,8 +1,11 @@
 """The flags of ``train``: what they leave open, and what is refused."""
 
 import dataclasses
+import functools
 import json
+import re
 
+from meshes import make_mesh
 import numpy as np
 from printed import plain
 import pytest
@@ -15,6 +18,9 @@ from fsam_optax.experiments.common import flags as common_flags
 from fsam_optax.experiments.data import images as images_lib
 from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train import image_rows
+from fsam_optax.experiments.train import main as train_main
+from fsam_optax.experiments.train import program
+from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train.flag_checks import config_of
 
 
@@ -60,10 +66,14 @@ def test_flags_that_are_not_given_keep_the_value_of_the_recipe():
     ("--start=5%", "--start: must be a number of steps such as 3000, or of"),
     ("--eta=0.1", "--eta: must have --adaptive"),
     ("--optimizer=sgd --rho=0.1", "--rho: must be left out with --optimizer"),
+    ("--optimizer=sam --order=paper", "--optimizer sam, which has no average"),
     ("--data=digits --average=optimizer", "--lmbda: must be the decay of the"),
     ("--no-sync-perturbation --sharding=fsdp", "must have --sharding replicat"),
     ("--coordinator-address=host", "-address: must be a host and a port such"),
     ("--data=digits --mean 1 2 3", "--mean: must be one number, or one for ea"),
+    ("--data=digits --mean=nan", "--mean: must be in (-inf, inf), got (nan,)"),
+    ("--data=digits --standard-deviation=0", "must be in (0, inf), got (0.0,)"),
+    ("--dry-run --image-size=5", "square images that --image-size 5 divides"),
     ("--data=digits --model=vgg", "--model: vgg must have 32 x 32 pixels"),
     ("--data=digits --validation=1297", "--validation: must be at most 1296"),
     ("--data=digits --batch-size=1298", "--batch-size: must be at most 1297"),
@@ -103,6 +113,24 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   assert not output.exists()
 
 
+def test_a_dry_run_sees_the_size_of_the_images_and_the_share_of_a_device(
+  capsys,
+):
+  words = ("--model=mlp", "--width=512", "--image-size=16", "--optimizer=sgd")
+  sizes = []
+  for sharding in ("replicated", "fsdp"):
+    main(["train", "--dry-run", *words, f"--sharding={sharding}"])
+    (line,) = re.findall(
+      "state of (.*) MiB", printed := capsys.readouterr().out
+    )
+    assert "16 x 16 x 3" in printed
+    sizes.append(float(line.replace(",", "")))
+  # Weights and momentum, and a device's eighth of those of matrices.
+  matrices, others = 512 * (768 + 512 + 100), 512 + 512 + 100
+  expected = [matrices + others, matrices / 8 + others]
+  np.testing.assert_allclose(sizes, np.multiply(expected, 8 / 2**20), atol=0.06)
+
+
 def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
   """In this process, on 8 devices."""
   main(
@@ -123,6 +151,29 @@ def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
   assert summary["standard_error"] is None
   assert summary["mean"] > 60  # Of ten classes.
   assert list((tmp_path / "seed-1" / "tensorboard").iterdir())
+
+
+def test_ascents_of_each_device_go_on_with_as_many_devices(
+  tmp_path, monkeypatch
+):
+  begun = []
+
+  def check_config(path, begun_with, defaults):
+    begun.append(begun_with.get("devices", "any"))
+    raise run_folder.RunError("no training here")
+
+  monkeypatch.setattr(run_folder, "check_config", check_config)
+  for sync in (False, True):
+    settings = settings_of(model="mlp", sync_perturbation=sync)
+    settings = dataclasses.replace(settings, data="digits")
+    images, config = image_rows.load(settings)
+    for devices in (8, 4):
+      mesh = make_mesh(batch=devices)
+      on_mesh = functools.partial(program.Program, mesh=mesh)
+      monkeypatch.setattr(train_main, "Program", on_mesh)
+      with pytest.raises(run_folder.RunError):
+        train_main._train(settings, config, images, tmp_path)
+  assert begun == [8, 4, "any", "any"]
 
 
 def test_label_noise_is_exact_and_the_crops_are_the_authors():
