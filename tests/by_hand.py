@@ -6,9 +6,6 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-# Of parameters of order one, in float32, over a few steps.
-TOLERANCE = 1e-5
-
 
 def flat(tree):
   return np.concatenate(
@@ -30,7 +27,8 @@ def two_passes(loss_fn, perturbation, state, params, *args, **kwargs):
   return clean, perturbed, state
 
 
-def assert_close(found, expected, tolerance=TOLERANCE):
+def assert_close(found, expected, tolerance=1e-5):
+  """The default is for weights of order one, in float32, over a few steps."""
   np.testing.assert_allclose(
     flat(found), flat(expected), rtol=0, atol=tolerance
   )

@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 from jax import numpy as jnp
 import numpy as np
+import optax
 import pytest
 from versions import enable_x64
 
@@ -70,6 +71,21 @@ class Problem(NamedTuple):
   def gradients(self, number: int):
     """Gradients at the initial parameters, one a batch, as a list."""
     return [gradient_of(self.params, self.batch(t)) for t in range(number)]
+
+  def train(self, tx, steps=None, **extra):
+    """Parameters and state after a pass over the batches, or the first ones."""
+
+    def step(carry, batch):
+      params, state = carry
+      grad_fn = jax.grad(lambda p: self.loss_fn(p, batch))
+      updates, state = tx.update(
+        grad_fn(params), state, params, grad_fn=grad_fn, **extra
+      )
+      return (optax.apply_updates(params, updates), state), None
+
+    batches = jax.tree.map(lambda x: x[:steps], self.batches)
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, batches)[0])
+    return run((self.params, tx.init(self.params)))
 
 
 def regression_loss(params, batch):

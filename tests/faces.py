@@ -72,15 +72,15 @@ def state_of(params, perturbation, tx=None, **fields):
   )
 
 
-def step_of(loss_fn, **options):
-  """The train step of a loss without model state, key or metrics."""
-  return fsam_optax.make_train_step(
-    lambda params, model_state, batch, rng: (
-      loss_fn(params, batch),
-      (model_state, {}),
-    ),
-    **options,
-  )
+def step_of(loss_fn, has_aux=False, **options):
+  """The train step of a loss without model state or key; the aux is metrics."""
+
+  def with_state(params, model_state, batch, rng):
+    output = loss_fn(params, batch)
+    loss, metrics = output if has_aux else (output, {})
+    return loss, (model_state, metrics)
+
+  return fsam_optax.make_train_step(with_state, **options)
 
 
 def train_step(loss_fn, params, tx, perturbation, **options):

@@ -44,13 +44,3 @@ class FriendlySam:
       length = np.sqrt(np.sum((np.abs(weights) * direction) ** 2))
       return rho * weights**2 * direction / (length + 1e-12)
     return rho * direction / (np.sqrt(np.sum(direction**2)) + 1e-12)
-
-
-class LeastSquares:
-  """The mean squared error of a linear model, with its gradient by hand."""
-
-  @staticmethod
-  def gradient(weights, batch):
-    inputs, targets = batch
-    residual = inputs @ weights - targets
-    return 2 * inputs.T @ residual / len(residual)

@@ -26,15 +26,7 @@ def applied(diff: str, sign: str) -> str:
 
 
 def run(path: pathlib.Path, sign: str = "+") -> dict[str, object]:
-  """Runs a page from its top, with one side of its diffs.
-
-  Args:
-    path: the page. Of its blocks "python" and "diff" are run.
-    sign: "+" or "-".
-
-  Returns:
-    What the page defines.
-  """
+  """What a page defines, run from its top with one side of its diffs."""
   namespace: dict[str, object] = {"__name__": path.stem}
   for number, (language, text) in enumerate(blocks(path)):
     if language == "diff":

@@ -90,21 +90,6 @@ def first_update(tx, params, grad_fn, **extra):
   )
 
 
-def train(problem, tx, **extra):
-  """Parameters and state after one pass over the batches."""
-
-  def step(carry, batch):
-    params, state = carry
-    grad_fn = jax.grad(lambda p: problem.loss_fn(p, batch))
-    updates, state = tx.update(
-      grad_fn(params), state, params, grad_fn=grad_fn, **extra
-    )
-    return (optax.apply_updates(params, updates), state), None
-
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, problem.batches)[0])
-  return run((problem.params, tx.init(problem.params)))
-
-
 @row("inject_hyperparams")
 def test_injected_schedules_are_those_of_the_factory(problem):
   """Beside a callable mask and a dtype, which are static."""
@@ -119,7 +104,7 @@ def test_injected_schedules_are_those_of_the_factory(problem):
   }
   injected = optax.inject_hyperparams(fsam_optax.fsam, static_args=[*static])
   own, (found, state) = (
-    train(problem, optax.chain(make(**schedules, **static), optax.sgd(0.05)))
+    problem.train(optax.chain(make(**schedules, **static), optax.sgd(0.05)))
     for make in (fsam_optax.fsam, injected)
   )
   chex.assert_trees_all_close(found, own[0], rtol=1e-3, atol=1e-4)
@@ -175,16 +160,10 @@ def test_a_wrapper_that_cuts_parameters_is_an_error_with_its_remedy(
 
 @row("MultiSteps")
 def test_multi_steps_ascends_and_descends_on_the_last_micro_batch(problem):
-  """What it does, not what accumulation means.
-
-  The inner update gets the mean of the clean gradients, from which fsam takes
-  its direction; but grad_fn is that of the last call. So the gradients at the
-  perturbed parameters of the other micro-batches are lost.
-  """
+  """Its direction is of the mean gradient, but grad_fn is the last call's."""
   fsam = fsam_optax.fsam(0.1)
   tx = optax.MultiSteps(optax.chain(fsam, optax.sgd(1.0)), every_k_schedule=2)
-  two = jax.tree.map(lambda x: x[:2], problem.batches)
-  found, state = train(problem._replace(batches=two), tx)
+  found, state = problem.train(tx, steps=2)
   params = problem.params
   mean = jax.tree.map(lambda x, y: (x + y) / 2, *problem.gradients(2))
   of_last = lambda p: jax.grad(problem.loss_fn)(p, problem.batch(1))
@@ -194,6 +173,21 @@ def test_multi_steps_ascends_and_descends_on_the_last_micro_batch(problem):
   )
   (ema,) = optax.tree.get_all_with_path(state, "ema")
   chex.assert_trees_all_close(ema[1], mean, rtol=1e-5, atol=1e-6)
+
+
+@row("MultiSteps")
+def test_accumulation_behind_fsam_is_a_mean_of_second_gradients(problem):
+  """By hand: four pairs of passes at one place, one step with their mean."""
+  base = optax.MultiSteps(optax.sgd(0.05), 4).gradient_transformation()
+  found, _ = problem.train(optax.chain(fsam_optax.fsam(0.3), base), steps=4)
+  perturbation, params = fsam_optax.friendly_perturbation(0.3), problem.params
+  expected, ascent = params, perturbation.init(params)
+  for t in range(4):
+    _, (_, second), ascent = two_passes(
+      problem.loss_fn, perturbation, ascent, params, problem.batch(t)
+    )
+    expected = optax.tree.add_scale(expected, -0.05 / 4, second)
+  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @row("apply_if_finite")
@@ -299,8 +293,8 @@ def test_schedule_free_trains_behind_fsam_and_around_it(problem):
     fsam_optax.fsam(0.05),
     optax.contrib.schedule_free(optax.sgd(0.05), learning_rate=0.05),
   )
-  params, state = train(problem, inside)
-  behind_params, behind_state = train(problem, behind)
+  params, state = problem.train(inside)
+  behind_params, behind_state = problem.train(behind)
   averages_of = optax.contrib.schedule_free_eval_params
   chex.assert_trees_all_close(
     (params, averages_of(state, params)),
@@ -319,7 +313,7 @@ def test_reduce_on_plateau_reads_the_value_behind_fsam(problem):
       factor=0.5, patience=1, accumulation_size=1
     ),
   )
-  _, state = train(problem, tx, value=jnp.float32(1.0))
+  _, state = problem.train(tx, value=jnp.float32(1.0))
   assert state[-1].scale < 1e-3
 
 
@@ -390,28 +384,24 @@ def test_frozen_weights_do_not_fill_the_radius_behind_a_mask(problem):
     {"frozen": optax.set_to_zero(), "trained": optax.sgd(0.05)}, labels
   )
   mask = {"hidden": False, "output": True}
-  found, _ = train(problem, optax.chain(fsam_optax.fsam(0.1, mask=mask), base))
+  found, _ = problem.train(optax.chain(fsam_optax.fsam(0.1, mask=mask), base))
   hidden = problem.params["hidden"]
   alone = problem._replace(
     params={"output": problem.params["output"]},
     loss_fn=lambda p, batch: problem.loss_fn({"hidden": hidden, **p}, batch),
   )
-  expected, _ = train(alone, optax.chain(fsam_optax.fsam(0.1), optax.sgd(0.05)))
+  expected, _ = alone.train(optax.chain(fsam_optax.fsam(0.1), optax.sgd(0.05)))
   chex.assert_trees_all_equal(found["hidden"], hidden)
   chex.assert_trees_all_close(found["output"], expected["output"], rtol=1e-4)
-  unmasked, _ = train(problem, optax.chain(fsam_optax.fsam(0.1), base))
+  unmasked, _ = problem.train(optax.chain(fsam_optax.fsam(0.1), base))
   assert float(jnp.abs(unmasked["output"] - found["output"]).max()) > 1e-4
 
 
 @row("optimizers that read the value or keep the parameters")
-@pytest.mark.parametrize(
-  "tx",
-  [optax.polyak_sgd(0.05), optax.contrib.prodigy(0.1)],
-  ids=["polyak_sgd", "prodigy"],
-)
-def test_the_train_step_gives_optimizers_what_they_ask_for(problem, tx):
+@pytest.mark.parametrize("make", [optax.polyak_sgd, optax.contrib.prodigy])
+def test_the_train_step_gives_optimizers_what_they_ask_for(problem, make):
   """Against the same optimizer fed by hand with loss and gradient."""
-  perturbation = fsam_optax.friendly_perturbation(0.1)
+  tx, perturbation = make(0.05), fsam_optax.friendly_perturbation(0.1)
   step = faces.step_of(problem.loss_fn)
   state = faces.state_of(problem.params, perturbation, tx)
   params, opt_state = problem.params, tx.init(problem.params)

@@ -128,7 +128,6 @@ MASKS = {
   "none": None,
   "callable": fsam_optax.masks.by_path("kernel"),
   "prefix": {"params": True, OVERWRITTEN: True},
-  "prefix without": {"params": True, OVERWRITTEN: False},
 }
 
 

@@ -1,6 +1,5 @@
 """`fsam` on several replicas, and what it checks of its two gradients."""
 
-from by_hand import two_passes
 import chex
 import jax
 from jax import numpy as jnp
@@ -9,7 +8,6 @@ from meshes import make_mesh
 import optax
 import optax.tree
 import pytest
-from versions import as_varying
 
 import fsam_optax
 
@@ -38,10 +36,6 @@ def first(tree):
   return jax.tree.map(lambda x: x[0], tree)
 
 
-def mesh_of_replicas():
-  return make_mesh(batch=REPLICAS)
-
-
 def over_pmap(update):
   return jax.pmap(update, axis_name="batch", devices=jax.devices()[:REPLICAS])
 
@@ -56,7 +50,7 @@ def over_shard_map(update):
   return jax.jit(
     jax.shard_map(
       lambda *args: lead(update(*map(first, args))),
-      mesh=mesh_of_replicas(),
+      mesh=make_mesh(batch=REPLICAS),
       in_specs=P("batch"),
       out_specs=P("batch"),
       check_vma=False,
@@ -76,14 +70,8 @@ def run(problem, step, tx, steps=3):
 
 @pytest.fixture(scope="module")
 def one_device(problem):
-  """The parameters after each step on the whole batch, without an axis."""
-  tx = chain()
-  params, state = problem.params, tx.init(problem.params)
-  step, after = jax.jit(update_of(problem.loss_fn, tx)), [params]
-  for t in range(3):
-    params, state = step(params, state, problem.batch(t))
-    after.append(params)
-  return after
+  """The parameters by steps on the whole batch, without an axis."""
+  return {steps: problem.train(chain(), steps)[0] for steps in (1, 3)}
 
 
 @pytest.mark.parametrize("mapped", [over_pmap, over_shard_map])
@@ -115,7 +103,7 @@ def on_mesh(problem, tx, loss_fn=None, check_vma=True, **options):
   """The parameters after one step in a `shard_map`, replicated."""
   mapped = jax.shard_map(
     update_of(loss_fn or problem.loss_fn, tx, **options),
-    mesh=mesh_of_replicas(),
+    mesh=make_mesh(batch=REPLICAS),
     in_specs=(P(), P(), P("batch")),
     out_specs=P(),
     check_vma=check_vma,
@@ -125,7 +113,9 @@ def on_mesh(problem, tx, loss_fn=None, check_vma=True, **options):
 
 
 def as_own(params):
-  return as_varying(params, "batch")
+  if hasattr(jax.lax, "pcast"):
+    return jax.lax.pcast(params, "batch", to="varying")
+  return jax.lax.pvary(params, "batch")
 
 
 def test_shard_map_sees_the_drift_before_it_happens(problem, one_device):
@@ -154,23 +144,17 @@ def test_a_gradient_that_shard_map_has_summed_is_no_mean_of_replicas(
     chex.assert_trees_all_close(found, one_device[1], rtol=1e-4, atol=1e-5)
 
 
-# checked=True.
-
-
-def updates_of(problem, scale=1.0, rows=0, checked=True):
-  """Of a loop whose `grad_fn` is scaled, or is that of another batch."""
+def updates_of(problem, rows=0, checked=True):
+  """Of a loop whose `grad_fn` may be that of another batch."""
   tx, gradient = chain(checked=checked), jax.grad(problem.loss_fn)
-  grad_fn = lambda params: jax.tree.map(
-    lambda g: scale * g, gradient(params, problem.batch(rows))
-  )
+  grad_fn = lambda params: gradient(params, problem.batch(rows))
   params, grads = problem.params, gradient(problem.params, problem.batch(0))
   return tx.update(grads, tx.init(params), params, grad_fn=grad_fn)[0]
 
 
-@pytest.mark.parametrize("fault", [{"scale": 128.0}, {"rows": 1}])
-def test_checked_finds_what_is_no_gradient(problem, fault):
+def test_checked_finds_what_is_no_gradient(problem):
   with pytest.raises(ValueError, match="`updates` must be the gradient"):
-    updates_of(problem, **fault)
+    updates_of(problem, rows=1)
 
 
 def test_checked_lets_a_right_loop_be(problem):
@@ -181,7 +165,7 @@ def test_checked_lets_a_right_loop_be(problem):
 
 
 def over_sharded_arrays(update):
-  rows = jax.sharding.NamedSharding(mesh_of_replicas(), P("batch"))
+  rows = jax.NamedSharding(make_mesh(batch=REPLICAS), P("batch"))
   step = jax.jit(update, in_shardings=(None, None, rows))
   whole = lambda x: x.reshape(-1, *x.shape[2:])
   return lambda p, s, b: step(first(p), first(s), jax.tree.map(whole, b))
@@ -200,23 +184,3 @@ def test_checked_ends_in_nan_and_a_sentence_where_it_is_compiled(
   jax.effects_barrier()
   assert all(jnp.isnan(x).all() for x in jax.tree.leaves(params))
   assert "`updates` must be the gradient" in capfd.readouterr().out
-
-
-# The order in the chain, and MultiSteps.
-
-
-def test_accumulation_behind_fsam_is_a_mean_of_second_gradients(problem):
-  """By hand: four pairs of passes at one place, one step with their mean."""
-  base = optax.MultiSteps(optax.sgd(RATE), 4).gradient_transformation()
-  tx = optax.chain(fsam_optax.fsam(RHO), base)
-  perturbation = fsam_optax.friendly_perturbation(RHO)
-  step, params = jax.jit(update_of(problem.loss_fn, tx)), problem.params
-  found, state = params, tx.init(params)
-  expected, ascent = params, perturbation.init(params)
-  for t in range(4):
-    found, state = step(found, state, problem.batch(t))
-    _, (_, second), ascent = two_passes(
-      problem.loss_fn, perturbation, ascent, params, problem.batch(t)
-    )
-    expected = optax.tree.add_scale(expected, -RATE / 4, second)
-  chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)

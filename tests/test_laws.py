@@ -250,15 +250,7 @@ SGD = optax.sgd(0.05, momentum=0.9)
 @pytest.fixture(scope="module")
 def plainly(problem):
   """What the base trains alone."""
-
-  def step(carry, batch):
-    params, state = carry
-    grads = jax.grad(problem.loss_fn)(params, batch)
-    updates, state = SGD.update(grads, state, params)
-    return (optax.apply_updates(params, updates), state), None
-
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, problem.batches)[0])
-  return run((problem.params, SGD.init(problem.params)))[0]
+  return problem.train(optax.with_extra_args_support(SGD))[0]
 
 
 @pytest.mark.parametrize("face", FACES)

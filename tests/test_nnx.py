@@ -223,9 +223,6 @@ def test_tied_weights_are_one_parameter(problem):
   assert len(jax.tree.leaves(optimizer.perturbation_state[0].ema)) == 2
 
 
-# Half-adopted loops, and the options.
-
-
 def test_gradients_of_one_pass_are_refused(problem):
   model = Network(nnx.Rngs(0))
   optimizer = sharpness_aware(model)
@@ -283,9 +280,6 @@ def test_gates_count_the_passes_of_a_loop_with_an_update_of_its_own(problem):
     nnx.update(model, as_pure(moved))
     lengths.append(float(info.perturbation_norm))
   np.testing.assert_allclose(lengths, [0.1, 0.0, 0.1, 0.0], rtol=1e-5)
-
-
-# Over a mesh.
 
 
 class ShardedNetwork(nnx.Module):

@@ -62,9 +62,6 @@ def ascent(request, dtype):
   )
 
 
-# A zero direction.
-
-
 @pytest.mark.device
 def test_a_zero_gradient_is_no_perturbation(dtype, ascent):
   params = parameters(dtype)
@@ -82,9 +79,6 @@ def test_zero_eps_divides_nothing_by_zero():
     epsilon, state = tx.update(direction, tx.init(direction))
     chex.assert_tree_all_finite((epsilon, state))
   np.testing.assert_allclose(epsilon, [0.06, 0.08], rtol=1e-6)
-
-
-# A gradient that is not finite.
 
 
 def poisoned(gradient, value):
@@ -176,9 +170,6 @@ def test_a_wide_gradient_never_makes_a_narrow_average_infinite():
   chex.assert_trees_all_equal(outputs[0][1][0].ema, limit)
 
 
-# Dtypes.
-
-
 @pytest.mark.parametrize(
   ("order", "accumulator"),
   [("official", None), ("paper", "bfloat16"), ("official", "float32")],
@@ -266,9 +257,6 @@ def test_a_float32_average_keeps_what_bfloat16_forgets():
   np.testing.assert_allclose(state.ema, 2 - 0.999**20, rtol=1e-5)
 
 
-# Complex parameters.
-
-
 @pytest.mark.parametrize(
   ("order", "adaptive"), [("official", False), ("paper", True)]
 )
@@ -310,9 +298,6 @@ def test_complex_gradients_are_those_of_jax_in_every_face(face):
   perturbed = away + 0.3 * away / np.linalg.norm(away)
   np.testing.assert_allclose(z - params["z"], 2 * np.conj(perturbed), rtol=1e-5)
   np.testing.assert_allclose(average.ema["z"], 2 * away, rtol=1e-5)
-
-
-# Large leaves and degenerate trees.
 
 
 def test_large_leaves_can_be_mapped_and_differentiated():

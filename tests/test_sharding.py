@@ -364,10 +364,6 @@ def test_a_feeder_splits_the_rows_over_the_devices(asarray, batches):
 # A loss that reduces itself over the axis.
 
 
-def mean_of_means(x, axes):
-  return jax.lax.pmean(jnp.mean(x), axes)
-
-
 def sum_over_count(x, axes):
   return jax.lax.psum(jnp.sum(x), axes) / jax.lax.psum(x.size, axes)
 
@@ -390,7 +386,6 @@ SQUARES = np.arange(16.0).reshape(16, 1) / 4 + 0.5
 @pytest.mark.parametrize(
   ("face", "axes", "reduced", "over", "options"),
   [
-    ("value_and_grad", ("a", "b"), mean_of_means, "a", {}),
     ("value_and_grad", ("a", "b"), sum_over_count, ("a", "b"), PARTS),
     ("train_step", ("a", "b"), sum_over_count, "b", {}),
     ("nnx_optimizer", ("a", "b"), mean_of_all, ("a", "b"), {}),

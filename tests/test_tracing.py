@@ -20,15 +20,12 @@ def loss_of(params, rows):
   return jnp.mean(jnp.tanh(rows @ params["w"] + params["b"]) ** 2)
 
 
-class Generator:
-  """Keys from a key that splits itself, as those of EasyLM do."""
-
-  def __init__(self):
-    self.key = jax.random.key(1)
-
-  def __call__(self):
-    self.key, drawn = jax.random.split(self.key)
-    return drawn
+def generator_of_keys():
+  """From a key that splits itself, as those of EasyLM do."""
+  key = jax.random.key(1)
+  while True:
+    key, drawn = jax.random.split(key)
+    yield drawn
 
 
 def call(loss_fn, batch=ROWS, params=PARAMS, jit=False, **options):
@@ -49,14 +46,14 @@ def assert_by_hand(found, loss_fn, batch=ROWS):
 def test_what_the_loss_draws_or_pops_is_drawn_or_popped_once(
   jit, num_microbatches
 ):
-  generator = Generator()
+  keys = generator_of_keys()
 
   def impure(params, batch):
     rows, targets = batch["rows"], batch.pop("targets")
-    kept = jax.random.bernoulli(generator(), 0.5, (3,))
+    kept = jax.random.bernoulli(next(keys), 0.5, (3,))
     return loss_of(params, rows * kept) + jnp.mean(targets) * params["b"][0]
 
-  kept = jax.random.bernoulli(Generator()(), 0.5, (3,))
+  kept = jax.random.bernoulli(next(generator_of_keys()), 0.5, (3,))
   pure = lambda params, batch: (
     loss_of(params, batch["rows"] * kept)
     + jnp.mean(batch["targets"]) * params["b"][0]

@@ -25,17 +25,13 @@ PERTURBATION = fsam_optax.friendly_perturbation(rho=RHO)
 SGD = optax.sgd(RATE)
 
 
-def make_state(problem, tx=None, **kwargs):
-  kwargs.setdefault("perturbation", PERTURBATION)
-  return state_of(problem.params, tx=tx or SGD, **kwargs)
+def make_state(problem, tx=SGD, perturbation=PERTURBATION, **fields):
+  return state_of(problem.params, perturbation, tx, **fields)
 
 
 @pytest.fixture(scope="module")
 def step(problem):
   return step_of(problem.loss_fn)
-
-
-# Half-adopted loops.
 
 
 def test_gradients_of_two_passes_are_taken_with_their_state(problem, step):
@@ -70,21 +66,17 @@ def test_metrics_reach_the_optimizer_by_name(problem, step):
     del params, extra
     return jax.tree.map(lambda g: -temperature * g, updates), state
 
-  def loss_fn(params, model_state, batch, rng):
-    loss = problem.loss_fn(params, batch)
-    return loss, (model_state, {"temperature": jnp.float32(RATE)})
+  def loss_fn(params, batch):
+    return problem.loss_fn(params, batch), {"temperature": jnp.float32(RATE)}
 
   tx = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-  handing_on = fsam_optax.make_train_step(loss_fn, extra_args=("temperature",))
+  handing_on = step_of(loss_fn, has_aux=True, extra_args=("temperature",))
   state, _ = handing_on(make_state(problem, tx), problem.batch(0))
   expected, _ = step(make_state(problem), problem.batch(0))
   chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
-  wrong = fsam_optax.make_train_step(loss_fn, extra_args=("heat",))
+  wrong = step_of(loss_fn, has_aux=True, extra_args=("heat",))
   with pytest.raises(ValueError, match=r"extra_args.*'temperature'.*'heat'"):
     wrong(make_state(problem, tx), problem.batch(0))
-
-
-# Memory that is held twice.
 
 
 class WithAverage(fsam_optax.TrainState):
@@ -121,9 +113,6 @@ def test_placing_copies_what_was_aliased_after_creation(problem, step):
   state = sharding.place_state(state, make_mesh())
   state, _ = step(state, problem.batch(0))
   chex.assert_trees_all_equal(state.model_state["reference"], problem.params)
-
-
-# Containers of other people's states.
 
 
 def test_a_dict_comes_back_for_a_frozen_dict(problem):
@@ -170,12 +159,11 @@ def test_containers_are_never_compared_by_their_own_equality(problem):
 
 
 def test_names_that_join_to_one_stay_two_and_a_wide_count_stays_wide(x64):
-  def loss_fn(params, model_state, batch, rng):
-    return jnp.sum(params["w"]), (model_state, {})
-
   wide = jnp.int64(3_000_000_000)
   model_state = {"a/b": {"c": 1.0}, "a": {"b/c": 2.0}, "seen": wide}
-  step = fsam_optax.make_train_step(loss_fn, axis_name="batch", jit=False)
+  step = step_of(
+    lambda params, _: jnp.sum(params["w"]), axis_name="batch", jit=False
+  )
   state = state_of({"w": jnp.ones(2)}, PERTURBATION, model_state=model_state)
   state, _ = sharding.group_step(step, 2)(state, jnp.ones(2))
   assert state.model_state == model_state
@@ -201,13 +189,9 @@ def test_parameters_in_a_class_are_those_in_a_dict():
 
 def test_an_empty_array_among_others_is_no_empty_batch(problem, step):
   """A batch of graphs of which none has an edge."""
-
-  def loss_fn(params, model_state, batch, rng):
-    nodes, edges = batch
-    loss = problem.loss_fn(params, nodes) + jnp.sum(edges)
-    return loss, (model_state, {})
-
-  of_graphs = fsam_optax.make_train_step(loss_fn)
+  of_graphs = step_of(
+    lambda p, graphs: problem.loss_fn(p, graphs[0]) + jnp.sum(graphs[1])
+  )
   batch = problem.batch(0)
   state, _ = of_graphs(make_state(problem), (batch, jnp.zeros((0, 2))))
   expected, _ = step(make_state(problem), batch)

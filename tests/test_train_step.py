@@ -89,10 +89,7 @@ def new_state(variables):
 
 @pytest.fixture(scope="module")
 def step():
-  return fsam_optax.make_train_step(network_loss, metrics=("gradient_norm",))
-
-
-# BatchNorm and dropout.
+  return fsam_optax.make_train_step(network_loss)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +127,7 @@ def test_other_errors_of_a_loss_say_nothing_of_the_model_state(
 def test_statistics_move_once_a_step_and_from_the_clean_pass(
   new_state, step, batches
 ):
-  clean_pass = jax.jit(jax.value_and_grad(network_loss, has_aux=True))
+  clean_pass = jax.jit(network_loss)
   state = new_state()
   own_key = copy(state.rng)
   for t in range(3):
@@ -139,17 +136,12 @@ def test_statistics_move_once_a_step_and_from_the_clean_pass(
     # The key of the state stays; that of the step is folded from it.
     assert_same_bits(state.rng, own_key)
     key = jax.random.fold_in(jax.random.key(7), t)
-    (loss, (expected, own)), gradient = clean_pass(
-      params, model_state, at(batches, t), key
-    )
+    loss, (expected, own) = clean_pass(params, model_state, at(batches, t), key)
     state, metrics = step(state, at(batches, t))
     assert_close(state.model_state, expected)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(
       metrics["mean_output"], own["mean_output"], rtol=1e-4, atol=1e-6
-    )
-    np.testing.assert_allclose(
-      metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-4
     )
     # The radius is large enough for the other pass to differ.
     assert abs(float(metrics["sharpness"])) > 1e-2
@@ -157,14 +149,10 @@ def test_statistics_move_once_a_step_and_from_the_clean_pass(
   assert state.perturbation_state[0].count == 3
 
 
-def test_both_passes_see_the_same_dropout_mask(new_state, batches):
-  step = fsam_optax.make_train_step(network_loss)
+def test_both_passes_see_the_same_dropout_mask(new_state, step, batches):
   still = new_state(fsam_optax.friendly_perturbation(rho=0.0))
   _, metrics = step(still, at(batches, 0))
   assert metrics["perturbed_loss"] == metrics["loss"]
-
-
-# Metrics.
 
 
 def line_loss(params, model_state, batch, rng):
@@ -212,9 +200,6 @@ def test_metrics_are_those_asked_for_and_those_of_the_two_passes(batches):
   few = fsam_optax.make_train_step(line_loss, jit=False)
   _, metrics = jax.eval_shape(few, state, batch)
   assert metrics.keys() == {"own", *expected} - NAMES
-
-
-# Steps that are not finite.
 
 
 # Which of (loss, gradient) x (first pass, second pass) goes wrong.
@@ -334,10 +319,6 @@ def test_without_skipping_the_step_is_taken(careless_step, batches, site):
   assert not np.array_equal(copy(state.params["b"]), before.params["b"])
 
 
-def arrays(tree):
-  return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
-
-
 def test_the_state_is_donated_and_nothing_else(new_state, step, batches):
   """A buffer that cannot be donated warns, and a warning fails the test."""
   key = jax.random.key(3)
@@ -351,10 +332,10 @@ def test_the_state_is_donated_and_nothing_else(new_state, step, batches):
     state, _ = step(state, batch)
     # The key is given back as it came, so that its buffer may live on in the
     # new state; every other buffer is gone.
-    for x in arrays(before.replace(rng=None)):
+    for x in jax.tree.leaves(before.replace(rng=None)):
       assert x.is_deleted(), t
-    assert not any(x.is_deleted() for x in arrays(state))
-  assert not any(x.is_deleted() for x in arrays((batch, key)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(state))
+  assert not any(x.is_deleted() for x in jax.tree.leaves((batch, key)))
 
 
 def test_the_pure_step_maps_over_seeds_and_deletes_nothing(batches):
@@ -376,9 +357,6 @@ def test_the_pure_step_maps_over_seeds_and_deletes_nothing(batches):
     expected, _ = alone(state.replace(rng=seeds[seed]), one)
     found = jax.tree.map(lambda x, i=seed: x[i], after.params)
     assert_close(found, expected.params)
-
-
-# No perturbation, zero radius.
 
 
 @pytest.fixture(scope="module")
@@ -411,22 +389,15 @@ def plain_flax(variables, batches):
   return (state.params, state.opt_state, state.batch_stats), losses
 
 
-@pytest.mark.parametrize(
-  "perturbation",
-  [None, fsam_optax.friendly_perturbation(rho=0.0)],
-  ids=["no perturbation", "zero radius"],
-)
 def test_without_a_perturbation_it_is_plain_flax_bit_for_bit(
-  new_state, batches, plain_flax, perturbation
+  new_state, batches, plain_flax
 ):
   # Skipping takes the update in a branch, where XLA rounds it differently.
   step = fsam_optax.make_train_step(network_loss, skip_nonfinite=False)
-  state, losses = new_state(perturbation), []
+  state, losses = new_state(perturbation=None), []
   for t in range(4):
     state, metrics = step(state, at(batches, t))
     losses.append(metrics["loss"])
-    assert metrics["perturbation_norm"] == 0
-    # XLA may round the loss of the second pass differently.
-    np.testing.assert_allclose(metrics["sharpness"], 0, atol=1e-6)
+    assert metrics["perturbation_norm"] == metrics["sharpness"] == 0
   found = state.params, state.opt_state, state.model_state["batch_stats"]
   assert_same_bits((found, losses), plain_flax)

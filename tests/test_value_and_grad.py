@@ -29,11 +29,6 @@ def after_three_steps(problem, perturbation):
   return state
 
 
-def average_of(state):
-  (found,) = optax.tree.get_all_with_path(state, "ema")
-  return found[1]
-
-
 @pytest.mark.parametrize("options", PERTURBATIONS.values(), ids=PERTURBATIONS)
 def test_info_is_what_numpy_measures(problem, options):
   params, batch = problem.params, problem.batch(3)
@@ -46,7 +41,7 @@ def test_info_is_what_numpy_measures(problem, options):
   selected = lambda tree: flat({k: tree[k] for k in tree if mask[k]})
   g, w = selected(gradient), selected(params)
   # Masked nodes are no leaves, so this holds the selected leaves alone.
-  before, after = flat(average_of(state)), flat(average_of(new_state))
+  before, after = (flat(optax.tree.get(x, "ema")) for x in (state, new_state))
   assert before.shape == g.shape
   direction = g - SIGMA * (after if "order" in options else before)
   if options.get("adaptive"):
@@ -137,9 +132,6 @@ def test_the_perturbed_value_differentiates_along_the_radius(problem):
   (gradient,) = problem.gradients(1)
   direction = flat(gradient) / np.linalg.norm(flat(gradient))
   np.testing.assert_allclose(derivative, flat(grads) @ direction, rtol=1e-4)
-
-
-# The arguments, as jax.value_and_grad takes them.
 
 
 def test_the_arguments_are_the_losss_own(problem):

@@ -83,11 +83,9 @@ def test_every_token_counts_alike_over_parts_and_replicas(
   batch, parts, replicas
 ):
   """Three steps as those of the chain on all tokens."""
-  step = fsam_optax.make_train_step(
-    lambda params, model_state, batch, rng: (
-      own_mean(params, batch)[0],
-      (model_state, own_mean(params, batch)[1]),
-    ),
+  step = faces.step_of(
+    own_mean,
+    has_aux=True,
     weight="tokens",
     jit=False,
     num_microbatches=parts,

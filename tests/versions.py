@@ -9,9 +9,3 @@ set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
 enable_x64 = (
   jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 )
-
-
-def as_varying(x, axis):
-  if hasattr(jax.lax, "pcast"):
-    return jax.lax.pcast(x, axis, to="varying")
-  return jax.lax.pvary(x, axis)

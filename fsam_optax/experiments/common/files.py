@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import re
@@ -21,13 +20,7 @@ def write_json(tree: Any, path: pathlib.Path) -> None:
 
 def finite(tree: Any) -> Any:
   """The tree with None for numbers that are not finite: JSON has none."""
-  if isinstance(tree, dict):
-    return {key: finite(value) for key, value in tree.items()}
-  if isinstance(tree, (list, tuple)):
-    return [finite(value) for value in tree]
-  if isinstance(tree, float) and not math.isfinite(tree):
-    return None
-  return tree
+  return json.loads(json.dumps(tree), parse_constant=lambda _: None)
 
 
 def write(path: pathlib.Path, fill: Callable[[Any], object]) -> None:

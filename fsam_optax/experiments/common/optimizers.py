@@ -1,6 +1,6 @@
 """The optimizers that the experiments compare, by name."""
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import optax
 
@@ -18,7 +18,7 @@ class Optimizer(NamedTuple):
   perturbation: Optional[Callable[..., optax.GradientTransformation]] = None
 
 
-def _sam(*, rho, adaptive=False, mask=None, eta=0.0, **of_the_average):
+def _sam(rho, *, adaptive=False, mask=None, eta=0.0, **of_the_average):
   del of_the_average
   return fsam_optax.sam_perturbation(rho, adaptive=adaptive, mask=mask, eta=eta)
 
@@ -30,16 +30,3 @@ REGISTRY = {
 }
 NAMES = tuple(REGISTRY)
 ASCENDING = tuple(name for name, x in REGISTRY.items() if x.perturbation)
-
-
-def perturbation(
-  name: str, **options: Any
-) -> Optional[optax.GradientTransformation]:
-  """The ascent of an optimizer by its name; None for ``"sgd"``."""
-  make = REGISTRY[name].perturbation
-  return None if make is None else make(**options)
-
-
-def label(name: str) -> str:
-  """The name of an optimizer as prose writes it."""
-  return REGISTRY[name].label

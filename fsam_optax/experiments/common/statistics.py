@@ -1,4 +1,4 @@
-"""Means, standard errors and differences over the same seeds."""
+"""Means and standard errors over seeds."""
 
 from typing import Any, Optional
 
@@ -33,24 +33,3 @@ def collapsed(values: Any) -> int:
   """
   values = finite(values)
   return int(np.sum(values < np.median(values) - 10)) if len(values) else 0
-
-
-def paired(first: Any, second: Any) -> dict[str, Optional[float]]:
-  """The difference between two ways to train, over the same seeds.
-
-  A seed gives both ways the same split, noise, initialization and batches. What
-  makes it easy or hard cancels in the difference, whose error is a fraction of
-  that of the means.
-
-  Args:
-    first: one value a seed, not finite where its run diverged.
-    second: as many, in the same order of seeds.
-
-  Returns:
-    Of the seeds where both are finite: ``mean`` of ``first`` minus ``second``,
-    its ``standard_error``, and the ``median``. None where one is not defined.
-  """
-  difference = finite(np.subtract(*np.asarray([first, second], np.float64)))
-  mean, error = mean_and_error(difference)
-  median = float(np.median(difference)) if len(difference) else None
-  return {"mean": mean, "standard_error": error, "median": median}

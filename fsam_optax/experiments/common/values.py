@@ -14,9 +14,7 @@ import tyro
 
 
 def value(
-  metavar: str,
-  parse: Callable[[str], Any],
-  show: Callable[[Any], str] = str,
+  metavar: str, parse: Callable[[str], Any], show: Callable[[Any], str] = str
 ) -> Any:
   """An annotation for a value that is written as one word.
 

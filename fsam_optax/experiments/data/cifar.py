@@ -9,16 +9,12 @@ pickled and is refused: to unpickle a file is to run what it says.
 import pathlib
 import tarfile
 import tempfile
-from typing import NamedTuple, NoReturn, Optional
+from typing import NamedTuple, NoReturn
 import zlib
 
 import numpy as np
 
-from fsam_optax.experiments.data.images import DataError
-from fsam_optax.experiments.data.images import DataSet
-from fsam_optax.experiments.data.images import Images
-from fsam_optax.experiments.data.images import Sizes
-from fsam_optax.experiments.data.images import reason
+from fsam_optax.experiments.data import images
 
 _IMAGE = (3, 32, 32)
 _RECORDS = 10_000
@@ -42,7 +38,7 @@ class _Format(NamedTuple):
     return self.label_bytes + int(np.prod(_IMAGE))
 
   def refuse(self, must: str, got: str) -> NoReturn:
-    raise DataError(
+    raise images.DataError(
       f"must {must}, got {got}. Download {self.archive} from "
       "www.cs.toronto.edu/~kriz"
     )
@@ -68,7 +64,7 @@ FORMATS = {
 }
 
 
-def load(name: str, path: str) -> Images:
+def load(name: str, path: str) -> images.Images:
   """Reads CIFAR-10 or CIFAR-100.
 
   The path is that of the ``.tar.gz``, of the folder that it unpacks to, or of
@@ -88,14 +84,15 @@ def load(name: str, path: str) -> Images:
       test = [_read(source, x, n, expected) for x, n in expected.test.items()]
   # What a truncated or damaged archive makes of the two decoders.
   except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-    expected.refuse("be files that can be read", f"{path!r} ({reason(error)})")
+    got = f"{path!r} ({images.reason(error)})"
+    expected.refuse("be files that can be read", got)
   join = lambda parts: [np.concatenate(x) for x in zip(*parts, strict=True)]
   x_train, y_train, coarse = join(train)
   x_test, y_test, _ = join(test)
   targets = _CIFAR10_TARGETS
   if expected.label_bytes == 2:
     targets = _next_of_superclass(y_train, coarse)
-  return Images(
+  return images.Images(
     *(name, x_train, y_train, x_test, y_test),
     classes=expected.classes,
     noise_targets=targets,
@@ -127,9 +124,9 @@ def _read(
       f"hold labels below {expected.classes} in {name}",
       f"{labels[row]} at record {row}: it is damaged or another file",
     )
-  images = table[:, expected.label_bytes :].reshape(records, *_IMAGE)
+  pixels = table[:, expected.label_bytes :].reshape(records, *_IMAGE)
   # The first byte: the coarse label, or the only one.
-  return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels, table[:, 0]
+  return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels, table[:, 0]
 
 
 # Of CIFAR-10: truck to automobile, bird to airplane, deer to horse, cat and dog
@@ -147,13 +144,11 @@ def _next_of_superclass(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
   return targets
 
 
-def _entry(name: str, about: str) -> DataSet:
-  def read(path: Optional[str], image_size: Optional[int]) -> Images:
-    return load(name, str(path)).resized(image_size)
-
+def _entry(name: str, about: str) -> images.DataSet:
+  read = lambda path, image_size: load(name, str(path)).resized(image_size)
   rows = (sum(FORMATS[name].train.values()), sum(FORMATS[name].test.values()))
-  sizes = Sizes(*rows, (32, 32, 3), FORMATS[name].classes)
-  return DataSet(name, about, read, takes_path=True, sizes=sizes)
+  sizes = images.Sizes(*rows, (32, 32, 3), FORMATS[name].classes)
+  return images.DataSet(name, about, read, takes_path=True, sizes=sizes)
 
 
 CIFAR10 = _entry("cifar10", "CIFAR-10, its binary version")

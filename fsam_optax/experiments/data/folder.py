@@ -9,10 +9,7 @@ import warnings
 import numpy as np
 
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.data.images import DataError
-from fsam_optax.experiments.data.images import DataSet
-from fsam_optax.experiments.data.images import Images
-from fsam_optax.experiments.data.images import reason
+from fsam_optax.experiments.data import images
 
 # Pillow would choose among all that it has by the first bytes, not the name: an
 # EPS runs Ghostscript.
@@ -29,7 +26,7 @@ _BITS_PER_SAMPLE = 258  # A tag of TIFF.
 _TESTS = ("test", "val", "validation")
 
 
-def load(path: str, size: Optional[int] = None) -> Images:
+def load(path: str, size: Optional[int] = None) -> images.Images:
   """Reads images in RGB, the classes in the order of their names.
 
   Whatever is in the folder of a class must be an image, and no image may lie
@@ -44,13 +41,13 @@ def load(path: str, size: Optional[int] = None) -> Images:
   root = pathlib.Path(path)
   tests = [root / name for name in _TESTS if (root / name).is_dir()]
   if not tests or not (root / "train").is_dir():
-    raise DataError(
+    raise images.DataError(
       "must hold a folder train and beside it one of the name test, val or "
       f"validation, got {path!r}"
     )
   classes = _classes(root / "train")
   if unknown := sorted({*_classes(tests[0])} - {*classes}):
-    raise DataError(
+    raise images.DataError(
       f"must hold the classes of train in {str(tests[0])!r}, got "
       f"{', '.join(unknown)}, which train does not have"
     )
@@ -62,16 +59,16 @@ def load(path: str, size: Optional[int] = None) -> Images:
     # the filters are those of all.
     warnings.simplefilter("ignore")
     first = read(files[0], size)
-    images = np.empty((len(files), *first.shape), np.uint8)
+    pixels = np.empty((len(files), *first.shape), np.uint8)
 
     def fill(i):
-      images[i] = read(files[i], size, first.shape)
+      pixels[i] = read(files[i], size, first.shape)
 
     # Pillow decodes without Python's lock.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       list(pool.map(fill, range(len(files))))
-  x_train, x_test = np.split(images, [len(train)])
-  return Images(
+  x_train, x_test = np.split(pixels, [len(train)])
+  return images.Images(
     *(printable(path), x_train, y_train, x_test, y_test, len(classes))
   )
 
@@ -84,12 +81,12 @@ def _classes(folder: pathlib.Path) -> list[str]:
   """The names of the subfolders, beside which there is no image."""
   names = [p.name for p in _visible(folder) if p.is_dir()]
   beside = [p for p in _visible(folder) if p.name not in names]
-  images = [p.name for p in beside if p.suffix.lower() in _SUFFIXES]
-  if images or len(names) < 2:
-    raise DataError(
+  stray = [p.name for p in beside if p.suffix.lower() in _SUFFIXES]
+  if stray or len(names) < 2:
+    raise images.DataError(
       "must hold its images in a subfolder for each class, two at least, got "
       f"{len(names)} subfolders in {str(folder)!r} and beside them "
-      f"the images {images[:5]}. Move them into their classes or take them away"
+      f"the images {stray[:5]}. Move them into their classes or take them away"
     )
   return names
 
@@ -104,7 +101,7 @@ def _files(
       continue  # Of a class there may be no test rows.
     found = _visible(folder / name)
     if not found:
-      raise DataError(
+      raise images.DataError(
         f"must hold images in the folder of a class, got none in "
         f"{str(folder / name)!r}. Take it away"
       )
@@ -137,18 +134,18 @@ def read(
       if size:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
       pixels = np.asarray(image)
-  except DataError:
+  except images.DataError:
     raise
   # The decoders have a dozen ways to say that a file is damaged; none of them
   # is this program's mistake.
   except Exception as error:
-    raise DataError(
+    raise images.DataError(
       f"must hold images alone, of {', '.join(_FORMATS)}, got {str(file)!r}, "
-      f"which cannot be read as one ({reason(error)}). Repair it or take it "
-      "away"
+      f"which cannot be read as one ({images.reason(error)}). Repair it or "
+      "take it away"
     ) from error
   if shape and pixels.shape != shape:
-    raise DataError(
+    raise images.DataError(
       f"must hold images of one size, got {str(file)!r} of {pixels.shape[0]} x "
       f"{pixels.shape[1]} pixels, and others of {shape[0]} x {shape[1]}. Scale "
       f"them: --image-size {min(shape[:2])}"
@@ -163,14 +160,14 @@ def _check_bits(file: pathlib.Path, image: Any) -> None:
   is_widened = image.mode == "I" and image.format in ("PNG", "PPM")
   is_wide = image.mode.startswith("I;16") or is_widened
   if image.mode not in _EIGHT_BITS and not (is_wide and {*bits} == {16}):
-    raise DataError(
+    raise images.DataError(
       "must hold images of 8 or 16 bits a channel, gray or in color, got "
       f"{str(file)!r} of the mode {image.mode}. Convert it to 8 bits with its "
       "white at 255, or put the images into an .npz"
     )
 
 
-ENTRY = DataSet(
+ENTRY = images.DataSet(
   name="folder",
   about="a folder of images with train/CLASS/ and test/CLASS/",
   read=lambda path, image_size: load(str(path), image_size),

@@ -5,15 +5,12 @@ from typing import Any, Optional, cast
 import numpy as np
 
 from fsam_optax.experiments.common.terminal import printable
-from fsam_optax.experiments.data.images import DataError
-from fsam_optax.experiments.data.images import DataSet
-from fsam_optax.experiments.data.images import Images
-from fsam_optax.experiments.data.images import reason
+from fsam_optax.experiments.data import images
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(path: str, image_size: Optional[int] = None) -> Images:
+def load(path: str, image_size: Optional[int] = None) -> images.Images:
   """Reads ``x_train``, ``y_train``, ``x_test`` and ``y_test`` from a file.
 
   Args:
@@ -33,7 +30,7 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
   y_test = _labels("y_test", y_test, len(x_test))
   classes = len(present := np.unique(y_train))
   if classes < 2 or present[-1] != classes - 1 or y_test.max() >= classes:
-    raise DataError(
+    raise images.DataError(
       "`y_train` must hold every label from 0 to the number of classes minus "
       "one, two classes at least, and `y_test` no other, got "
       f"{classes} distinct labels up to {present[-1]}, and up to "
@@ -42,7 +39,7 @@ def load(path: str, image_size: Optional[int] = None) -> Images:
     )
   x_train = _converted("x_train", x_train)
   x_test = _converted("x_test", x_test)
-  return Images(
+  return images.Images(
     printable(path), x_train, y_train, x_test, y_test, classes
   ).resized(image_size)
 
@@ -59,9 +56,9 @@ def _arrays(path: str) -> list[np.ndarray]:
   # zipfile, its decompressors and NumPy have a dozen ways to say that a file is
   # damaged or pickled; none of them is this program's mistake.
   except Exception as error:
-    raise DataError(
+    raise images.DataError(
       f"must be an archive of the arrays {', '.join(_ARRAYS)}, got {path!r}, "
-      f"which cannot be read as one ({reason(error)}). Write it with "
+      f"which cannot be read as one ({images.reason(error)}). Write it with "
       "np.savez(path, x_train=..., y_train=..., ...)"
     ) from error
 
@@ -71,27 +68,27 @@ def _check_inputs(x_train: np.ndarray, x_test: np.ndarray) -> None:
   if any(kind.kind not in "iuf" for kind in kinds) or (
     len(kinds) > 1 and any(kind.kind != "f" for kind in kinds)
   ):
-    raise DataError(
+    raise images.DataError(
       "`x_train` and `x_test` must be of one integer or floating dtype, for "
       f"their scales to agree, got {x_train.dtype} and {x_test.dtype}. Convert "
       "them, as with astype(np.float32)"
     )
   shape = x_train.shape[1:]
   if len(shape) not in (1, 2, 3) or x_train.size == 0 or x_test.size == 0:
-    raise DataError(
+    raise images.DataError(
       "`x_train` must have the shape [n, features], [n, height, width] or "
       "[n, height, width, channels], and no input be empty, got "
       f"{list(x_train.shape)} and {list(x_test.shape)}"
     )
   if x_test.shape[1:] != shape:
-    raise DataError(
+    raise images.DataError(
       "`x_test` must have rows of the shape of those of `x_train`, "
       f"{list(shape)}, got {list(x_test.shape[1:])}"
     )
   if len(shape) == 3 and (
     shape[0] in (1, 3) or (shape[0] < 5 and shape[2] > 4)
   ):
-    raise DataError(
+    raise images.DataError(
       "`x_train` must have the shape [n, height, width, channels], got "
       f"{list(x_train.shape)}, whose channels seem to come first. Put them "
       "last with x.transpose(0, 2, 3, 1), or save [n, height, width] or "
@@ -107,12 +104,12 @@ def _labels(name: str, y: np.ndarray, rows: int) -> np.ndarray:
         "Of words take np.unique(y, return_inverse=True)[1], of one-hot rows "
         "y.argmax(axis=1)"
       )
-    raise DataError(
+    raise images.DataError(
       f"`{name}` must hold one integer label a row, shape [{rows}], got "
       f"{y.dtype} of shape {list(y.shape)}. {remedy}"
     )
   if y.min() < 0 or y.max() >= 2**31:
-    raise DataError(
+    raise images.DataError(
       f"`{name}` must hold labels from 0 to below 2**31, got {y.min()} to "
       f"{y.max()}"
     )
@@ -127,7 +124,7 @@ def _converted(name: str, x: np.ndarray) -> np.ndarray:
   with np.errstate(over="ignore"):
     narrow = x.astype(np.float32)
   if bad := int(np.sum(~np.isfinite(narrow))):
-    raise DataError(
+    raise images.DataError(
       f"`{name}` must be finite in float32, got {bad} values that are not. "
       "Remove or replace them"
     )
@@ -146,14 +143,14 @@ def _check_rounding(x: np.ndarray) -> None:
   is_lost = (low < high) & (largest * 2.0**-24 > deviation / 256)
   if is_lost.any():
     worst = int(np.argmax(is_lost))
-    raise DataError(
+    raise images.DataError(
       "`x_train` must hold differences that survive float32, got values up to "
       f"{largest[worst]:g} with a standard deviation of {deviation[worst]:g} "
       f"in channel {worst}. Subtract their mean before you save them"
     )
 
 
-ENTRY = DataSet(
+ENTRY = images.DataSet(
   name="npz",
   about="an .npz with x_train, y_train, x_test and y_test",
   read=lambda path, image_size: load(str(path), image_size),

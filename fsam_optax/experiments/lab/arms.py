@@ -66,35 +66,23 @@ class Arm(NamedTuple):
     )
 
 
-def fsam(rho: Any, sigma: float = 1.0, lmbda: float = LMBDA):
-  """The ascent of F-SAM."""
-  return fsam_optax.friendly_perturbation(rho, sigma, lmbda)
-
-
-def momentum(rho: Any):
-  """The ascent of F-SAM whose average is the optimizer's momentum."""
-  return fsam_optax.friendly_perturbation(
-    rho, lmbda=MOMENTUM, average="optimizer"
-  )
-
-
+fsam = functools.partial(fsam_optax.friendly_perturbation, lmbda=LMBDA)
 SGD = Arm(None, "sgd")
 SAM = Arm(fsam_optax.sam_perturbation, "sam")
 FSAM = Arm(fsam)
-FSAM_MOMENTUM = Arm(momentum)
+# Its average is the optimizer's momentum.
+FSAM_MOMENTUM = Arm(
+  functools.partial(fsam, lmbda=MOMENTUM, average="optimizer")
+)
 
 
 def of_optimizers(
-  names: Iterable[str], sigma: float = 1.0, lmbda: float = LMBDA
+  names: Iterable[str], sigma: float, lmbda: float
 ) -> dict[str, Arm]:
   """The optimizers of these names as arms."""
-
-  def arm(name: str) -> Arm:
-    if name not in optimizers.ASCENDING:
-      return SGD
-    ascent: Any = functools.partial(
-      optimizers.perturbation, name, sigma=sigma, lmbda=lmbda
-    )
-    return Arm(lambda rho: ascent(rho=rho))
-
-  return {name: arm(name) for name in names}
+  average = {"sigma": sigma, "lmbda": lmbda}
+  ascents = {name: optimizers.REGISTRY[name].perturbation for name in names}
+  return {
+    name: Arm(functools.partial(ascent, **average)) if ascent else SGD
+    for name, ascent in ascents.items()
+  }

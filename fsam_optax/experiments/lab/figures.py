@@ -65,14 +65,8 @@ def _draw_panel(axes: Any, shown: Mapping[str, Any]) -> None:
     # Few points are to be seen as such, and a single one makes no line.
     marker = "." if len(x) < 30 else None
     (drawn,) = axes.plot(x, mean, marker=marker, label=label)
-    axes.fill_between(
-      x,
-      mean - error,
-      mean + error,
-      color=drawn.get_color(),
-      alpha=0.25,
-      linewidth=0,
-    )
+    band = {"color": drawn.get_color(), "alpha": 0.25, "linewidth": 0}
+    axes.fill_between(x, mean - error, mean + error, **band)
   axes.set(**{what: shown[what] for what in shown if what != "series"})
   axes.grid(alpha=0.3)
   if axes.get_legend_handles_labels()[0]:

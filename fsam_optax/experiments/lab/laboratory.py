@@ -11,11 +11,10 @@ import numpy as np
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.progress import Advance
+from fsam_optax.experiments.lab import arms as arms_lib
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import splits as splits_lib
 from fsam_optax.experiments.lab import trainer as trainer_lib
-from fsam_optax.experiments.lab.arms import MOMENTUM
-from fsam_optax.experiments.lab.arms import Arm
 from fsam_optax.experiments.lab.store import Row
 from fsam_optax.experiments.lab.store import Store
 
@@ -58,7 +57,7 @@ class Lab:
   label_noise_kind: str
   epochs: int
   batch_size: int
-  arms: Mapping[str, Arm]
+  arms: Mapping[str, arms_lib.Arm]
   best: Mapping[str, search.Point]
   search_seeds: Sequence[int]
   seeds: Sequence[int]
@@ -103,10 +102,6 @@ class Lab:
       self.pool, seeds, self.label_noise, self.label_noise_kind
     )
 
-  def tested(self) -> list[Row]:
-    """The rows of all settings, on the seeds to report."""
-    return [x for x in self.store.rows if x["seeds"] == list(self.seeds)]
-
   def setting(self) -> Row:
     """What every row says of how it was trained, beside its arm."""
     return {
@@ -130,7 +125,7 @@ class Lab:
       "validation_size": pool.validation_size,
       "test_size": pool.test_size,
       "classes": pool.classes,
-      "momentum": MOMENTUM,
+      "momentum": arms_lib.MOMENTUM,
       "learning_rate_schedule": "cosine to 0",
       "search_seeds": [*self.search_seeds, *self.more_seeds],
       "seeds": list(self.seeds),
@@ -138,10 +133,6 @@ class Lab:
       "versions": files.versions(),
       "device": jax.devices()[0].device_kind,
     }
-
-  def results(self, names: Sequence[str] = ()) -> dict[str, Row]:
-    """Some arms, or all, searched and tested."""
-    return {name: self.test(name) for name in names or self.arms}
 
   def choose(self, name: str, grid: search.Grid) -> search.Found:
     """Searches an arm's hyperparameters on validation rows."""

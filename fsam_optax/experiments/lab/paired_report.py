@@ -13,6 +13,7 @@ from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import bootstrap
 from fsam_optax.experiments.lab import figures
+from fsam_optax.experiments.lab.store import Results
 from fsam_optax.experiments.lab.store import Row
 
 
@@ -39,7 +40,7 @@ def number(values: Any) -> dict[str, Any]:
 
 
 def by_setting(
-  results: Mapping[str, Mapping[str, Row]],
+  results: Results,
   pairs: Sequence[tuple[str, str]],
   xlabel: str = "",
 ) -> dict[str, Any]:
@@ -86,15 +87,10 @@ def by_setting(
   }
 
 
-def by_arm(
-  results: Mapping[str, Mapping[str, Row]],
-  reference: str,
-) -> dict[str, Any]:
+def by_arm(results: Results, reference: str = "F-SAM") -> dict[str, Any]:
   """What the JSON holds of many arms in a few settings, a row an arm.
 
-  Args:
-    results: a row of the store for each arm, by setting.
-    reference: the arm whose accuracy is shown, and over which the others are.
+  Of the reference it shows the accuracy, of the others the difference from it.
   """
   arms = list(dict.fromkeys(name for x in results.values() for name in x))
   header, rows = ["", *results], []
@@ -134,15 +130,15 @@ def by_arm(
   }
 
 
-def points_table(
-  results: Mapping[str, Mapping[str, Row]], what: str = ""
-) -> dict[str, Any]:
+def points_table(results: Results, what: str = "") -> dict[str, Any]:
   """The hyperparameters that were chosen, and from how many points."""
   rows = []
   for title, of in results.items():
     for name, row in of.items():
       fields = ("learning_rate", "rho", "weight_decay")
-      cells = ["-" if row[x] is None else _short(row[x]) for x in fields]
+      cells = [
+        "-" if row[x] is None else float(f"{row[x]:.3g}") for x in fields
+      ]
       ends = ", ".join(row.get("on_edge", ()))
       rows.append([title, name, *cells, len(row.get("grid", ())), ends])
   header = ["learning rate", "rho", "weight decay", "points tried"]
@@ -165,27 +161,28 @@ def _short_difference(first: Row, second: Row) -> dict[str, Any]:
 
 
 def difference(first: Row, second: Row) -> dict[str, Any]:
-  """A paired difference with its median, and the error that the search adds."""
-  pair = statistics.paired(first["test_accuracy"], second["test_accuracy"])
-  cell: dict[str, Any] = {"difference": pair["mean"]}
-  cell["error"] = error = pair["standard_error"]
-  if pair["mean"] is None:
+  """A paired difference with its median, and the error that the search adds.
+
+  It is of the seeds where neither row diverged. What makes a seed easy or hard
+  cancels in it, so that its error is a fraction of that of the means.
+  """
+  both = np.asarray([x["test_accuracy"] for x in (first, second)], float)
+  pairs = statistics.finite(np.subtract(*both))
+  average, error = statistics.mean_and_error(pairs)
+  cell: dict[str, Any] = {"difference": average, "error": error}
+  if average is None:
     return cell
   is_of_search = "candidates" in first and "candidates" in second
   if is_of_search and error is not None:  # It is None by one seed.
     tested = (_tested(first), _tested(second))
     # Draws of few seeds vary less than the seeds do.
     cell["search_error"] = max(bootstrap.error_with_search(*tested), error)
-  return cell | {"median": pair["median"]}
+  return cell | {"median": float(np.median(pairs))}
 
 
 def _tested(row: Row) -> bootstrap.Tested:
   of = lambda column: np.asarray([x[column] for x in row["candidates"]], float)
   return bootstrap.Tested(of("validation_accuracy"), of("test_accuracy"))
-
-
-def _short(value: float) -> float:
-  return float(f"{value:.3g}")
 
 
 def title_of(config: Mapping[str, Any]) -> str:
@@ -202,10 +199,7 @@ def title_of(config: Mapping[str, Any]) -> str:
 
 
 def publish(
-  result: Mapping[str, Any],
-  name: str,
-  directory: pathlib.Path,
-  title: str = "",
+  result: Mapping[str, Any], name: str, directory: pathlib.Path, title: str = ""
 ) -> None:
   """Prints the tables of a result, then writes NAME.json.
 

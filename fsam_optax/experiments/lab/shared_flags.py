@@ -40,9 +40,7 @@ class Data:
   """
 
   data: Annotated[
-    str,
-    values.value("NAME", str),
-    tyro.conf.arg(help=data_lib.describe()),
+    str, values.value("NAME", str), tyro.conf.arg(help=data_lib.describe())
   ] = "mnist"
   image_size: Annotated[
     Optional[int],

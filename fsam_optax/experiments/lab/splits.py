@@ -106,10 +106,7 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
 
 
 def split(
-  pool: Pool,
-  seeds: Sequence[int],
-  noise: float,
-  kind: str = "symmetric",
+  pool: Pool, seeds: Sequence[int], noise: float, kind: str = "symmetric"
 ) -> Splits:
   """Splits a pool once for each seed and moves labels of the training rows.
 
@@ -123,21 +120,18 @@ def split(
     >>> print(moved.sum(axis=1))
     [2 2 2]
   """
-  columns = zip(
-    *(_split_once(pool, seed, noise, kind) for seed in seeds), strict=True
-  )
-  return Splits(*(np.stack(column) for column in columns))
+  splits = [_split_once(pool, seed, noise, kind) for seed in seeds]
+  return Splits(*map(np.stack, zip(*splits, strict=True)))
 
 
 def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
   rng = np.random.default_rng((seed, *pool.stream))
-  train, validation = pool.train_size, pool.validation_size
-  order = rng.permutation(len(pool.y) - pool.test_size * pool.fixed_test)
-  rows = order.astype(np.int32)
-  train_rows = rows[:train]
-  test_rows = rows[train + validation :]
+  number = len(pool.y) - pool.test_size * pool.fixed_test
+  order = rng.permutation(number).astype(np.int32)
+  ends = np.cumsum([pool.train_size, pool.validation_size])
+  train_rows, validation_rows, test_rows = np.split(order, ends)
   if pool.fixed_test:
-    test_rows = np.arange(len(pool.y) - pool.test_size, len(pool.y))
+    test_rows = np.arange(number, len(pool.y))
   labels = label_noise.corrupt(
     pool.y[train_rows].astype(np.int32),
     pool.classes,
@@ -151,7 +145,7 @@ def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
     seed=np.asarray(seed, np.uint32),
     train_rows=train_rows,
     train_labels=labels,
-    validation_rows=rows[train : train + validation],
+    validation_rows=validation_rows,
     test_rows=test_rows.astype(np.int32),
     mean=mean,
     standard_deviation=deviation,

@@ -12,6 +12,7 @@ from typing import Any, Mapping, Optional
 from fsam_optax.experiments.common.flags import FlagError
 
 Row = dict[str, Any]
+Results = dict[str, dict[str, Row]]  # A row for each arm, by setting.
 
 
 class Store:

@@ -9,9 +9,8 @@ from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.arms import Arm
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
+from fsam_optax.experiments.lab.store import Results
 from fsam_optax.experiments.lab.store import Row
-
-Results = dict[str, dict[str, Row]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +99,11 @@ class Study(NamedTuple):
       return self.run(lab)
     for setting in self.settings[: 1 if lab.is_quick else None]:
       here = setting.at(lab)
-      here.results(lab.chosen)
+      for name in lab.chosen:
+        here.test(name)
       self.without_search(here)
-    return self.of_rows(lab.tested())
+    seeds = list(lab.seeds)
+    return self.of_rows([x for x in lab.store.rows if x["seeds"] == seeds])
 
   def of_rows(self, rows: Sequence[Row]) -> dict[str, Any]:
     """What the JSON holds of the settings that rows say something of."""

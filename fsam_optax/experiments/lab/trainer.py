@@ -2,9 +2,6 @@
 
 Runs of one arm that differ in seed and rates are vmapped over a scan of train
 steps, an epoch a call, or over one step.
-
-Split, labels, first parameters and batches come from the seed of a run alone,
-so those of two arms are paired: what is left of their difference is the arms'.
 """
 
 import functools
@@ -17,9 +14,8 @@ import numpy as np
 import optax
 
 import fsam_optax
+from fsam_optax.experiments.lab import arms as arms_lib
 from fsam_optax.experiments.lab import splits as splits_lib
-from fsam_optax.experiments.lab.arms import MOMENTUM
-from fsam_optax.experiments.lab.arms import Arm
 
 _ROWS_AT_ONCE = 250  # Of each run, in the passes that measure accuracy.
 _UNOPTIMIZED: Any = {"xla_backend_optimization_level": 0}
@@ -53,7 +49,7 @@ def descent(
   schedule = optax.cosine_decay_schedule(learning_rate, steps)
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
-    optax.sgd(schedule, momentum=MOMENTUM),
+    optax.sgd(schedule, momentum=arms_lib.MOMENTUM),
   )
 
 
@@ -68,7 +64,7 @@ class Trainer:
     self,
     model: nn.Module,
     pool: splits_lib.Pool,
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, arms_lib.Arm],
     *,
     epochs: int,
     batch_size: int,
@@ -170,11 +166,8 @@ class Trainer:
     self, splits: splits_lib.Splits, run: int
   ) -> dict[str, Any]:
     """The training rows of one run as one batch, its noisy labels included."""
-    x = np.asarray(self._pool[0])[splits.train_rows[run]]
-    return {
-      "x": (x - splits.mean[run]) / splits.standard_deviation[run],
-      "y": splits.train_labels[run],
-    }
+    pool = [np.asarray(x) for x in self._pool]
+    return _rows(pool, jax.tree.map(lambda x: x[run], splits), slice(None))
 
   def _epoch(self, name, pool, state, run):
     """The steps of an epoch, and whether all their losses are finite."""

@@ -62,9 +62,8 @@ class VGG(nn.Module):
         )(x)
         x = nn.relu(norm()(x))
       x = nn.max_pool(x, (2, 2), (2, 2))
-    x = x.mean((1, 2)).astype(
-      jnp.promote_types(self.dtype, jnp.float32)
-    )  # One pixel, of 32 x 32.
+    x = x.mean((1, 2))  # One pixel, of 32 x 32.
+    x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
     dense = functools.partial(
       nn.Dense, kernel_init=layers.TORCH, bias_init=nn.initializers.zeros
     )

@@ -40,10 +40,7 @@ class WideResNet(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images `[B, H, W, C]` to logits `[B, classes]`, float32."""
     conv = functools.partial(
-      nn.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=layers.HE_FAN_IN,
+      nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=layers.HE_FAN_IN
     )
     norm = layers.batch_norm(train, self.dtype)
     x = conv(16, (3, 3))(x)
@@ -57,11 +54,8 @@ class WideResNet(nn.Module):
         y = conv(channels, (3, 3), stride, padding=1)(y)
         y = conv(channels, (3, 3))(nn.relu(norm()(y)))
         x = x + y
-    x = (
-      nn.relu(norm()(x))
-      .mean((1, 2))
-      .astype(jnp.promote_types(self.dtype, jnp.float32))
-    )
+    x = nn.relu(norm()(x)).mean((1, 2))
+    x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
     return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(x)
 
 

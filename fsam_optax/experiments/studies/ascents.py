@@ -73,8 +73,7 @@ def other_noise(lmbda: Any) -> optax.GradientTransformationExtraArgs:
 
   def change(ema, count, own, ascent, gradient_on):
     del ascent
-    other, decay = gradient_on("other"), jnp.where(count == 0, 0.0, lmbda)
-    mixed = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, ema, own)
+    other, mixed = gradient_on("other"), _mixed(ema, own, count, lmbda)
     return optax.tree.sub(other, ema), mixed
 
   return with_memory(optax.identity(), optax.tree.zeros_like, change)
@@ -89,12 +88,15 @@ def gradient_ema(lmbda: Any) -> optax.GradientTransformation:
   """
 
   def change(ema, count, gradient, *_):
-    decay = jnp.where(count == 0, 0.0, lmbda)
-    mix = lambda m, g: decay * m + (1 - decay) * g
-    mixed = jax.tree.map(mix, ema, gradient)
+    mixed = _mixed(ema, gradient, count, lmbda)
     return mixed, mixed
 
   return with_memory(optax.identity(), optax.tree.zeros_like, change)
+
+
+def _mixed(ema: Any, gradient: Any, count: jax.Array, lmbda: Any) -> Any:
+  decay = jnp.where(count == 0, 0.0, lmbda)
+  return jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, ema, gradient)
 
 
 def previous_gradient() -> optax.GradientTransformation:
@@ -120,9 +122,7 @@ def random_direction() -> optax.GradientTransformation:
   return with_memory(optax.identity(), start, change)
 
 
-def gated(
-  inner: optax.GradientTransformation,
-) -> optax.GradientTransformation:
+def gated(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """An ascent where the squared norm of the gradient is above its average.
 
   That is AE-SAM (Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware

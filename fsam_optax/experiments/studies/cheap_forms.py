@@ -13,7 +13,7 @@ from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
-from fsam_optax.experiments.lab.study import Results
+from fsam_optax.experiments.lab.store import Results
 from fsam_optax.experiments.lab.study import Setting
 from fsam_optax.experiments.lab.study import Study
 from fsam_optax.experiments.studies import ascents
@@ -75,6 +75,11 @@ SETTINGS = [
 ]
 
 
+def some(*names: str) -> dict[str, arms.Arm]:
+  """The forms of these names."""
+  return {name: ARMS[name] for name in names}
+
+
 def _by_rule(lab: Lab) -> None:
   if "F-SAM" not in lab.chosen:
     return
@@ -94,8 +99,8 @@ def _report(results: Results) -> dict[str, Any]:
     }
     for names in (ARMS, {"F-SAM", *_RULE})
   )
-  found = paired_report.by_arm(searched, "F-SAM")
-  rule, _ = paired_report.by_arm(by_rule, "F-SAM")["tables"]
+  found = paired_report.by_arm(searched)
+  rule, _ = paired_report.by_arm(by_rule)["tables"]
   return found | {"tables": [*found["tables"], rule]}
 
 

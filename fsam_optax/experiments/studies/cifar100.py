@@ -4,8 +4,6 @@ ResNet-10 with a quarter of the channels learns 5,000 images of CIFAR-100 at
 16 x 16 pixels, each arm after a search as in the study ``cifar``.
 """
 
-import functools
-
 from flax import linen as nn
 
 from fsam_optax.experiments import networks
@@ -43,11 +41,8 @@ SETTINGS = [
 STUDY = study.Study(
   "cifar100",
   "what is an ascent worth to a ResNet?",
-  {
-    name: cheap_forms.ARMS[name]
-    for name in ("SGD", "random direction", "SAM", "F-SAM")
-  },
-  functools.partial(paired_report.by_arm, reference="F-SAM"),
+  cheap_forms.some("SGD", "random direction", "SAM", "F-SAM"),
+  paired_report.by_arm,
   SETTINGS,
   seeds=8,
   first_seed=1000,

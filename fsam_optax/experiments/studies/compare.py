@@ -63,7 +63,7 @@ def _report(rows: Mapping[str, Row]) -> dict[str, Any]:
     for gap in range(1, len(names))
     for i in range(len(names) - 1, gap - 1, -1)
   ]
-  label = optimizers.label
+  label = lambda name: optimizers.REGISTRY[name].label
   over = lambda first, other: f"{label(first)} over {label(other)}"
   differences = {
     (one, other): paired_report.difference(rows[one], rows[other])

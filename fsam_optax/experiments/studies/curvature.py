@@ -13,18 +13,17 @@ from fsam_optax import sharpness
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import figures
+from fsam_optax.experiments.lab import laboratory
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab.laboratory import MEASURED_SEEDS
-from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
 
 _ARMS = {"SGD": arms.SGD, "SAM": arms.SAM, "F-SAM": arms.FSAM}
 _RHO, _RANDOM_RHO = 0.1, 1.0
 
 
-def _run(lab: Lab) -> dict[str, Any]:
-  if len(lab.seeds) > MEASURED_SEEDS:
-    raise FlagError("--seeds", f"must be at most {MEASURED_SEEDS} here")
+def _run(lab: laboratory.Lab) -> dict[str, Any]:
+  if len(lab.seeds) > (most := laboratory.MEASURED_SEEDS):
+    raise FlagError("--seeds", f"must be at most {most} here")
   measure = functools.partial(
     _measures,
     matvecs=10 if lab.is_quick else 60,

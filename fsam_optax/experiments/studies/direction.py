@@ -10,9 +10,8 @@ from typing import Any
 
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab.search import Point
-from fsam_optax.experiments.lab.study import Setting
-from fsam_optax.experiments.lab.study import Study
 from fsam_optax.experiments.networks.mlp import MLP
 from fsam_optax.experiments.studies import ascents
 from fsam_optax.experiments.studies import replicas
@@ -50,18 +49,18 @@ _ARMS = {
 }
 
 
-def _setting(norm: Any, rows: int) -> Setting:
+def _setting(title: str, norm: Any, rho: float, rows: int) -> study.Setting:
   # Larger batches take fewer steps.
   scale = (rows / 128) ** 0.5
-  sgd, sam, fsam = _BEST[norm]
-  best = {"sgd": sgd, "sam": sam, "fsam": fsam}
-  title = {"batch": "BatchNorm", "group": "GroupNorm"}[norm]
-  return Setting(
+  ascending = Point(0.03 * scale, rho, 0.03)
+  return study.Setting(
     f"{title}, {rows} rows",
     model=f"mlp with {title}",
     best={
-      name: point._replace(learning_rate=point.learning_rate * scale)
-      for name, point in best.items()
+      # SGD has another, lower optimum at learning rates of 1 and more.
+      "sgd": Point(0.01 * scale, 0, 0.03),
+      "sam": ascending,
+      "fsam": ascending,
     },
     changes={
       "network": lambda classes: MLP(classes, norm=norm),
@@ -71,20 +70,14 @@ def _setting(norm: Any, rows: int) -> Setting:
   )
 
 
-_BEST = {
-  # SGD has another, lower optimum at learning rates of 1 and more.
-  norm: (Point(0.01, 0, 0.03), Point(0.03, rho, 0.03), Point(0.03, rho, 0.03))
-  for norm, rho in (("batch", 0.6), ("group", 0.4))
-}
+_NORMS = ("BatchNorm", "batch", 0.6), ("GroupNorm", "group", 0.4)
 # 500 of the 1,000 rows, two steps an epoch, in place of 512.
-SETTINGS = [
-  _setting(norm, rows) for rows in (128, 32, 500) for norm in ("batch", "group")
-]
-STUDY = Study(
+SETTINGS = [_setting(*norm, rows) for rows in (128, 32, 500) for norm in _NORMS]
+STUDY = study.Study(
   "direction",
   "which part of the gradient is a good ascent direction?",
   _ARMS,
-  functools.partial(paired_report.by_arm, reference="F-SAM"),
+  paired_report.by_arm,
   SETTINGS,
   seeds=32,
 )

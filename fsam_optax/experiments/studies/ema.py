@@ -27,8 +27,6 @@ _RATES = (0.01, 0.02, 0.04)
 _SAMPLINGS = {"epoch-wise": False, "i.i.d.": True}
 # The tuned values of F-SAM; the tuned rate is the last.
 _RHO, _DECAY = 0.28, 0.02
-_RATIO = "variance / batch's"
-_EXPECTED = "(1 - l) / (1 + l)"
 _LABELS = {
   "error": "squared error / full gradient's square",
   "bias": "squared bias / full gradient's square",
@@ -169,9 +167,9 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
     for i, lmbda in enumerate(_LMBDAS)
   ]
   errors = [f"squared error at rate {rate:g}" for rate in _RATES]
-  header = ["lmbda", f"i.i.d.: {_RATIO}", _EXPECTED, "epoch-wise"]
-  header += [*errors, "cosine at 0.04", "bfloat16 strays by, worst step"]
-  return {"header": header, "rows": rows}
+  ratios = ["i.i.d.: variance / batch's", "(1 - l) / (1 + l)", "epoch-wise"]
+  last = ["cosine at 0.04", "bfloat16 strays by, worst step"]
+  return {"header": ["lmbda", *ratios, *errors, *last], "rows": rows}
 
 
 STUDY = Study(

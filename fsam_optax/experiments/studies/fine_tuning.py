@@ -93,14 +93,10 @@ SETTINGS = [
 STUDY = study.Study(
   "fine-tuning",
   "what is an ascent worth from pretrained weights?",
-  {
-    name: cheap_forms.ARMS[name]
-    for name in (
-      *("SGD", "random direction", "SAM", "F-SAM"),
-      cheap_forms.MOMENTUM,
-    )
-  },
-  functools.partial(paired_report.by_arm, reference="F-SAM"),
+  cheap_forms.some(
+    *("SGD", "random direction", "SAM", "F-SAM"), cheap_forms.MOMENTUM
+  ),
+  paired_report.by_arm,
   SETTINGS,
   seeds=32,
   first_seed=1000,

@@ -6,7 +6,7 @@ from typing import Any
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab.study import Results
+from fsam_optax.experiments.lab.store import Results
 from fsam_optax.experiments.lab.study import Study
 
 _SIGMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)

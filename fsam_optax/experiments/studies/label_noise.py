@@ -4,9 +4,8 @@ import functools
 
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab.search import Point
-from fsam_optax.experiments.lab.study import Setting
-from fsam_optax.experiments.lab.study import Study
 
 # Where labels are right, the best rates are ten times as high.
 RIGHT_LABELS = {
@@ -15,10 +14,10 @@ RIGHT_LABELS = {
   "fsam": Point(0.11, 0.28, 0.01),
 }
 SETTINGS = [
-  Setting(f"{x:g}", label_noise=x, best={} if x else RIGHT_LABELS)
+  study.Setting(f"{x:g}", label_noise=x, best={} if x else RIGHT_LABELS)
   for x in (0.0, 0.2, 0.4, 0.6)
 ]
-STUDY = Study(
+STUDY = study.Study(
   "label-noise",
   "how does it do with wrong labels?",
   {"SGD": arms.SGD, "SAM": arms.SAM, "F-SAM": arms.FSAM},

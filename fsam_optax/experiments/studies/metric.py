@@ -13,12 +13,7 @@ _ARMS = {
   "ASAM": arms.Arm(
     functools.partial(fsam_optax.sam_perturbation, adaptive=True), "sam", 10
   ),
-  "F-ASAM": arms.Arm(
-    functools.partial(
-      fsam_optax.friendly_perturbation, lmbda=arms.LMBDA, adaptive=True
-    ),
-    unit=10,
-  ),
+  "F-ASAM": arms.Arm(functools.partial(arms.fsam, adaptive=True), unit=10),
 }
 STUDY = Study(
   "metric",

@@ -11,10 +11,9 @@ import optax
 
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab import trainer
 from fsam_optax.experiments.lab.search import Point
-from fsam_optax.experiments.lab.study import Setting
-from fsam_optax.experiments.lab.study import Study
 from fsam_optax.experiments.studies import label_noise
 
 _CLIP = 0.5
@@ -27,13 +26,9 @@ def _adamw(
   return optax.adamw(schedule, b1=arms.MOMENTUM, weight_decay=weight_decay)
 
 
-def _clipped(
-  learning_rate: Any, weight_decay: Any, steps: int
-) -> optax.GradientTransformation:
-  return optax.chain(
-    optax.clip_by_global_norm(_CLIP),
-    trainer.descent(learning_rate, weight_decay, steps),
-  )
+def _clipped(*rates_and_steps: Any) -> optax.GradientTransformation:
+  clip = optax.clip_by_global_norm(_CLIP)
+  return optax.chain(clip, trainer.descent(*rates_and_steps))
 
 
 def _setting(
@@ -41,12 +36,12 @@ def _setting(
   optimizer: str = "SGD",
   make_tx: Any = trainer.descent,
   **fields: Any,
-) -> Setting:
+) -> study.Setting:
   changes = {
     "described": {"optimizer": optimizer},
     "trainer_options": {"make_tx": make_tx},
   }
-  return Setting(title, changes=changes, **fields)
+  return study.Setting(title, changes=changes, **fields)
 
 
 _AT_ADAMW = dict.fromkeys(("sam", "fsam"), Point(0.003, 0.4, 2.0))
@@ -54,9 +49,7 @@ SETTINGS = [
   _setting("mnist, SGD"),
   _setting("mnist, AdamW", "AdamW", _adamw, best=_AT_ADAMW),
   _setting(
-    "mnist, no wrong label, SGD",
-    best=label_noise.RIGHT_LABELS,
-    label_noise=0.0,
+    "mnist, no wrong label, SGD", best=label_noise.RIGHT_LABELS, label_noise=0.0
   ),
   _setting("digits, SGD", dataset="digits"),
   _setting(
@@ -67,14 +60,10 @@ SETTINGS = [
   ),
   _setting("digits, convolutions, SGD", dataset="digits", model="cnn"),
 ]
-STUDY = Study(
+STUDY = study.Study(
   "momentum",
   "does the optimizer's momentum serve as the average?",
-  {
-    "SAM": arms.SAM,
-    "F-SAM, momentum": arms.FSAM_MOMENTUM,
-    "F-SAM": arms.FSAM,
-  },
+  {"SAM": arms.SAM, "F-SAM, momentum": arms.FSAM_MOMENTUM, "F-SAM": arms.FSAM},
   functools.partial(
     paired_report.by_setting,
     pairs=[("F-SAM", "F-SAM, momentum"), ("F-SAM", "SAM")],

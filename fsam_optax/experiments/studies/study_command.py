@@ -45,9 +45,7 @@ class Settings:
 
   study: tyro.conf.Positional[
     Annotated[
-      str,
-      values.choice(studies.REGISTRY),
-      tyro.conf.arg(help=_QUESTIONS),
+      str, values.choice(studies.REGISTRY), tyro.conf.arg(help=_QUESTIONS)
     ]
   ]
   quick: bool = False

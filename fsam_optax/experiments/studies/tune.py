@@ -51,7 +51,7 @@ def run(given: shared_flags.Settings) -> None:
   for name, of in found.items():
     for what in of.on_edge:
       print(
-        f"warning: the best {what} of {optimizers.label(name)}, "
+        f"warning: the best {what} of {optimizers.REGISTRY[name].label}, "
         f"{getattr(of.best, what):g}, lies at the end of its values, which "
         f"went on {search.MOST_EXTENSIONS} times. Move the grid with "
         f"--{what.replace('_', '-')}"
@@ -87,7 +87,8 @@ def _table(name: str, found: search.Found) -> dict[str, Any]:
   rows = [
     [*found.points[i], paired_report.accuracy(found.accuracy[i])] for i in order
   ]
-  title = f"{optimizers.label(name)}, the best of {len(found.points)} points"
+  label = optimizers.REGISTRY[name].label
+  title = f"{label}, the best of {len(found.points)} points"
   fields = [what.replace("_", " ") for what in search.Point._fields]
   header = [*fields, "validation accuracy (%)"]
   return {"title": title, "header": header, "rows": rows}

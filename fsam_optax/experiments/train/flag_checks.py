@@ -87,22 +87,17 @@ def check_flags(settings: flags_and_recipes.Settings) -> None:
   ascent, descent = settings.ascent, settings.descent
   network, depth = settings.network, settings.network.depth
   model = network.model or flags_and_recipes.RECIPES[settings.recipe].model
-  must = depth and networks.REGISTRY[model].check_depth(depth)
-  for is_wrong, flag, message in (
-    (must, "--depth", f"must be {must}, got {depth}"),
-    (
-      ascent.eta and not ascent.adaptive,
-      "--eta",
-      "must have --adaptive, whose metric it is added to",
-    ),
-    (
-      not ascent.sync_perturbation and descent.sharding == "fsdp",
+  if must := depth and networks.REGISTRY[model].check_depth(depth):
+    raise FlagError("--depth", f"must be {must}, got {depth}")
+  if ascent.eta and not ascent.adaptive:
+    raise FlagError(
+      "--eta", "must have --adaptive, whose metric it is added to"
+    )
+  if not ascent.sync_perturbation and descent.sharding == "fsdp":
+    raise FlagError(
       "--no-sync-perturbation",
       "must have --sharding replicated, where a device has all parameters",
-    ),
-  ):
-    if is_wrong:
-      raise FlagError(flag, message)
+    )
   reasons = {"sgd": "which does not ascend", "sam": "which has no average"}
   if reason := reasons.get(ascent.optimizer):
     without = flags_and_recipes.by_flag(

@@ -8,9 +8,7 @@ from fsam_optax.experiments import data
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import cifar
 from fsam_optax.experiments.data import label_noise
-from fsam_optax.experiments.train.flag_checks import Config
-from fsam_optax.experiments.train.flag_checks import check_flags
-from fsam_optax.experiments.train.flag_checks import config_of
+from fsam_optax.experiments.train import flag_checks
 from fsam_optax.experiments.train.flags_and_recipes import RECIPES
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 
@@ -35,7 +33,7 @@ class Rows(NamedTuple):
   evaluated: str
 
 
-def load(settings: Settings) -> tuple[data.Images, Config]:
+def load(settings: Settings) -> tuple[data.Images, flag_checks.Config]:
   """Loads the images, and completes the configuration by them.
 
   A path that no data set recognizes is of the recipe's.
@@ -43,7 +41,7 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
   Raises:
     FlagError: if there are no such images, or they do not fit the flags.
   """
-  check_flags(settings)
+  flag_checks.check_flags(settings)
   recipe = RECIPES[settings.recipe]
   if settings.data is None:
     archive = cifar.FORMATS[recipe.dataset].archive
@@ -66,12 +64,12 @@ def load(settings: Settings) -> tuple[data.Images, Config]:
       )
   except data.DataError as error:
     raise FlagError("--data", error) from error
-  return images, config_of(settings, images)
+  return images, flag_checks.config_of(settings, images)
 
 
-def unread(settings: Settings) -> tuple[data.Images, Config]:
+def unread(settings: Settings) -> tuple[data.Images, flag_checks.Config]:
   """Images of the recipe's size that take no memory, for a dry run."""
-  check_flags(settings)
+  flag_checks.check_flags(settings)
   name = RECIPES[settings.recipe].dataset
   sizes = data.REGISTRY[name].sizes
   assert sizes is not None  # Those of a recipe are known.
@@ -91,10 +89,10 @@ def unread(settings: Settings) -> tuple[data.Images, Config]:
     y_test=many(y, sizes.test),
     white=None,
   )
-  return images, config_of(settings, images)
+  return images, flag_checks.config_of(settings, images)
 
 
-def rows_of(images: data.Images, config: Config, seed: int) -> Rows:
+def rows_of(images: data.Images, config: flag_checks.Config, seed: int) -> Rows:
   """The rows and labels of a seed."""
   held_out, order = config.images.validation, np.arange(len(images.y_train))
   x, x_evaluated, y_evaluated = images.x_train, images.x_test, images.y_test

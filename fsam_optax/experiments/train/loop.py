@@ -13,14 +13,13 @@ from fsam_optax.experiments.common import files
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import journal as journal_lib
+from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.checkpoints import Checkpoints
 from fsam_optax.experiments.train.flags_and_recipes import Run
 from fsam_optax.experiments.train.image_rows import Rows
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_state import RunState
-from fsam_optax.experiments.train.signals import Interrupted
-from fsam_optax.experiments.train.signals import Interruption
 
 
 class Runner:
@@ -29,7 +28,7 @@ class Runner:
   def __init__(self, program: Program, step: Any, run: Run) -> None:
     """Takes the step of :meth:`Program.lower_step`; compiles nothing yet."""
     self._program, self._run = program, run
-    self._interruption = Interruption()
+    self._interruption = signals.Interruption()
     self._evaluate = program.evaluator(run.evaluation_batch_size)
     self._compiled = functools.cache(step.compile)
 
@@ -124,7 +123,7 @@ class Runner:
         checkpoints.save(number, run_state)
       if status is not None:
         checkpoints.wait()
-        raise Interrupted(
+        raise signals.Interrupted(
           f"told to end; saved after batch {number:,} of {program.steps:,}. "
           "Give the same command to go on",
           status,

@@ -9,8 +9,7 @@ import jax
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments.common import files
-from fsam_optax.experiments.common.flags import Command
-from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
@@ -44,7 +43,7 @@ def run(settings: Settings) -> None:
   _run_or_end(settings, config, images)
 
 
-COMMAND = Command(
+COMMAND = flags.Command(
   name="train",
   help="train a network on CIFAR as the paper does, or on your own images",
   settings=Settings,
@@ -70,7 +69,7 @@ def _run_or_end(
   except BaseException as error:
     if jax.process_count() == 1:
       raise
-    if isinstance(error, FlagError):
+    if isinstance(error, flags.FlagError):
       job.end(f"{COMMAND.program}: error: {error}", 2)
     traceback.print_exc()
     job.end("", 1)

@@ -51,7 +51,7 @@ def table(outcome: dict[str, Any]) -> str:
     ["seed", f"{evaluated} accuracy %, last epoch", "best epoch"], rows
   )
   config = outcome["config"]
-  optimizer = optimizers.label(config["--optimizer"])
+  optimizer = optimizers.REGISTRY[config["--optimizer"]].label
   noise = f"label noise {config['--label-noise']:g}"
   text = f"{outcome['name']}, {optimizer}, {noise}\n\n{text}"
   if evaluated == "test":

@@ -286,9 +286,9 @@ class Program:
 def perturbation(config: Config) -> Optional[optax.GradientTransformation]:
   """The ascent of the optimizer, None for SGD."""
   ascent = config.ascent
+  make = optimizers.REGISTRY[ascent.optimizer].perturbation
   names = ("rho", "sigma", "lmbda", "adaptive", "eta", "order", "average")
-  return optimizers.perturbation(
-    ascent.optimizer,
+  return make and make(
     mask=MASKS[ascent.mask],
     accumulator_dtype=ascent.accumulator_dtype,
     **{name: getattr(ascent, name) for name in names},

@@ -14,11 +14,7 @@ SCHEDULES = {"cosine": 1, "constant": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Some flags.
-
-  Attributes:
-    rate: a rate.
-  """
+  """Some flags."""
 
   rate: Annotated[
     float, values.number(0, above=True, remedy="write 0.1", metavar="R")
@@ -27,15 +23,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """All flags.
-
-  Attributes:
-    group: some flags.
-    count: a number of things.
-    schedule: a schedule.
-    rho: a radius.
-    part: a fraction.
-  """
+  """All flags."""
 
   group: Group = dataclasses.field(default_factory=Group)
   count: Annotated[

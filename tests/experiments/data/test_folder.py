@@ -20,7 +20,6 @@ def write(path, seed=0, size=(12, 10), mode="RGB"):
   shape = (*size, 3) if mode == "RGB" else size
   pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
   Image.fromarray(pixels).save(path)
-  return pixels
 
 
 @pytest.fixture(name="folder")

@@ -11,13 +11,9 @@ from fsam_optax.experiments.lab import search
 
 def peak(best):
   """An accuracy that falls off from a point with the square of the distance."""
-
-  def score(point):
-    return -sum(
-      math.log2(x / y) ** 2 for x, y in zip(point, best, strict=True) if y
-    )
-
-  return score
+  return lambda point: (
+    -sum(math.log2(x / y) ** 2 for x, y in zip(point, best, strict=True) if y)
+  )
 
 
 def rows_of(score):

@@ -38,8 +38,8 @@ def two_seeds(tmp_path_factory):
   return process, output
 
 
-def run(*argv):
-  command_line.main(["compare", *(str(argument) for argument in argv)])
+def run(output, words):
+  command_line.main(["compare", f"--output={output}", *words.split()])
 
 
 def written(output):
@@ -77,9 +77,8 @@ def test_bad_flag_ends_with_status_2_before_any_training(
   monkeypatch.setattr(
     trainer.Trainer, "__call__", lambda *args: pytest.fail("it trained")
   )
-  flags = flags.format(own=own).split()
   with pytest.raises(SystemExit) as stop:
-    run("--data", "digits", "--output", tmp_path, *flags)
+    run(tmp_path, f"--data digits {flags.format(own=own)}")
   assert stop.value.code == 2
   error = plain(capsys.readouterr().err)
   assert re.search(message, error), error
@@ -120,10 +119,7 @@ def test_json_has_the_promised_schema(two_seeds):
 
 
 def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
-  run(
-    *("--data", "digits", "--seeds", 2, "--epochs", 2),
-    *("--output", tmp_path, "--optimizers", "sam"),
-  )
+  run(tmp_path, "--data digits --seeds 2 --epochs 2 --optimizers sam")
   again, first = written(tmp_path), written(two_seeds[1])
   for key in ("test_accuracy", "curve"):
     assert again["results"]["sam"][key] == first["results"]["sam"][key]
@@ -134,10 +130,8 @@ def test_same_seeds_give_the_same_numbers(two_seeds, tmp_path, capsys):
 def test_one_seed_and_a_diverged_one_are_reported_without_nan(
   tmp_path, own, capsys
 ):
-  run(
-    *("--data", own, "--seeds", 1, "--epochs", 3, "--output", tmp_path),
-    *("--learning-rate", "sgd=1e30", "--optimizers", "sgd", "fsam"),
-  )
+  flags = "--seeds 1 --epochs 3 --learning-rate sgd=1e30 --optimizers sgd fsam"
+  run(tmp_path, f"--data {own} {flags}")
   found = written(tmp_path)
   assert found["config"]["label_noise"] == 0  # Not said, of one's own data.
   results = found["results"]
@@ -150,11 +144,9 @@ def test_one_seed_and_a_diverged_one_are_reported_without_nan(
 
 def test_radius_zero_is_sgd_with_the_same_seeds(tmp_path, capsys):
   """Split, noise, initialization and batches are paired over optimizers."""
-  run(
-    *("--data", "digits", "--seeds", 2, "--epochs", 1, "--output", tmp_path),
-    *("--rho", 0, "--learning-rate", 0.02, "--weight-decay", 0.01),
-    *("--optimizers", "sgd", "fsam"),
-  )
+  flags = "--rho 0 --learning-rate 0.02 --weight-decay 0.01"
+  flags += " --seeds 2 --epochs 1 --optimizers sgd fsam"
+  run(tmp_path, f"--data digits {flags}")
   results = written(tmp_path)["results"]
   assert results["sgd"]["test_accuracy"] == results["fsam"]["test_accuracy"]
   assert "default hyperparameters" not in capsys.readouterr().out

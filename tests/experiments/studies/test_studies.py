@@ -108,10 +108,8 @@ def test_a_difference_of_collapsed_runs_has_its_median_and_its_search():
   assert "search_error" not in paired_report.difference(one, other)
   candidates = [{"validation_accuracy": [1.0], "test_accuracy": [1.0, 3.0]}]
   flat = [{**candidates[0], "test_accuracy": [0.0, 0.0]}]
-  one, other = (
-    row([1.0, 3.0], candidates=candidates),
-    row([0.0, 0.0], candidates=flat),
-  )
+  one = row([1.0, 3.0], candidates=candidates)
+  other = row([0.0, 0.0], candidates=flat)
   assert paired_report.difference(one, other)["search_error"] == 1.0
 
 

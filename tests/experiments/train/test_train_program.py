@@ -59,8 +59,7 @@ def test_every_epoch_is_a_permutation_and_a_later_start_sees_the_same():
   assert not np.array_equal(rows_of(7, 4), rows_of(7, 3))
   x = np.arange(50, dtype=np.float32).reshape(50, 1, 1, 1)
   y = np.arange(50, dtype=np.int32)
-  stream = stream_of(make_mesh(), x, y, 2, 7)
-  found = list(stream)
+  found = list(stream_of(make_mesh(), x, y, 2, 7))
   assert len(found) == 5
   for number, batch in zip(range(2, 7), found, strict=True):
     np.testing.assert_array_equal(batch["label"], rows_of(number, 0))

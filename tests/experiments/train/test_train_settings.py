@@ -93,12 +93,10 @@ def test_a_bad_flag_is_named_with_the_remedy(words, message, capsys, tmp_path):
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   output = tmp_path / "run"
-  main(
-    [
-      *("train", "--recipe=cifar10-resnet18", "--dry-run"),
-      *(f"--output={output}", "--model=cnn", "--width=4", "--epochs=20"),
-    ]
+  words = (
+    "--recipe=cifar10-resnet18 --dry-run --model=cnn --width=4 --epochs=20"
   )
+  main(["train", f"--output={output}", *words.split()])
   printed = capsys.readouterr().out
   assert "cifar10, not read: 50,000 to train on, 10,000 to evaluate" in printed
   # Of two convolutions, 3 x 3, and of the linear layer behind 8 x 8 pixels.
@@ -120,9 +118,8 @@ def test_a_dry_run_sees_the_size_of_the_images_and_the_share_of_a_device(
   sizes = []
   for sharding in ("replicated", "fsdp"):
     main(["train", "--dry-run", *words, f"--sharding={sharding}"])
-    (line,) = re.findall(
-      "state of (.*) MiB", printed := capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    (line,) = re.findall("state of (.*) MiB", printed)
     assert "16 x 16 x 3" in printed
     sizes.append(float(line.replace(",", "")))
   # Weights and momentum, and a device's eighth of those of matrices.
@@ -133,14 +130,12 @@ def test_a_dry_run_sees_the_size_of_the_images_and_the_share_of_a_device(
 
 def test_a_short_run_on_real_digits_learns(capsys, tmp_path):
   """In this process, on 8 devices."""
-  main(
-    [
-      *("train", "--data=digits", f"--output={tmp_path}", "--tensorboard"),
-      *("--model=cnn", "--batch-size=64", "--no-flip", "--cutout=0"),
-      *("--crop-padding=0", "--epochs=3", "--log-every=7", "--rho=0.05"),
-      "--validation=97",
-    ]
+  words = (
+    "train --data=digits --tensorboard --model=cnn --batch-size=64 --no-flip "
+    "--cutout=0 --crop-padding=0 --epochs=3 --log-every=7 --rho=0.05 "
+    "--validation=97"
   )
+  main([*words.split(), f"--output={tmp_path}"])
   printed = capsys.readouterr().out
   assert "on 8 devices" in printed
   assert "validation accuracy" in printed
