@@ -162,7 +162,9 @@ def is_of_optimizer(state: PyTree) -> bool:
   return isinstance(state, SubtractGradientEmaState) and state.ema is None
 
 
-def with_scalars(is_new: ArrayLike, new: PyTree, old: PyTree) -> optax.OptState:
+def with_averages(
+  is_new: ArrayLike, new: PyTree, old: PyTree
+) -> optax.OptState:
   """The new averages with their counts; all else new if `is_new`."""
   is_average = lambda x: (
     isinstance(x, SubtractGradientEmaState) and not is_of_optimizer(x)

@@ -1,7 +1,6 @@
 """The train state of a Flax loop."""
 
 from collections.abc import Mapping
-import functools
 from typing import Any, Optional
 
 from flax import struct
@@ -136,23 +135,16 @@ class TrainState(train_state.TrainState, kw_only=True):
     extra_args = dict(extra_args or {})
     if grad_fn is not None:
       extra_args["grad_fn"] = grad_fn
-    update = optax.with_extra_args_support(self.tx).update
-    bound = optax.GradientTransformation(
-      self.tx.init, functools.partial(update, **extra_args)
+    trained = _trained(self.params)
+    updates, opt_state = optax.with_extra_args_support(self.tx).update(
+      _trained(grads), self.opt_state, trained, **extra_args
     )
-    if not isinstance(grads, Mapping):  # Flax looks for a name in them.
-      updates, opt_state = bound.update(grads, self.opt_state, self.params)
-      return self.replace(
-        step=self.step + 1,
-        params=optax.apply_updates(self.params, updates),
-        opt_state=opt_state,
-        **kwargs,
-      )
-    # Flax's own method treats its fp8 collection apart from the weights.
-    state = super(TrainState, self.replace(tx=bound)).apply_gradients(
-      grads=grads, **kwargs
+    params = optax.apply_updates(trained, updates)
+    if trained is not self.params:  # The "gradient" of fp8 is its next value.
+      params = {"params": params, OVERWRITTEN: grads[OVERWRITTEN]}
+    return self.replace(
+      step=self.step + 1, params=params, opt_state=opt_state, **kwargs
     )
-    return state.replace(tx=self.tx)
 
 
 def without_aliases(tree: PyTree) -> PyTree:

@@ -19,7 +19,7 @@ from fsam_optax._loss import step_output
 from fsam_optax._options import Options
 from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import global_norm
-from fsam_optax._perturbed_weights import with_scalars
+from fsam_optax._perturbed_weights import with_averages
 from fsam_optax._train_state import TrainState
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
@@ -377,7 +377,7 @@ def _updated(state, outcome, extra_args, options, skip_nonfinite):
   if averages_ascent:
     # A schedule of rho counts the steps taken, as those of the optimizer do.
     after = after.replace(
-      perturbation_state=with_scalars(
+      perturbation_state=with_averages(
         is_finite, advanced, state.perturbation_state
       )
     )
