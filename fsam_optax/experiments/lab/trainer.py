@@ -253,7 +253,8 @@ class Trainer:
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(
       logits, batch["y"]
     )
-    return jnp.mean(losses), (dict(model_state), {})
+    loss = jnp.mean(losses, where=batch.get("where"))
+    return loss, (dict(model_state), {})
 
   def _accuracy(self, state, splits, rows) -> np.ndarray:
     """Percent of the rows classified as labeled, shape `[R]`, float64."""

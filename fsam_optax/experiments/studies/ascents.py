@@ -4,6 +4,7 @@ Perturbations, and a train step that gives them gradients on other rows. Most
 cost more than F-SAM, or do worse; that is what they are here to show.
 """
 
+import functools
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -150,10 +151,7 @@ def step_on_other_rows(
   del options
 
   def step(state, batch):
-    def on(params, rows):
-      of = lambda params: loss_fn(params, state.model_state, rows, None)
-      return jax.value_and_grad(of, has_aux=True)(params)
-
+    on = functools.partial(_value_and_grad, loss_fn, state.model_state)
     (loss, (model_state, _)), gradient = on(state.params, batch)
     perturbation = optax.with_extra_args_support(state.perturbation)
     epsilon, perturbation_state = perturbation.update(
@@ -171,3 +169,36 @@ def step_on_other_rows(
     return state, {"loss": loss}
 
   return step
+
+
+def step_by_all_statistics(
+  loss_fn: Callable[..., Any], *, ascent_fraction: float, **options: Any
+) -> Callable[[Any, Any], Any]:
+  """The step of ``ascent_fraction=1/q`` and ``ema_gradient="descent"``.
+
+  Its first pass is on the whole batch, whose statistics normalize the rows
+  that the gradient is of.
+  """
+  del options
+
+  def step(state, batch):
+    on = functools.partial(_value_and_grad, loss_fn, state.model_state)
+    is_first = jnp.arange(len(batch["y"])) % round(1 / ascent_fraction) == 0
+    some = {**batch, "where": is_first}
+    (loss, (model_state, _)), gradient = on(state.params, some)
+    rest = state.perturbation_state, state.params
+    epsilon, _ = state.perturbation.update(gradient, *rest)
+    _, gradient = on(optax.apply_updates(state.params, epsilon), batch)
+    state = state.apply_gradients(
+      grads=gradient,
+      perturbation_state=state.perturbation.update(gradient, *rest)[1],
+      model_state=model_state,
+    )
+    return state, {"loss": loss}
+
+  return step
+
+
+def _value_and_grad(loss_fn, model_state, params, batch):
+  of = lambda params: loss_fn(params, model_state, batch, None)
+  return jax.value_and_grad(of, has_aux=True)(params)

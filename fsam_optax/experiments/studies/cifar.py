@@ -22,6 +22,7 @@ from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.networks.cnn import CNN
+from fsam_optax.experiments.studies import ascents
 from fsam_optax.experiments.studies import cheap_forms
 
 _VALIDATION, _EPOCHS, BATCH_SIZE = 5000, 20, 128
@@ -126,10 +127,16 @@ SETTINGS = [
     (0.0, 0.04, 0.017, 0.017),
   )
 ]
+_EIGHTH = cheap_forms.fraction(1 / 8)
 _ARMS = cheap_forms.some(
   *("SGD", "SAM", "F-SAM", cheap_forms.MOMENTUM, "random direction"),
   "at long gradients (AE-SAM)",
-) | {'1/8 of the rows, `ema_gradient="descent"`': cheap_forms.fraction(1 / 8)}
+) | {
+  '1/8 of the rows, `ema_gradient="descent"`': _EIGHTH,
+  "1/8, normalized by the whole batch": _EIGHTH._replace(
+    make_step=ascents.step_by_all_statistics, gradients=2
+  ),
+}
 STUDY = study.Study(
   "cifar",
   "does F-SAM beat SAM with convolutions on real images?",

@@ -12,7 +12,7 @@ from fsam_optax.experiments.studies import ascents
 def loss_fn(params, model_state, batch, rng):
   del rng
   error = batch["x"] @ params["w"] - batch["y"]
-  return jnp.mean(error**2), (model_state, {})
+  return jnp.mean(error**2, where=batch.get("where")), (model_state, {})
 
 
 @pytest.fixture(name="batch", scope="module")
@@ -93,3 +93,25 @@ def test_step_of_the_studies_is_that_of_the_library(batch):
     own, _ = step(own, batch)
     library, _ = library_step(library, {"x": batch["x"], "y": batch["y"]})
   np.testing.assert_allclose(own.params["w"], library.params["w"], rtol=1e-5)
+
+
+def test_ascent_on_a_part_is_the_library_s_on_rows_normalized_together(batch):
+  """The library has rows that were normalized before, by all of the batch."""
+  perturbation = fsam_optax.friendly_perturbation(0.3)
+  own, library = (state_of(PARAMS, perturbation) for _ in range(2))
+  normalized = lambda rows: {**rows, "x": rows["x"] - jnp.mean(rows["x"], 0)}
+  step = ascents.step_by_all_statistics(
+    lambda params, state, rows, rng: loss_fn(
+      params, state, normalized(rows), rng
+    ),
+    ascent_fraction=0.25,
+  )
+  options = {"ascent_fraction": 0.25, "ema_gradient": "descent"}
+  library_step = fsam_optax.make_train_step(loss_fn, jit=False, **options)
+  for _ in range(3):
+    own, metrics = step(own, batch)
+    library, library_metrics = library_step(
+      library, normalized({"x": batch["x"], "y": batch["y"]})
+    )
+  np.testing.assert_allclose(own.params["w"], library.params["w"], rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], library_metrics["loss"], 1e-5)
