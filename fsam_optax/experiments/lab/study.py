@@ -117,4 +117,14 @@ class Study(NamedTuple):
       what: list(dict.fromkeys(row[what] for row in tested))
       for what in ("dataset", "model", "label_noise", "epochs", "batch_size")
     }
-    return {**self.report(results), "config": config}
+    found = self.report(results)
+    # What a search tried, and what that gave, is in the rows alone.
+    of_search = {"grid", "candidates"}
+    found["results"] = {
+      title: {
+        name: {k: v for k, v in row.items() if k not in of_search}
+        for name, row in of.items()
+      }
+      for title, of in found["results"].items()
+    }
+    return {**found, "config": config}

@@ -148,7 +148,8 @@ def test_the_published_rows_give_the_published_tables(name):
   lines = (DOCS / f"{name}.jsonl").read_text().splitlines()
   found = studies.REGISTRY[name].of_rows([json.loads(line) for line in lines])
   published = json.loads((DOCS / f"{name}.json").read_text())
-  assert json.loads(json.dumps(found["tables"])) == published["tables"]
+  for what in ("results", "tables", "panels"):
+    assert json.loads(json.dumps(found[what])) == published[what], what
 
 
 @pytest.mark.parametrize(
