@@ -53,7 +53,7 @@ def times(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
     return tree
   # Selected: the mean of no rows is 0 / 0, which is NaN also times zero.
   return map_weights(
-    lambda x: jnp.where(weight > 0, widen(x) * weight, 0.0), tree
+    lambda x: jnp.where(weight == 0, 0.0, widen(x) * weight), tree
   )
 
 
@@ -61,7 +61,7 @@ def divided(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
   """Undoes :func:`times`, after sums or means of both."""
   if weight is None:
     return tree
-  safe = jnp.where(weight > 0, weight, 1.0)
+  safe = jnp.where(weight == 0, 1.0, weight)
   return map_weights(lambda x: x / safe, tree)
 
 

@@ -2,8 +2,9 @@
 
 The user gives the decay of the momentum twice, to the optimizer and as `lmbda`.
 If the two differ, the direction of the ascent is wrong, without an error. So
-the optimizer takes two updates with a constant gradient. The decay follows from
-its momentum, and `lmbda` from the averages that the perturbation computes.
+the optimizer takes two updates, by a gradient and by twice that. The decay
+follows from its momentum, and `lmbda` from the averages that the perturbation
+computes.
 """
 
 import jax
@@ -76,10 +77,10 @@ def _check_one(name, momenta, averages):
   rounding += float(finfo.smallest_subnormal) / max(
     float(first.value.sum()), 1e-30
   )
-  # The momentum grows by a factor of 1 + decay, and the average from it by
-  # (1 + decay) / (1 + lmbda).
+  # The momentum grows by a factor of 2 + decay, and the average from it by
+  # (2 + decay) / (1 + lmbda).
   moved = second.value.sum() / first.value.sum()
-  decay = float(moved) - 1
+  decay = float(moved) - 2
   lmbda = float(moved * averages[0] / averages[1]) - 1
   if 0 <= decay < 1 and abs(decay - lmbda) > rounding:
     raise ValueError(
@@ -93,7 +94,7 @@ def _check_one(name, momenta, averages):
     raise ValueError(
       "`tx` must keep the momentum of the gradients as they are with "
       f"average='optimizer', got one in {source} of {scale:.3g} times the "
-      f"gradients at {name or 'the root'}. Put the link that scales them "
+      f"gradients at {name or 'the root'}. Put the link that changes them "
       "behind the momentum, or take average='own'."
     )
 
@@ -111,7 +112,9 @@ def _after_two_updates(tx, params):
     # An update takes several calls, each of which would be compiled.
     update = jax.jit(update)
   for _ in range(_MOST_CALLS):
-    _, last = update(gradient, last, params, value=jnp.zeros([]))
+    # Another gradient, so that a momentum of decay 0 moves as well.
+    given = optax.tree.scale(float(len(states)), gradient)
+    _, last = update(given, last, params, value=jnp.zeros([]))
     if _values(last) != _values(states[-1]):
       states.append(last)
     if len(states) == 3:

@@ -847,7 +847,9 @@ def _value_at(
     number = value(count)
     check_hyperparameter(name, number, upper)
   if isinstance(number, core.Tracer):
-    in_range = jnp.clip(number, 0.0, upper)
+    # A clip has half of the derivative at the ends.
+    in_range = jnp.where(number < 0, 0.0, number)
+    in_range = jnp.where(number > upper, upper, in_range)
     number = jnp.where(jnp.isfinite(number), in_range, 0.0)
     if jnp.finfo(number.dtype).bits < 32:  # Injected, like the parameters.
       number = widen(number)

@@ -95,6 +95,8 @@ class Ascent:
       averages = []
       self.perturb(gradient, averages=averages)
       average = averages[0]  # Of the first group of parameters.
+    if isinstance(average, jax.Array) != isinstance(gradient, jax.Array):
+      return norm, jnp.zeros_like(norm)  # The average of `optax.flatten`.
     return norm, cosine(average, ascent_gradient(gradient))
 
   def descend(

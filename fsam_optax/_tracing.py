@@ -24,7 +24,7 @@ def is_staged() -> bool:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Static:
-  """Carries a leaf that is no array through a trace; equal if identical."""
+  """Carries a leaf that is no array into a trace; equal if identical."""
 
   value: Any
 
@@ -44,7 +44,7 @@ class TracedOnce:
   elsewhere the operations run one by one, without another compilation.
 
   Python code that reads the value of an array cannot be recorded. In a compiled
-  program JAX raises its error. Elsewhere such a function is called each time,
+  program it raises its error. Elsewhere such a function is called each time,
   as every function is under :func:`jax.disable_jit`.
   """
 
@@ -69,40 +69,41 @@ class TracedOnce:
     if kind not in self._traces:
       # Without the arrays: to keep a tracer is a leak.
       like = [x if isinstance(x, _Static) else None for x in leaves]
-      self._traces[kind] = self._traceable(structure, like), types
-    traceable, first = self._traces[kind]
+      self._traces[kind] = *self._traceable(structure, like), types
+    traceable, rest, first = self._traces[kind]
     if is_staged() and types == first:
       # Inlined, because a call inside a conditional copies its arguments on a
       # TPU.
       outputs = jax.jit(traceable, inline=True)(*arrays)
     else:
       try:
-        jaxpr, shapes = jax.make_jaxpr(traceable, return_shape=True)(*first)
-      except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        jaxpr = jax.make_jaxpr(traceable)(*first)
+      except Exception:  # Such as that of a format, which is no error of JAX.
         if is_staged():
           raise
         self._runs = True
+      if self._runs:
         return self(*args)
-      outputs = jax.tree.unflatten(
-        jax.tree.structure(shapes),
-        core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *arrays),
-      )
-    structure, *leaves = (
-      x.value if isinstance(x, _Static) else x for x in outputs
-    )
-    return jax.tree.unflatten(structure, leaves)
+      outputs = core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *arrays)
+    left = iter(outputs)
+    leaves = [next(left) if x is None else x.value for x in rest["leaves"]]
+    return jax.tree.unflatten(rest["structure"], leaves)
 
   def _traceable(self, structure, like):
-    """The function from arrays to a list of arrays and of other leaves."""
+    """The function from arrays to a list of arrays, and what else it returns.
+
+    That is not an output of the trace, which caches of JAX would keep.
+    """
+    rest = {}
 
     def gradient(*arrays):
       left = iter(arrays)
       args = [next(left) if x is None else x.value for x in like]
       outputs = self._fn(*jax.tree.unflatten(structure, args))
-      leaves, returned = jax.tree.flatten(outputs)
-      return [
-        x if isinstance(x, jax.Array) else _Static(x)
-        for x in (returned, *leaves)
-      ]
+      leaves, rest["structure"] = jax.tree.flatten(outputs)
+      is_array = [isinstance(x, jax.Array) for x in leaves]
+      pairs = list(zip(leaves, is_array, strict=True))
+      rest["leaves"] = [None if is_one else _Static(x) for x, is_one in pairs]
+      return [x for x, is_one in pairs if is_one]
 
-    return gradient
+    return gradient, rest

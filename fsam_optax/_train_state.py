@@ -141,7 +141,9 @@ class TrainState(train_state.TrainState, kw_only=True):
     )
     params = optax.apply_updates(trained, updates)
     if trained is not self.params:  # The "gradient" of fp8 is its next value.
-      params = {"params": params, OVERWRITTEN: grads[OVERWRITTEN]}
+      params = type(self.params)(
+        {"params": params, OVERWRITTEN: grads[OVERWRITTEN]}
+      )
     return self.replace(
       step=self.step + 1, params=params, opt_state=opt_state, **kwargs
     )

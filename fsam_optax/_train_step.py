@@ -69,11 +69,11 @@ def make_train_step(
     extra_args: names of the loss's metrics that the optimizer's update gets as
       arguments. It always gets ``value``, the loss, which
       :func:`optax.contrib.reduce_on_plateau` reads.
-    skip_nonfinite: whether a step whose loss or gradient, in either pass, is
-      not finite leaves parameters, optimizer state, model state and ``step``
-      bit for bit as they were. The average keeps a first gradient that was
-      finite: to undo that would cost a copy of the average. The check is one
-      pass over the second gradient.
+    skip_nonfinite: whether a step whose loss in either pass, direction of the
+      ascent or second gradient is not finite leaves parameters, optimizer
+      state, model state and ``step`` bit for bit as they were. The average
+      keeps a first gradient that was finite: to undo that would cost a copy of
+      the average. The check is one pass over the second gradient.
     jit: whether to compile the step and donate the state to it. The arrays of
       that state, which may be the parameters that it was created from, cannot
       be used afterwards. With a gate (``every``, ``start`` or ``stop``) the
@@ -163,7 +163,8 @@ class _CompiledStep:
     functools.update_wrapper(self, step)
 
   def __getattr__(self, name):
-    return getattr(self.__dict__["_compiled"], name)
+    # An error for an attribute that is not there yet, as while it is copied.
+    return getattr(object.__getattribute__(self, "_compiled"), name)
 
   def __call__(self, state, batch):
     try:

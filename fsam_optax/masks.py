@@ -8,6 +8,8 @@ import collections
 import re
 from typing import Any, Callable, NamedTuple
 
+from flax import nnx
+from flax.core import meta
 import jax
 from jax import numpy as jnp
 
@@ -95,9 +97,8 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
     ) from error
 
   def mask(params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: bool(expression.search("/".join(_names(path)))), params
-    )
+    found = [bool(expression.search(path)) for path, _ in _by_path(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), found)
 
   return mask
 
@@ -145,8 +146,8 @@ class _Leaf(NamedTuple):
 
 def _map_named(fn, params):
   """Maps a function of :class:`_Leaf` over the leaves of a tree."""
-  leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-  paths = [_names(path) for path, _ in leaves]
+  leaves = _by_path(params)
+  paths = [path.split("/") for path, _ in leaves]
   layers = collections.defaultdict(dict)
   for (*above, name), (_, x) in zip(paths, leaves, strict=True):
     layers[tuple(above)][name] = jnp.ndim(x)
@@ -156,18 +157,19 @@ def _map_named(fn, params):
     named = [part for part in above if not part.isdigit()]
     layer = named[-1] if named else ""
     bools.append(bool(fn(_Leaf(name, layer, ndims[name], ndims))))
-  return jax.tree.unflatten(structure, bools)
+  return jax.tree.unflatten(jax.tree.structure(params), bools)
 
 
-def _names(path):
-  """The names of a path, without the last one of an array in a Variable."""
-  is_box = (
-    len(path) > 1
-    and isinstance(path[-1], jax.tree_util.GetAttrKey)
-    and path[-1].name in ("value", "raw_value")
-  )
+def _by_path(params):
+  """Each leaf with its path, which in a box of Flax is that of the box."""
+  is_box = lambda x: isinstance(x, (nnx.Variable, meta.AxisMetadata))
+  boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
   # A key of Haiku joins its modules: `mlp/~/linear_0`.
-  return joined_path(path[:-1] if is_box else path).split("/")
+  return [
+    (joined_path(path), leaf)
+    for path, box in boxes
+    for leaf in jax.tree.leaves(box)
+  ]
 
 
 def _parts(name):

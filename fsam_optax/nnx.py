@@ -92,8 +92,8 @@ class Optimizer(nnx.Optimizer):
       wrt: filter of the Variables to train, usually ``nnx.Param``.
       perturbation: such as :func:`fsam_optax.friendly_perturbation`; None for
         the base optimizer alone. Its ``mask`` is a tree like
-        ``nnx.as_pure(nnx.state(model, wrt))``, or a callable that gets an
-        ``nnx.State``.
+        ``nnx.as_pure(nnx.state(model, wrt))``, or a callable that gets such a
+        pure ``nnx.State``.
 
     Raises:
       TypeError: if ``perturbation`` is not a gradient transformation, or needs
@@ -378,7 +378,8 @@ class _Call:
     # Together, because model and arguments may share a node, such as an Rngs.
     nodes = {
       "model": model,
-      "arguments": list(filter(_is_node, self._arguments)),
+      # NNX sorts the names: what both hold has its path in the model.
+      "others": list(filter(_is_node, self._arguments)),
     }
     selects = nnx.filterlib.to_predicate(wrt)
     with nnx.split_context(_TAG) as context:
@@ -437,7 +438,7 @@ class _Call:
     )
 
   def _run(self, nodes, batch):
-    moved = iter(nodes["arguments"])
+    moved = iter(nodes["others"])
     args, kwargs = jax.tree.unflatten(
       self._structure,
       [next(moved) if _is_node(x) else x for x in self._arguments],

@@ -229,6 +229,12 @@ def test_flatten_and_split_work_behind_and_are_refused_around(problem):
   for wrapper in (optax.flatten, split):
     found = second(optax.chain(fsam, wrapper(sgd)))
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
+  flat = optax.flatten(fsam_optax.friendly_perturbation(0.1))
+  loss_fn = lambda p, _: problem.loss_fn(p, batch)
+  fn = fsam_optax.value_and_grad(loss_fn, flat)
+  _, grads, _, _ = fn(params, flat.init(params), None)
+  found = jax.tree.map(lambda g: -0.1 * g, grads)
+  chex.assert_trees_all_close(found, expected, rtol=1e-5)
   with pytest.raises(TypeError, match="`grad_fn` a vector of 24 entries"):
     second(optax.flatten(optax.chain(fsam, sgd)))
   with pytest.raises(TypeError, match="unexpected keyword argument 'grad_fn'"):

@@ -241,9 +241,10 @@ def test_what_the_rows_weigh_does_not_scale_it(options):
     assert (grads[OVERWRITTEN]["largest"], grads["params"]["w"]) == (kept, 0)
 
 
-def test_a_loss_scale_does_not_divide_it():
+@pytest.mark.parametrize("container", [dict, freeze])
+def test_a_loss_scale_does_not_divide_it(container):
   scale = dynamic_scale.DynamicScale(scale=2.0**20)
-  params = jax.tree.map(jnp.asarray, REMEMBERED)
+  params = container(jax.tree.map(jnp.asarray, REMEMBERED))
   state = state_of(params, perturbation(), optax.sgd(1.0), dynamic_scale=scale)
   step = step_of(lambda p, b: remembered_loss(p, b)[0], jit=False)
   state, _ = step(state, TWO_ROWS)

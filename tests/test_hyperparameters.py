@@ -105,6 +105,21 @@ def test_tracers_pass(factory, name):
   assert build._cache_size() == 1
 
 
+@pytest.mark.parametrize(("name", "end"), [("rho", 0.0), ("lmbda", 1.0)])
+def test_derivatives_at_the_ends_of_the_range_are_those_beside_them(name, end):
+  def moved(number):
+    tx = fsam_optax.friendly_perturbation(**{"rho": 0.1, name: number})
+    given = jnp.array([1.0, 2.0]), jnp.array([2.0, -1.0])
+    state = tx.init(given[0])
+    for gradient in given:
+      epsilon, state = tx.update(gradient, state)
+    return epsilon[0]
+
+  beside = end + (1e-3 if end == 0 else -1e-3)
+  at_end, near = (jax.jit(jax.grad(moved))(x) for x in (end, beside))
+  np.testing.assert_allclose(at_end, near, rtol=0.02)
+
+
 @pytest.mark.parametrize(
   ("name", "value", "instead"),
   [

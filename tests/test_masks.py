@@ -1,5 +1,7 @@
 """Masks: which leaves are perturbed, and what the others save."""
 
+from typing import Any, NamedTuple
+
 import equinox as eqx
 from flax import linen as nn
 from flax import nnx
@@ -102,6 +104,17 @@ def test_nnx_layers_in_a_stack(pure):
     },
     {"ln/scale", "ln/bias", "norms/0/scale"},
   )
+
+
+def test_a_field_may_be_called_value():
+  class Heads(NamedTuple):
+    query: Any
+    value: Any
+
+  params = {"bias_free": Heads(*[jnp.ones((2, 2))] * 2)}
+  both = {"bias_free/query", "bias_free/value"}
+  assert chosen(masks.exclude_biases_and_norms(params)) == both
+  assert chosen(masks.by_path("query|value")(params)) == both
 
 
 class EquinoxBlock(eqx.Module):

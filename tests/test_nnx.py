@@ -223,6 +223,20 @@ def test_tied_weights_are_one_parameter(problem):
   assert len(jax.tree.leaves(optimizer.perturbation_state[0].ema)) == 2
 
 
+def test_a_part_of_the_model_may_be_an_argument_as_well():
+  class Two(nnx.Module):
+    def __init__(self, rngs):
+      self.inner = nnx.Linear(4, 3, rngs=rngs)
+      self.outer = nnx.Linear(3, 1, rngs=rngs)
+
+  model, x = Two(nnx.Rngs(0)), jnp.ones((2, 4))
+  loss = lambda model, inner, x: jnp.mean((model.outer(inner(x)) - 1) ** 2)
+  alone = lambda model, x: loss(model, model.inner, x)
+  _, found, _ = fsam_optax.nnx.value_and_grad(loss)(model, model.inner, x)
+  _, expected = nnx.value_and_grad(alone)(model, x)
+  chex.assert_trees_all_equal(found, expected)
+
+
 def test_gradients_of_one_pass_are_refused(problem):
   model = Network(nnx.Rngs(0))
   optimizer = sharpness_aware(model)

@@ -175,6 +175,8 @@ REFUSED = {
     optax.sgd(0.1, momentum=0.95),
     "got 0.9 for 0.95 of TraceState at .* Give `lmbda=0.95`",
   ),
+  "no decay": (optax.sgd(0.1, momentum=0.0), "got 0.9 for 0 of TraceState"),
+  "no decay of Adam": (optax.adam(0.1, b1=0.0), "got 0.9 for 0 of ScaleByAdam"),
   "accumulated": (
     optax.MultiSteps(optax.sgd(0.1, momentum=0.8), 2),
     "got 0.9 for 0.8 of TraceState",

@@ -1,5 +1,8 @@
 """The loss is traced once for both passes, and uncompiled nothing compiles."""
 
+import gc
+import weakref
+
 from by_hand import assert_near
 from by_hand import two_passes
 from faces import state_of
@@ -78,7 +81,10 @@ def test_of_fewer_rows_the_loss_is_another_trace_and_pops_again():
 def test_uncompiled_a_loss_may_ask_for_values(num_microbatches, disabled):
   def asks(params, batch):
     assert params["b"].sum() > 0
-    return loss_of(params, np.asarray(batch.pop("rows")))
+    rows = batch.pop("rows")
+    # The error of Python for a value that is not there, not one of JAX.
+    assert f"{rows[0, 0]:.2f}"
+    return loss_of(params, np.asarray(rows))
 
   batch = {"rows": ROWS}
   with jax.disable_jit(disabled):
@@ -103,6 +109,22 @@ def test_parameters_of_a_weak_type_are_traced_once(jit):
 def test_no_trace_is_kept_longer_than_its_step():
   with jax.checking_leaks():
     call(loss_of, jit=True, num_microbatches=2, every=2, ascent_fraction=0.5)
+
+
+def test_what_an_uncompiled_loss_returns_is_not_kept():
+  class Kept:
+    """No array: what a weak reference can be of, such as a batch of NumPy's."""
+
+  references = []
+
+  def with_aux(params, rows):
+    references.append(weakref.ref(kept := Kept()))
+    return loss_of(params, rows), {"kept": kept}
+
+  for _ in range(3):
+    assert isinstance(call(with_aux, has_aux=True)[0][1]["kept"], Kept)
+  gc.collect()
+  assert [x() for x in references] == [None] * 3
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The Flax step: what moves, what does not, and what the caller keeps."""
 
+from copy import deepcopy
+
 from by_hand import assert_close
 from by_hand import assert_same_bits
 import chex
@@ -336,6 +338,11 @@ def test_the_state_is_donated_and_nothing_else(new_state, step, batches):
       assert x.is_deleted(), t
     assert not any(x.is_deleted() for x in jax.tree.leaves(state))
   assert not any(x.is_deleted() for x in jax.tree.leaves((batch, key)))
+
+
+def test_a_compiled_step_can_be_copied(new_state, step, batches):
+  state, _ = deepcopy(step)(new_state(), at(batches, 0))
+  assert state.step == 1
 
 
 def test_the_pure_step_maps_over_seeds_and_deletes_nothing(batches):

@@ -110,3 +110,12 @@ def test_every_token_counts_alike_over_parts_and_replicas(
   )
   assert metrics["tokens"].tolist() == [TOKENS] * 3
   assert not metrics["skipped"].any()
+
+
+def test_a_weight_that_is_no_number_skips_the_step(batch):
+  state = state_of(PARAMS, PERTURBATION)
+  lost = lambda params, batch: (own_mean(params, batch)[0], {"n": jnp.nan})
+  step = faces.step_of(lost, has_aux=True, weight="n", jit=False)
+  after, metrics = step(state, batch)
+  assert metrics["skipped"] == 1
+  chex.assert_trees_all_equal(after.params, state.params)
