@@ -53,7 +53,7 @@ def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
   """
   guarded_ascent = functools.partial(_ascent, is_guarded=True)
   return {
-    "SGD": _one_pass(loss_fn),
+    "SGD": _link(loss_fn, BASE),
     "floor": _two_passes(loss_fn, _fixed_ascent),
     "SAM by hand": _two_passes(loss_fn, _ascent),
     "F-SAM by hand": _two_passes(loss_fn, _ascent, has_ema=True),
@@ -62,16 +62,6 @@ def by_hand(loss_fn: workloads.Loss) -> dict[str, Step]:
     ),
     "F-SAM by hand, 4 local": _local(loss_fn, parts=4),
   }
-
-
-def _one_pass(loss_fn):
-  def update(trained, batch):
-    (loss, model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      trained.params, trained.model_state, batch
-    )
-    return _descend(trained, model_state, grads), loss
-
-  return Step(_start, update)
 
 
 def _two_passes(loss_fn, ascend, *, has_ema=False, parts=1):
@@ -197,26 +187,25 @@ def by_optax(loss_fn: workloads.Loss) -> dict[str, Step]:
   return {
     "optax.contrib.sam": _link(loss_fn, opaque),
     # One call for each of the two gradients.
-    "optax.contrib.sam, transparent": _link(
-      loss_fn, transparent, calls=2, has_grad_fn=False
-    ),
+    "optax.contrib.sam, transparent": _link(loss_fn, transparent, calls=2),
     "fsam in a chain": _link(
       loss_fn, optax.chain(fsam_optax.fsam(RHO, lmbda=LMBDA), BASE)
     ),
   }
 
 
-def _link(loss_fn, tx, *, calls=1, has_grad_fn=True):
+def _link(loss_fn, tx, *, calls=1):
+  tx = optax.with_extra_args_support(tx)
+
   def once(trained, batch):
     params, opt_state, model_state = trained
-    gradient = lambda at, *_: jax.value_and_grad(loss_fn, has_aux=True)(
+    gradient = lambda at: jax.value_and_grad(loss_fn, has_aux=True)(
       at, model_state, batch
     )
     (loss, new_model_state), grads = gradient(params)
-    extra = {}
-    if has_grad_fn:  # optax.contrib.sam hands it a step number besides.
-      extra["grad_fn"] = lambda at, *_: gradient(at)[1]
-    updates, opt_state = tx.update(grads, opt_state, params, **extra)
+    # optax.contrib.sam hands it a step number besides.
+    grad_fn = lambda at, *_: gradient(at)[1]
+    updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
     params = optax.apply_updates(params, updates)
     return Trained(params, opt_state, new_model_state), loss
 
