@@ -21,6 +21,7 @@ KINDS = (
   "ragged-all-to-all",
 )
 _PRODUCTS = ("convolution", "dot")
+_ASCENT, _DESCENT = "ascent", "descent"  # The named scopes of the two passes.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
@@ -64,19 +65,8 @@ class _Instruction(NamedTuple):
   channel: str
 
 
-def collectives(
-  text: str, first: str = "ascent", second: str = "descent"
-) -> list[Collective]:
-  """Every collective of a program.
-
-  Args:
-    text: the compiled program.
-    first: :func:`jax.named_scope` of the first pass.
-    second: that of the second.
-
-  Returns:
-    The collectives, in the order of the text.
-  """
+def collectives(text: str) -> list[Collective]:
+  """Every collective of a compiled program, in the order of its text."""
   computations, entry = _parse(text)
   counts = dict.fromkeys(computations, 0) | {entry: 1}
   fused = set()
@@ -89,14 +79,12 @@ def collectives(
         fused.update(x.called)
   passes: dict[str, set[str]] = {}
   for name, instructions in computations.items():
-    passes[name] = set().union(
-      *(_passes(x, passes, (first, second)) for x in instructions)
-    )
+    passes[name] = set().union(*(_passes(x, passes) for x in instructions))
   found = {}
   for name, instructions in computations.items():
     if not counts[name] or name in fused:
       continue
-    between = _between(instructions, computations, passes, (first, second))
+    between = _between(instructions, passes)
     by_name = {x.name: x for x in instructions}
     for x in instructions:
       for collective, inside in _within(x, computations):
@@ -142,12 +130,6 @@ def main_memory_bytes(text: str) -> int:
   TPU. An array that is copied into the fast memory and read there counts three
   times; here it counts once. An operation counts its whole operands and result,
   even where it reads a part. A conditional counts its larger branch.
-
-  Args:
-    text: the compiled program.
-
-  Returns:
-    The bytes.
   """
   computations, entry = _parse(text)
   return _main_memory_bytes(entry, computations)
@@ -261,25 +243,23 @@ def _kind(instruction: _Instruction) -> Optional[str]:
   return kind if kind in KINDS else None
 
 
-def _passes(instruction, passes, scopes) -> set[str]:
+def _passes(instruction, passes) -> set[str]:
   """The passes whose matrix products an instruction has or calls.
 
   Other operations may serve both.
   """
   found = set().union(*(passes[called] for called in instruction.called))
   if instruction.opcode in _PRODUCTS:
-    parts = re.split(r"[/()]", instruction.scope)
-    found |= {scope for scope in scopes if scope in parts}
+    found |= {_ASCENT, _DESCENT} & {*re.split(r"[/()]", instruction.scope)}
   return found
 
 
-def _between(instructions, computations, passes, scopes) -> set[str]:
-  """Names of the collectives between the two passes, in one computation."""
-  first, second = scopes
+def _between(instructions, passes) -> set[str]:
+  """Names of what is between the two passes, in one computation."""
   before: dict[str, set[str]] = {}  # Passes among what an instruction needs.
   own: dict[str, set[str]] = {}
   for x in instructions:
-    own[x.name] = _passes(x, passes, scopes)
+    own[x.name] = _passes(x, passes)
     before[x.name] = set().union(
       *(before[y] | own[y] for y in x.operands if y in before)
     )
@@ -291,9 +271,5 @@ def _between(instructions, computations, passes, scopes) -> set[str]:
   return {
     x.name
     for x in instructions
-    if any(_within(x, computations))
-    and first in before[x.name]
-    and second in after[x.name]
-    and second not in before[x.name]
-    and first not in after[x.name]
+    if before[x.name] == {_ASCENT} and after[x.name] == {_DESCENT}
   }
