@@ -69,7 +69,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder, self._seed = folder.absolute(), seed
-    self._kept, self._last = _LastAndBest(), -1
+    self._kept = _LastAndBest()
     self.epochs: list[dict[str, Any]] = []
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self._kept, cleanup_tmp_directories=True
@@ -89,8 +89,6 @@ class Checkpoints:
     Raises:
       RunError: if this one or the one before cannot be written.
     """
-    if batches == self._last:
-      return
     self.wait()
     tree = {"progress": run_state, "checksum": checksum(run_state)}
     record = {"seed": self._seed, "epochs": list(self.epochs)}
@@ -105,7 +103,6 @@ class Checkpoints:
         ),
         force=True,
       )
-    self._last = batches
 
   @property
   def has_failed(self) -> bool:
@@ -160,7 +157,6 @@ class Checkpoints:
           f"{self._set_aside(number)} ({reason}); going on from checkpoint "
           f"{batches}"
         )
-      self._last = batches
       return run_state
     if steps:
       raise RunError(
