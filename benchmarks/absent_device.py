@@ -20,9 +20,7 @@ os.environ.update(
 
 import importlib.util
 import pathlib
-from typing import Any
 
-import jax
 from jax.experimental import topologies
 import numpy as np
 
@@ -71,14 +69,10 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def devices(topology: str) -> np.ndarray:
-  """The devices of a topology.
+  """The devices of a topology, to compile for.
 
-  Args:
-    topology: of TPUs, such as ``v5e:2x2`` or ``v5p:4x4x4``, or of GPUs, such as
-      ``h100:4x8``: 4 hosts with 8 GPUs each.
-
-  Returns:
-    The devices, to compile for.
+  It is of TPUs, such as ``v5e:2x2`` or ``v5p:4x4x4``, or of GPUs, such as
+  ``h100:4x8``: 4 hosts with 8 GPUs each.
   """
   kind, shape = topology.split(":")
   if kind != "h100":
@@ -89,22 +83,3 @@ def devices(topology: str) -> np.ndarray:
     shape, platform="cuda", topology=shape, target_config=H100
   )
   return np.array(described.devices)
-
-
-def place(tree: Any, shardings: Any) -> Any:
-  """Shapes with shardings, for the ``lower`` of :func:`jax.jit`.
-
-  Args:
-    tree: arrays or their shapes.
-    shardings: a tree of shardings, or of what all below have.
-
-  Returns:
-    The tree of :class:`jax.ShapeDtypeStruct`.
-  """
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    tree,
-    jax.tree.broadcast(shardings, tree),
-  )

@@ -102,17 +102,10 @@ def mode_row(model: str, mode: str, topology: str) -> dict[str, Any]:
     **options,
   )
   state = jax.eval_shape(step.init, *workload.shapes()[:2])
-  rule = lambda path, leaf: PartitionSpec()
+  rule = None
   if how == "fsdp":
     rule = fsam_optax.sharding.fsdp_rule(mesh, mesh.axis_names)
-
-  def sharding_of(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return NamedSharding(mesh, rule(name, leaf))
-
-  state = absent_device.place(
-    state, jax.tree_util.tree_map_with_path(sharding_of, state)
-  )
+  state = program.abstract(state, mesh, rule)
   by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(

@@ -183,13 +183,13 @@ def count_for(chip: Any, model: str, batch_size: int, names: Collection[str]):
   """Yields a row of counts for each step, compiled for an absent device."""
   workload = workloads.WORKLOADS[model]()
   sharding = jax.sharding.SingleDeviceSharding(chip)
+  on_chip = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   params, model_state, num_params = workload.shapes()
   batch = workload.batch(batch_size)
   rows = []
   for name, step in chosen_steps(workload, batch_size, names).items():
     state = jax.eval_shape(step.init, params, model_state)
-    shapes = absent_device.place((state, batch), sharding)
-    row, _ = counted(step, *shapes, num_params)
+    row, _ = counted(step, *jax.tree.map(on_chip, (state, batch)), num_params)
     if row["flops"] is None:  # The compiler for GPUs counts none.
       lowered = jax.jit(step.update).lower(state, batch)
       row["flops"] = lowered.cost_analysis()["flops"]

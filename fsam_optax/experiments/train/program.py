@@ -122,17 +122,9 @@ class Program:
 
   def abstract(self) -> RunState:
     """Shapes, dtypes and shardings of that state; nothing is computed."""
-
-    def place(path, x):
-      name = jax.tree_util.keystr(path, simple=True, separator="/")
-      spec = self._rule(name, x) if self._rule else PartitionSpec()
-      return jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)
-      )
-
     with naming_flags():
       shapes = jax.eval_shape(lambda: self.create(0))
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return abstract(shapes, self.mesh, self._rule)
 
   def lower_step(self) -> Any:
     """The step, to be compiled: from state and batch to state and metrics.
@@ -232,10 +224,6 @@ class Program:
       return None
     return fsam_optax.sharding.fsdp_rule(self.mesh, self.mesh.axis_names)
 
-  @property
-  def _is_local(self) -> bool:
-    return not self.config.ascent.sync_perturbation and self.mesh.size > 1
-
   def _check_devices(self) -> None:
     descent, devices = self.config.descent, self.mesh.size
     if descent.batch_size % devices:
@@ -257,9 +245,10 @@ class Program:
     if ascent.stop is not None:
       stop = steps_of(ascent.stop, self.steps_an_epoch)
     axes = self.mesh.axis_names
+    is_local = not ascent.sync_perturbation and self.mesh.size > 1
     step = fsam_optax.make_train_step(
       loss.loss_of(self._network, self._classes, descent.label_smoothing),
-      axis_name=axes if self._is_local else None,
+      axis_name=axes if is_local else None,
       sync_perturbation=ascent.sync_perturbation,
       ema_gradient=ascent.ema_gradient,
       num_microbatches=descent.num_microbatches,
@@ -278,9 +267,22 @@ class Program:
         "sgd trains without an ascent",
       )
     # A device has a gradient of its own only where the devices have a name.
-    if self._is_local:
+    if is_local:
       step = fsam_optax.sharding.shard_map_step(step, self.mesh, axes)
     return step
+
+
+def abstract(tree: Any, mesh: Mesh, rule: Optional[Any] = None) -> Any:
+  """A tree as :func:`fsam_optax.sharding.place_state` places it, as shapes."""
+
+  def place(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = PartitionSpec() if rule is None else rule(name, x)
+    return jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+    )
+
+  return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def perturbation(config: Config) -> Optional[optax.GradientTransformation]:
