@@ -111,7 +111,8 @@ def _local(loss_fn, parts):
       return (loss, perturbed_loss, model_state), grads, second
 
     (*losses, model_state), grads, second = _mean_over(parts, batch, both)
-    new_ema = _moved(ema, optax.tree.sub(grads, ema), 1 - LMBDA)
+    noise = optax.tree.sub(grads, ema)
+    new_ema = optax.tree.add_scale(ema, 1 - LMBDA, noise)
     is_finite = jnp.isfinite(losses[0])
     trained = _descend_where(is_finite, trained, model_state, second)
     return (trained, new_ema), losses
@@ -140,7 +141,7 @@ def _descend_where(is_finite, trained, model_state, grads):
     return update()
   is_finite &= jnp.isfinite(optax.tree.norm(grads))
   branch = lambda: jax.lax.cond(is_finite, update, lambda: trained)
-  select = lambda: _where(is_finite, update(), trained)
+  select = lambda: optax.tree.where(is_finite, update(), trained)
   return jax.lax.platform_dependent(cpu=branch, tpu=branch, default=select)
 
 
@@ -155,7 +156,7 @@ def _descend(trained, model_state, grads):
 
 
 def _fixed_ascent(params, grads, ema):
-  return _moved(params, grads, RHO), ema, None
+  return optax.tree.add_scale(params, RHO, grads), ema, None
 
 
 def _ascent(params, grads, ema, *, is_guarded=False):
@@ -163,20 +164,14 @@ def _ascent(params, grads, ema, *, is_guarded=False):
   direction = grads if ema is None else optax.tree.sub(grads, ema)
   norm = optax.tree.norm(direction)
   scale, is_finite = RHO / (norm + 1e-12), None
-  new_ema = None if ema is None else _moved(ema, direction, 1 - LMBDA)
+  new_ema = None
+  if ema is not None:
+    new_ema = optax.tree.add_scale(ema, 1 - LMBDA, direction)
   if is_guarded:
     is_finite = jnp.isfinite(norm)
     scale = jnp.where(is_finite, scale, 0.0)
-    new_ema = _where(is_finite, new_ema, ema)
-  return _moved(params, direction, scale), new_ema, is_finite
-
-
-def _where(condition, new, old):
-  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
-
-
-def _moved(tree, direction, scale):
-  return jax.tree.map(lambda x, d: x + scale * d, tree, direction)
+    new_ema = optax.tree.where(is_finite, new_ema, ema)
+  return optax.tree.add_scale(params, scale, direction), new_ema, is_finite
 
 
 def by_optax(loss_fn: workloads.Loss) -> dict[str, Step]:
