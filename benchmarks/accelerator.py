@@ -139,12 +139,7 @@ class Outcomes:
 def check(device: str, names: list[str]) -> Iterator[dict[str, Any]]:
   """Yields the outcomes of the tests that hold on any device.
 
-  Args:
-    device: "cpu", "gpu" or "tpu".
-    names: parts of the names of those to run; all where empty.
-
-  Yields:
-    Dicts of ``check``, ``passed`` and ``message``, where it failed.
+  Where there are ``names``, of those alone that have one of them in theirs.
   """
   import pytest
 
@@ -169,17 +164,9 @@ def time_steps(
 ) -> Iterator[dict[str, Any]]:
   """Yields a row for each step, timed in turn with the floor and plain SGD.
 
-  Three at a time, so that only their states take memory.
-
-  Args:
-    model: one of the workloads.
-    batch_size: rows.
-    steps: what to time besides the floor and SGD.
-    seconds: about as long for each.
-
-  Yields:
-    Rows as those of step_cost.py; ``error`` in the place of the numbers where a
-    step does not fit into the memory, for example.
+  Three at a time, so that only their states take memory, for about ``seconds``.
+  The rows are as those of step_cost.py, with an ``error`` in the place of the
+  numbers where a step does not fit into the memory, for example.
   """
   import jax
   import step_cost
@@ -254,11 +241,7 @@ def train(
 ) -> Iterator[dict[str, Any]]:
   """Yields the images a second of the command's last epoch.
 
-  Args:
-    optimizer: one of :data:`OPTIMIZERS`.
-    rows: random images to train on, ten classes; a hundredth for the test.
-    side: pixels of their sides.
-    flags: of the command.
+  The images are random, of ten classes; a hundredth as many are for the test.
   """
   from fsam_optax import __main__ as command
 

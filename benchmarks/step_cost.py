@@ -144,13 +144,10 @@ def above_floor(rows: list[dict[str, Any]]) -> None:
 def predict(rows: list[dict[str, Any]], device: str) -> None:
   """Adds to each row the ratio to SGD's time that a roofline predicts.
 
-  A step takes the time of its operations or of its bytes at the device's peak,
-  whichever is longer. The ratio is also added for full float32, where that has
-  another peak. Nothing is added for a device whose peak is not known.
-
-  Args:
-    rows: of one model and batch size, with SGD's among them.
-    device: the name of the device.
+  The rows are of one model and batch size, with SGD's among them. A step takes
+  the time of its operations or of its bytes at the device's peak, whichever is
+  longer. The ratio is also added for full float32, where that has another peak.
+  Nothing is added for a device whose peak is not known.
   """
   peak = next((x for name, x in PEAKS.items() if device.startswith(name)), None)
   if peak is None:
@@ -207,17 +204,9 @@ def measure(
   names: Collection[str] = (),
   others: dict[str, Callable[[int], Any]] | None = None,
 ) -> list[dict[str, Any]]:
-  """Compiles steps and times them in turn, for a row of each.
+  """Compiles the steps of some names, or all, and times them: a row of each.
 
-  Args:
-    workload: the model.
-    batch_size: rows.
-    rounds: interleaved timings of each step.
-    names: of the steps; all where empty.
-    others: further steps to time in the same rounds, by name.
-
-  Returns:
-    The rows; those of the other steps have times alone.
+  All take turns for so many rounds; the rows of the others have times alone.
   """
   batch, num_params = workload.batch(batch_size), workload.shapes()[-1]
   calls, rows = {}, []
@@ -258,15 +247,12 @@ def time_calls(
   rounds: int | None = None,
   seconds: float = 1.0,
 ) -> dict[str, np.ndarray]:
-  """The seconds of each step, in rounds of all of them in turn.
+  """The seconds of a step, by name, an element for each round of all in turn.
 
   Args:
     calls: by name, functions that take a number of steps and wait for the last.
     rounds: None for as many as fit in `seconds`, from 5 to 30.
     seconds: for all rounds together, about.
-
-  Returns:
-    By name the seconds of a step, an element for each round.
   """
 
   def time_of(call, repeats):

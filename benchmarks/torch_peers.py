@@ -94,12 +94,7 @@ def steps(
 ) -> dict[str, Callable[[int], None]]:
   """Functions by name that take so many steps on one batch, to their end.
 
-  Args:
-    workload: one of :data:`MODELS`.
-    batch: of the same workload; images with their channels last.
-
-  Returns:
-    A function of the number of steps for each of :data:`OPTIMIZERS`.
+  The batch is the workload's, of images with their channels last.
   """
   return {name: _step(workload, name, batch) for name in OPTIMIZERS}
 

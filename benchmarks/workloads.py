@@ -256,14 +256,7 @@ class Decoder(nn.Module):
 
 
 def decoder(**sizes: Any) -> Workload:
-  """The decoder-only transformer, by default of 4.2 million parameters.
-
-  Args:
-    **sizes: fields of the network that are not its defaults.
-
-  Returns:
-    The model, with the next token for a label.
-  """
+  """The decoder-only transformer, by default of 4.2 million parameters."""
   network = Decoder(**sizes)
 
   def init(key):
@@ -279,14 +272,7 @@ def decoder(**sizes: Any) -> Workload:
 
 
 def residual(**sizes: Any) -> Workload:
-  """A ResNet with BatchNorm on images of 32 x 32, by default ResNet-18.
-
-  Args:
-    **sizes: fields of the network that are not its defaults.
-
-  Returns:
-    The model, whose state are BatchNorm's statistics.
-  """
+  """A ResNet with BatchNorm on images of 32 x 32, by default ResNet-18."""
   network = resnet.ResNet(CLASSES, **sizes)
 
   def init(key):
