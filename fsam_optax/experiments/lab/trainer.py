@@ -147,7 +147,11 @@ class Trainer:
       # So that the bar moves when an epoch is done, not when it is enqueued.
       jax.block_until_ready(state)
       on_epoch()
-    is_finite += _are_finite(state.params, len(splits.seed))
+    runs_of = lambda x: np.asarray(x).reshape(len(splits.seed), -1)
+    is_finite += [
+      np.all(np.isfinite(runs_of(x)), axis=1)
+      for x in jax.tree.leaves(state.params)
+    ]
     accuracy = functools.partial(self._accuracy, state, splits)
     return Outcome(
       test_accuracy=accuracy(splits.test_rows),
@@ -266,7 +270,8 @@ class Trainer:
       jnp.pad(rows, padding),
       jnp.pad(labels, padding, constant_values=-1),
     )
-    variables, hits = (state.params, state.model_state), np.zeros(len(rows))
+    variables = {"params": state.params, **state.model_state}
+    hits = np.zeros(len(rows))
     for i in range(0, number, _ROWS_AT_ONCE):
       some = (x[:, i : i + _ROWS_AT_ONCE] for x in padded)
       hits += np.asarray(self._call(self._hits, None, variables, scale, *some))
@@ -274,8 +279,6 @@ class Trainer:
 
   def _hits(self, name, pool, variables, scale, rows, labels):
     del name
-    params, model_state = variables
-    variables = {"params": params, **model_state}
     logits: Any = self._model.apply(variables, _inputs(pool, scale, rows))
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
@@ -306,10 +309,3 @@ def _rows(pool, splits, positions) -> dict[str, Any]:
 def _inputs(pool, scale, rows) -> jax.Array:
   mean, standard_deviation = scale
   return (pool[0][rows] - mean) / standard_deviation
-
-
-def _are_finite(params: Any, runs: int) -> list[np.ndarray]:
-  return [
-    np.all(np.isfinite(np.asarray(leaf).reshape(runs, -1)), axis=1)
-    for leaf in jax.tree.leaves(params)
-  ]
