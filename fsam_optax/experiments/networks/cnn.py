@@ -27,9 +27,7 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Maps images `[B, H, W]` or `[B, H, W, C]` to logits `[B, classes]`."""
-    if x.ndim == 3:
-      x = x[..., None]
+    """Maps images `[B, H, W, C]` to logits `[B, classes]`."""
     for channels in self.channels:
       # A convolution as one matrix product over its patches, which vmap over
       # seeds keeps one; of nn.Conv it makes a grouped convolution.
