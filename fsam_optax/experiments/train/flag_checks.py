@@ -8,62 +8,37 @@ import contextlib
 import dataclasses
 import math
 import re
-from typing import Any, Iterator, NamedTuple
+from typing import Iterator
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.train import flags_and_recipes
+from fsam_optax.experiments.train.flags_and_recipes import Settings
 
 
-class Config(NamedTuple):
-  """Everything that the numbers of a run depend on, but its data and seed.
-
-  Attributes:
-    name: of what is trained: the recipe, or the images and the network.
-    ascent, descent, network, images: the groups of the flags, complete.
-  """
-
-  name: str
-  ascent: flags_and_recipes.Ascent
-  descent: flags_and_recipes.Descent
-  network: flags_and_recipes.Network
-  images: flags_and_recipes.Images
-
-  def by_flag(self) -> dict[str, Any]:
-    """All values, as ``{"--rho": 0.2, ...}``."""
-    return flags_and_recipes.by_flag(*self[1:])
-
-
-def config_of(
-  settings: flags_and_recipes.Settings, images: data.Images
-) -> Config:
-  """The configuration of the flags, with what they leave open.
+def config_of(settings: Settings, images: data.Images) -> Settings:
+  """The configuration: the flags, with what they leave open.
 
   Raises:
     FlagError: if flags contradict each other or do not fit the images.
   """
-  recipe = flags_and_recipes.RECIPES[settings.recipe]
-  network = settings.network
-  model = network.model or recipe.model
+  network, chosen = settings.network, settings.images
+  usual = _network_of(settings)
   mean, standard_deviation = images.moments()
-  is_recipes = images.name == recipe.dataset and model == recipe.model
-  usual, chosen = networks.REGISTRY[model], settings.images
   side = min(images.x_train.shape[1:3], default=0)
   whole = lambda flag, fraction: (
     round(fraction * side) if flag is None else flag
   )
-  config = Config(
-    settings.recipe if is_recipes else f"{images.name}, {model}",
-    settings.ascent,
-    settings.descent,
-    dataclasses.replace(
+  config = dataclasses.replace(
+    settings,
+    network=dataclasses.replace(
       network,
-      model=model,
+      model=usual.name,
       depth=network.depth or usual.depth,
       width=network.width or usual.width,
     ),
-    dataclasses.replace(
+    images=dataclasses.replace(
       chosen,
       # Of the 32 pixels of CIFAR these are the authors' 4 and 16.
       crop_padding=whole(chosen.crop_padding, 1 / 8),
@@ -76,18 +51,22 @@ def config_of(
   return config
 
 
+def _network_of(settings: Settings) -> networks.Network:
+  recipe = flags_and_recipes.RECIPES[settings.recipe]
+  return networks.REGISTRY[settings.network.model or recipe.model]
+
+
 _OF_THE_AVERAGE = {
   *("--sigma", "--lmbda", "--average", "--order"),
   *("--accumulator-dtype", "--ema-gradient"),
 }
 
 
-def check_flags(settings: flags_and_recipes.Settings) -> None:
+def check_flags(settings: Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
   ascent, descent = settings.ascent, settings.descent
-  network, depth = settings.network, settings.network.depth
-  model = network.model or flags_and_recipes.RECIPES[settings.recipe].model
-  if must := depth and networks.REGISTRY[model].check_depth(depth):
+  depth = settings.network.depth
+  if must := depth and _network_of(settings).check_depth(depth):
     raise FlagError("--depth", f"must be {must}, got {depth}")
   if ascent.eta and not ascent.adaptive:
     raise FlagError(
@@ -112,7 +91,7 @@ def check_flags(settings: flags_and_recipes.Settings) -> None:
         )
 
 
-def _check_images(config: Config, images: data.Images) -> None:
+def _check_images(config: Settings, images: data.Images) -> None:
   shape = images.x_train.shape[1:]
   if len(shape) != 3:
     raise FlagError(
@@ -131,7 +110,7 @@ def _check_images(config: Config, images: data.Images) -> None:
       )
     if not all(lower < x < math.inf for x in moments):
       raise FlagError(flag, f"must be in ({lower}, inf), got {moments}")
-  if message := networks.REGISTRY[config.network.model].check_rows(shape):
+  if message := _network_of(config).check_rows(shape):
     raise FlagError("--model", message)
   rows = len(images.y_train)
   for flag, value, most, what in (

@@ -234,10 +234,6 @@ class Images:
   validation: _Natural = 0
 
 
-GROUPS = (Ascent, Descent, Network, Images)
-"""The flags that the numbers of a run depend on."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What is run, written and shown; no number of a seed depends on it.
@@ -311,6 +307,15 @@ class Settings:
   images: Images = dataclasses.field(default_factory=Images)
   run: Run = dataclasses.field(default_factory=Run)
   processes: Processes = dataclasses.field(default_factory=Processes)
+
+  def by_flag(self) -> dict[str, Any]:
+    """What the numbers of a run depend on, but its data and seed."""
+    return by_flag(self.ascent, self.descent, self.network, self.images)
+
+  def name_on(self, images: str) -> str:
+    """What is trained on images: the recipe, or the images and the network."""
+    is_recipes = (images, self.network.model) == RECIPES[self.recipe]
+    return self.recipe if is_recipes else f"{images}, {self.network.model}"
 
   def folder_of(self, name: str) -> pathlib.Path:
     """The folder of a run of this name."""

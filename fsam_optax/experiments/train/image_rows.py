@@ -33,7 +33,7 @@ class Rows(NamedTuple):
   evaluated: str
 
 
-def load(settings: Settings) -> tuple[data.Images, flag_checks.Config]:
+def load(settings: Settings) -> tuple[data.Images, Settings]:
   """Loads the images, and completes the configuration by them.
 
   A path that no data set recognizes is of the recipe's.
@@ -67,7 +67,7 @@ def load(settings: Settings) -> tuple[data.Images, flag_checks.Config]:
   return images, flag_checks.config_of(settings, images)
 
 
-def unread(settings: Settings) -> tuple[data.Images, flag_checks.Config]:
+def unread(settings: Settings) -> tuple[data.Images, Settings]:
   """Images of the recipe's size that take no memory, for a dry run."""
   flag_checks.check_flags(settings)
   name = RECIPES[settings.recipe].dataset
@@ -92,7 +92,7 @@ def unread(settings: Settings) -> tuple[data.Images, flag_checks.Config]:
   return images, flag_checks.config_of(settings, images)
 
 
-def rows_of(images: data.Images, config: flag_checks.Config, seed: int) -> Rows:
+def rows_of(images: data.Images, config: Settings, seed: int) -> Rows:
   """The rows and labels of a seed."""
   held_out, order = config.images.validation, np.arange(len(images.y_train))
   x, x_evaluated, y_evaluated = images.x_train, images.x_test, images.y_test

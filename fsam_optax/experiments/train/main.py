@@ -15,8 +15,6 @@ from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
 from fsam_optax.experiments.train import run_folder
 from fsam_optax.experiments.train import signals
-from fsam_optax.experiments.train.flag_checks import Config
-from fsam_optax.experiments.train.flags_and_recipes import GROUPS
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.flags_and_recipes import by_flag
 from fsam_optax.experiments.train.program import Program
@@ -40,7 +38,7 @@ def run(settings: Settings) -> None:
   if settings.dry_run:
     print(preview.text(settings, Program(config, images), images))
     return
-  _run_or_end(settings, config, images)
+  _run_or_end(config, images)
 
 
 COMMAND = flags.Command(
@@ -51,17 +49,15 @@ COMMAND = flags.Command(
 )
 
 
-def _run_or_end(
-  settings: Settings, config: Config, images: data.Images
-) -> None:
-  path = settings.folder_of(config.name)
+def _run_or_end(config: Settings, images: data.Images) -> None:
+  path = config.folder_of(config.name_on(images.name))
   try:
     with contextlib.ExitStack() as stack:
-      job.join(settings.processes)
+      job.join(config.processes)
       if job.is_first():
         files.make_output(path)
         stack.enter_context(run_folder.lock(path))
-      _train(settings, config, images, path)
+      _train(config, images, path)
   except run_folder.RunError as error:
     job.end(f"{COMMAND.program}: error: {error}", 1)
   except signals.Interrupted as interrupted:
@@ -75,18 +71,16 @@ def _run_or_end(
     job.end("", 1)
 
 
-def _train(
-  settings: Settings, config: Config, images: data.Images, path: pathlib.Path
-) -> None:
+def _train(config: Settings, images: data.Images, path: pathlib.Path) -> None:
   from fsam_optax.experiments.train import loop
   from fsam_optax.experiments.train import outcome
 
   begun_with = {
-    "--recipe": settings.recipe,
+    "--recipe": config.recipe,
     **config.by_flag(),
     "--data (SHA-256)": images.fingerprint(),
   }
-  run = settings.run
+  run = config.run
   job.check_alike({**begun_with, **by_flag(run), **files.versions()})
   program = Program(config, images)
   if not config.ascent.sync_perturbation:  # An ascent for each.
@@ -96,8 +90,8 @@ def _train(
   compiled = hashlib.sha256(step.as_text().encode()).hexdigest()[:16]
   job.check_alike({"the program": compiled})
   if job.is_first():
-    defaults = by_flag(*(group() for group in GROUPS))
-    defaults["devices"] = begun_with.get("devices")  # Of an older run.
+    # What an older run, which lacks a flag, was begun with.
+    defaults = {**Settings().by_flag(), "devices": begun_with.get("devices")}
     if since := run_folder.check_config(path, begun_with, defaults):
       job.warn(f"the versions are not those of the beginning: {since}")
   job.check_shared(path / "config.json")
@@ -107,7 +101,7 @@ def _train(
     results[seed] = runner(seeds_rows, seed, path / f"seed-{seed}")
   if not job.is_first():
     return
-  summary = outcome.summary(config, results)
+  summary = outcome.summary(config.name_on(images.name), config, results)
   # Before anything is written, which may fail: the run is not lost by that.
   print(outcome.table(summary), flush=True)
   with run_folder.writing(path / "summary.json"):

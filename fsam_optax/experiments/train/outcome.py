@@ -3,32 +3,32 @@
 from typing import Any
 
 import jax
-import numpy as np
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import statistics
 from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.train.checkpoints import best
-from fsam_optax.experiments.train.flag_checks import Config
+from fsam_optax.experiments.train.flags_and_recipes import Settings
 
 Results = dict[int, list[dict[str, Any]]]
 """One line an epoch, for each seed."""
 
 
-def summary(config: Config, results: Results) -> dict[str, Any]:
+def summary(name: str, config: Settings, results: Results) -> dict[str, Any]:
   """The outcome over the seeds, as its JSON holds it; accuracies in percent."""
   first = next(iter(results.values()))
-  name = next(k for k in first[-1] if k.endswith("_accuracy"))
-  final = [lines[-1][name] for lines in results.values()]
+  what = next(k for k in first[-1] if k.endswith("_accuracy"))
+  final = [lines[-1][what] for lines in results.values()]
+  mean, error = statistics.mean_and_error(final)
   return {
-    "name": config.name,
+    "name": name,
     "config": config.by_flag(),
-    "evaluated": name.removesuffix("_accuracy"),
+    "evaluated": what.removesuffix("_accuracy"),
     "seeds": list(results),
     "final_accuracy": final,
-    "mean": float(np.mean(final)),
-    "standard_error": statistics.standard_error(final),
+    "mean": mean,
+    "standard_error": error,
     "best_epoch": [best(lines)["epoch"] for lines in results.values()],
     "best_checkpoint": [best(lines)["batches"] for lines in results.values()],
     "versions": files.versions(),

@@ -5,7 +5,6 @@ import math
 import jax
 
 from fsam_optax.experiments import data
-from fsam_optax.experiments.train import flags_and_recipes
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.program import Program
 
@@ -47,7 +46,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())
   shown = config.by_flag()
   if not settings.data:  # Nothing was read to measure these on.
-    given = flags_and_recipes.by_flag(settings.images)
+    given = settings.by_flag()
     for flag in ("--mean", "--standard-deviation"):
       if not given[flag]:
         del shown[flag]

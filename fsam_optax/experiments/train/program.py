@@ -19,9 +19,9 @@ from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.networks import loss
 from fsam_optax.experiments.train import batches
-from fsam_optax.experiments.train.flag_checks import Config
 from fsam_optax.experiments.train.flag_checks import naming_flags
 from fsam_optax.experiments.train.flags_and_recipes import MASKS
+from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.flags_and_recipes import steps_of
 from fsam_optax.experiments.train.run_state import RunState
 
@@ -41,7 +41,7 @@ class Program:
   """
 
   def __init__(
-    self, config: Config, images: data.Images, mesh: Optional[Mesh] = None
+    self, config: Settings, images: data.Images, mesh: Optional[Mesh] = None
   ) -> None:
     """Builds the functions for images of these shapes; compiles nothing yet.
 
@@ -285,7 +285,7 @@ def abstract(tree: Any, mesh: Mesh, rule: Optional[Any] = None) -> Any:
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def perturbation(config: Config) -> Optional[optax.GradientTransformation]:
+def perturbation(config: Settings) -> Optional[optax.GradientTransformation]:
   """The ascent of the optimizer, None for SGD."""
   ascent = config.ascent
   make = optimizers.REGISTRY[ascent.optimizer].perturbation

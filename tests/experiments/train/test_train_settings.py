@@ -167,7 +167,7 @@ def test_ascents_of_each_device_go_on_with_as_many_devices(
       on_mesh = functools.partial(program.Program, mesh=mesh)
       monkeypatch.setattr(train_main, "Program", on_mesh)
       with pytest.raises(run_folder.RunError):
-        train_main._train(settings, config, images, tmp_path)
+        train_main._train(config, images, tmp_path)
   assert begun == [8, 4, "any", "any"]
 
 
