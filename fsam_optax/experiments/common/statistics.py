@@ -5,13 +5,6 @@ from typing import Any, Optional
 import numpy as np
 
 
-def standard_error(values: Any) -> Optional[float]:
-  """Standard error of the mean; None for fewer than two values."""
-  if len(values) < 2:
-    return None
-  return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def finite(values: Any) -> np.ndarray:
   """The values that are finite, float64; None is not."""
   values = np.asarray(values, np.float64)
@@ -19,11 +12,14 @@ def finite(values: Any) -> np.ndarray:
 
 
 def mean_and_error(values: Any) -> tuple[Optional[float], Optional[float]]:
-  """Mean and standard error of the finite values; None where there are none."""
-  values = finite(values)
-  if not len(values):
-    return None, None
-  return float(values.mean()), standard_error(values)
+  """Mean and standard error of the finite values.
+
+  The mean is None for no value, the error for fewer than two.
+  """
+  values, error = finite(values), None
+  if len(values) > 1:
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+  return float(values.mean()) if len(values) else None, error
 
 
 def collapsed(values: Any) -> int:
