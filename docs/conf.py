@@ -1,6 +1,7 @@
 """How the documentation is built: ``python -m sphinx -W docs docs/_build``."""
 
 import pathlib
+import re
 import sys
 
 from pygments import lexer
@@ -125,6 +126,12 @@ class Diff(lexer.RegexLexer):
   }
 
 
+def read_notebooks_here(app, name, source):
+  """Links of pages to notebooks lead to their copies below this folder."""
+  source[0] = re.sub(r"\]\(\.\./((\.\./)?notebooks/)", r"](\1", source[0])
+
+
 def setup(app):
-  """Takes this lexer in place of that of Pygments."""
+  """Takes this lexer in place of that of Pygments, and these notebooks."""
   app.add_lexer("diff", Diff)
+  app.connect("source-read", read_notebooks_here)

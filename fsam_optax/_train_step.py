@@ -317,8 +317,8 @@ def _check_not_donated(state, batch):
     raise ValueError(
       "`state` must be the only holder of its arrays, because a compiled step "
       f"donates them, got {problem} at {path}. Go on with the state that the "
-      "step returned; begin an average of the parameters with a copy, "
-      "`jax.tree.map(jnp.copy, state.params)`; or use "
+      "step returned; begin an average of the parameters, or a second state, "
+      "with a copy made before, `jax.tree.map(jnp.copy, params)`; or use "
       "`jax.jit(make_train_step(..., jit=False))`, which donates nothing."
     )
 

@@ -30,8 +30,8 @@ CLAIMS = {
     "perturbed and fill the radius"
   ),
   "pmap, shard_map, vmap": (
-    "`axis_name=`, or the mean inside grad_fn, too; that of the loop alone "
-    "lets replicas drift apart"
+    "`axis_name=`, or the mean inside grad_fn, too (under shard_map inside the "
+    "loss); that of the loop alone lets replicas drift apart"
   ),
   "inject_hyperparams": (
     "works, schedules included; a callable mask and accumulator_dtype go into "

@@ -40,7 +40,8 @@ class _Format(NamedTuple):
   def refuse(self, must: str, got: str) -> NoReturn:
     raise images.DataError(
       f"must {must}, got {got}. Download {self.archive} from "
-      "www.cs.toronto.edu/~kriz"
+      "www.cs.toronto.edu/~kriz; images of your own are an .npz, or a folder "
+      "with train/CLASS/ and test/CLASS/"
     )
 
 

@@ -1,6 +1,8 @@
 """What ``--dry-run`` prints: the plan, and what a step takes."""
 
 import math
+import shlex
+from typing import Any
 
 import jax
 
@@ -50,5 +52,15 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
     for flag in ("--mean", "--standard-deviation"):
       if not given[flag]:
         del shown[flag]
-  flags = " ".join(f"{k} {v}" for k, v in shown.items())
-  return f"{table}\n\n{flags}\n\nNothing was trained or written."
+  words = [word for flag in shown.items() for word in _words(*flag)]
+  return f"{table}\n\n{shlex.join(words)}\n\nNothing was trained or written."
+
+
+def _words(flag: str, value: Any) -> list[str]:
+  """A flag as it is given on the command line; none where it is left out."""
+  if value is None:
+    return []
+  if isinstance(value, bool):
+    return [flag if value else flag.replace("--", "--no-", 1)]
+  values = value if isinstance(value, tuple) else (value,)
+  return [flag, *map(str, values)]

@@ -105,6 +105,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   assert "390 an epoch, 7,800 in 20 epochs, 128 rows a step" in printed
   assert "--rho 0.2 --sigma 1.0 --lmbda 0.95" in printed
   assert "--mean" not in printed  # Of images that were not read.
+  # The flags of the plan can be given again, and are the same plan.
+  flags = next(x for x in printed.splitlines() if x.startswith("--"))
+  assert "--no-adaptive" in flags
+  assert "None" not in flags
+  main(["train", "--recipe=cifar10-resnet18", "--dry-run", *flags.split()])
+  assert capsys.readouterr().out == printed
   for name in ("memory", "cost"):
     (line,) = (x for x in printed.splitlines() if x.startswith(name))
     assert float(line.split()[1].replace(",", "")) > 0
