@@ -132,6 +132,6 @@ def read_notebooks_here(app, name, source):
 
 
 def setup(app):
-  """Takes this lexer in place of that of Pygments, and these notebooks."""
+  """Registers the lexer, and the rewriting of links to notebooks."""
   app.add_lexer("diff", Diff)
   app.connect("source-read", read_notebooks_here)

@@ -767,8 +767,8 @@ def _is_bool(leaf: object) -> bool:
 def _check_selects(mask: Any):
   if not any(jax.tree.leaves(mask)):
     raise ValueError(
-      "`mask` must select at least one leaf, got none at True. Name it in "
-      "`optax.inject_hyperparams(..., static_args=('mask',))`; to train "
+      "`mask` must select at least one leaf, got none at True. Under "
+      "`optax.inject_hyperparams` name it in `static_args=('mask',)`; to train "
       "without a perturbation, leave it out."
     )
 

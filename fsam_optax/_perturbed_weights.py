@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import jax
 from jax import numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 import optax
 import optax.tree
@@ -95,9 +96,10 @@ class Ascent:
       averages = []
       self.perturb(gradient, averages=averages)
       average = averages[0]  # Of the first group of parameters.
-    if isinstance(average, jax.Array) != isinstance(gradient, jax.Array):
-      return norm, jnp.zeros_like(norm)  # The average of `optax.flatten`.
-    return norm, cosine(average, ascent_gradient(gradient))
+    gradient = ascent_gradient(gradient)
+    if isinstance(average, jax.Array) and average.ndim == 1:
+      gradient = ravel_pytree(gradient)[0]  # As `optax.flatten` does.
+    return norm, cosine(average, gradient)
 
   def descend(
     self,

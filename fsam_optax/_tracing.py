@@ -78,7 +78,9 @@ class TracedOnce:
     else:
       try:
         jaxpr = jax.make_jaxpr(traceable)(*first)
-      except Exception:  # Such as that of a format, which is no error of JAX.
+      except (TypeError, ValueError, AttributeError, IndexError):
+        # Errors of JAX are some of these, and those of Python where a value is
+        # missing, as in a format. No others: the loss may have read a row.
         if is_staged():
           raise
         self._runs = True
@@ -94,12 +96,12 @@ class TracedOnce:
 
     That is not an output of the trace, which caches of JAX would keep.
     """
-    rest = {}
+    fn, rest = self._fn, {}
 
     def gradient(*arrays):
       left = iter(arrays)
       args = [next(left) if x is None else x.value for x in like]
-      outputs = self._fn(*jax.tree.unflatten(structure, args))
+      outputs = fn(*jax.tree.unflatten(structure, args))
       leaves, rest["structure"] = jax.tree.flatten(outputs)
       is_array = [isinstance(x, jax.Array) for x in leaves]
       pairs = list(zip(leaves, is_array, strict=True))

@@ -71,7 +71,8 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
   r"""Selects the leaves whose path matches a regular expression.
 
   The path of a leaf is its names joined by slashes, such as ``Dense_0/kernel``.
-  A match anywhere in it counts, in upper or lower case.
+  A match anywhere in it counts, in upper or lower case. A leaf in a box of Flax
+  has the path of the box.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -97,7 +98,7 @@ def by_path(pattern: str) -> Callable[[Any], Any]:
     ) from error
 
   def mask(params):
-    found = [bool(expression.search(path)) for path, _ in _by_path(params)]
+    found = [bool(expression.search(path)) for path, _ in _named_leaves(params)]
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
   return mask
@@ -146,7 +147,7 @@ class _Leaf(NamedTuple):
 
 def _map_named(fn, params):
   """Maps a function of :class:`_Leaf` over the leaves of a tree."""
-  leaves = _by_path(params)
+  leaves = _named_leaves(params)
   paths = [path.split("/") for path, _ in leaves]
   layers = collections.defaultdict(dict)
   for (*above, name), (_, x) in zip(paths, leaves, strict=True):
@@ -160,7 +161,7 @@ def _map_named(fn, params):
   return jax.tree.unflatten(jax.tree.structure(params), bools)
 
 
-def _by_path(params):
+def _named_leaves(params):
   """Each leaf with its path, which in a box of Flax is that of the box."""
   is_box = lambda x: isinstance(x, (nnx.Variable, meta.AxisMetadata))
   boxes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)

@@ -232,7 +232,10 @@ def test_flatten_and_split_work_behind_and_are_refused_around(problem):
   flat = optax.flatten(fsam_optax.friendly_perturbation(0.1))
   loss_fn = lambda p, _: problem.loss_fn(p, batch)
   fn = fsam_optax.value_and_grad(loss_fn, flat)
-  _, grads, _, _ = fn(params, flat.init(params), None)
+  _, grads, state, info = fn(params, flat.init(params), None)
+  np.testing.assert_allclose(info.gradient_ema_cosine, 0)  # Of no average yet.
+  _, _, _, info = fn(params, state, None)
+  np.testing.assert_allclose(info.gradient_ema_cosine, 1, rtol=1e-5)
   found = jax.tree.map(lambda g: -0.1 * g, grads)
   chex.assert_trees_all_close(found, expected, rtol=1e-5)
   with pytest.raises(TypeError, match="`grad_fn` a vector of 24 entries"):

@@ -111,6 +111,18 @@ def test_no_trace_is_kept_longer_than_its_step():
     call(loss_of, jit=True, num_microbatches=2, every=2, ascent_fraction=0.5)
 
 
+def test_an_error_of_the_data_ends_the_first_call():
+  calls = []
+
+  def reads(params, rows):
+    calls.append(1)
+    raise OSError("a record cannot be read")
+
+  with pytest.raises(OSError, match="a record"):
+    call(reads)
+  assert calls == [1]
+
+
 def test_what_an_uncompiled_loss_returns_is_not_kept():
   class Kept:
     """No array: what a weak reference can be of, such as a batch of NumPy's."""

@@ -313,7 +313,7 @@ class Settings:
     return by_flag(self.ascent, self.descent, self.network, self.images)
 
   def name_on(self, images: str) -> str:
-    """What is trained on images: the recipe, or the images and the network."""
+    """What complete settings train: the recipe, or images and network."""
     is_recipes = (images, self.network.model) == RECIPES[self.recipe]
     return self.recipe if is_recipes else f"{images}, {self.network.model}"
 

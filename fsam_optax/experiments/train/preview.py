@@ -46,7 +46,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   }
   width = max(map(len, lines))
   table = "\n".join(f"{k:{width}}  {v}" for k, v in lines.items())
-  shown = config.by_flag()
+  shown = {"--recipe": config.recipe, **config.by_flag()}
   if not settings.data:  # Nothing was read to measure these on.
     given = settings.by_flag()
     for flag in ("--mean", "--standard-deviation"):

@@ -109,7 +109,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
   flags = next(x for x in printed.splitlines() if x.startswith("--"))
   assert "--no-adaptive" in flags
   assert "None" not in flags
-  main(["train", "--recipe=cifar10-resnet18", "--dry-run", *flags.split()])
+  main(["train", "--dry-run", *flags.split()])
   assert capsys.readouterr().out == printed
   for name in ("memory", "cost"):
     (line,) = (x for x in printed.splitlines() if x.startswith(name))
