@@ -237,7 +237,7 @@ def test_flatten_and_split_work_behind_and_are_refused_around(problem):
   _, _, _, info = fn(params, state, None)
   np.testing.assert_allclose(info.gradient_ema_cosine, 1, rtol=1e-5)
   found = jax.tree.map(lambda g: -0.1 * g, grads)
-  chex.assert_trees_all_close(found, expected, rtol=1e-5)
+  chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
   with pytest.raises(TypeError, match="`grad_fn` a vector of 24 entries"):
     second(optax.flatten(optax.chain(fsam, sgd)))
   with pytest.raises(TypeError, match="unexpected keyword argument 'grad_fn'"):
