@@ -120,11 +120,7 @@ class Study(NamedTuple):
     found = self.report(results)
     # What a search tried, and what that gave, is in the rows alone.
     of_search = {"grid", "candidates"}
-    found["results"] = {
-      title: {
-        name: {k: v for k, v in row.items() if k not in of_search}
-        for name, row in of.items()
-      }
-      for title, of in found["results"].items()
-    }
+    for of in found["results"].values():
+      for name, row in of.items():
+        of[name] = {k: v for k, v in row.items() if k not in of_search}
     return {**found, "config": config}
