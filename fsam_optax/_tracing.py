@@ -103,9 +103,8 @@ class TracedOnce:
       args = [next(left) if x is None else x.value for x in like]
       outputs = fn(*jax.tree.unflatten(structure, args))
       leaves, rest["structure"] = jax.tree.flatten(outputs)
-      is_array = [isinstance(x, jax.Array) for x in leaves]
-      pairs = list(zip(leaves, is_array, strict=True))
-      rest["leaves"] = [None if is_one else _Static(x) for x, is_one in pairs]
-      return [x for x, is_one in pairs if is_one]
+      is_array = lambda x: isinstance(x, jax.Array)
+      rest["leaves"] = [None if is_array(x) else _Static(x) for x in leaves]
+      return list(filter(is_array, leaves))
 
     return gradient, rest
