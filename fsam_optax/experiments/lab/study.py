@@ -65,6 +65,15 @@ class Setting:
     }
 
 
+def searched_by(seeds: Sequence[int], first: int) -> dict[str, Any]:
+  """Changes for a search by a few of the seeds first, which its rows name."""
+  return {
+    "search_seeds": seeds[:first],
+    "more_seeds": seeds[first:],
+    "described": {"search_seeds": list(seeds)},
+  }
+
+
 class Study(NamedTuple):
   """A study, as its file declares it.
 

@@ -75,9 +75,9 @@ def _pretrained(sources, epochs) -> Any:
   return jax.tree.map(lambda x: x[0], outcome.params)
 
 
-SETTINGS = [
-  Setting(
-    "1,000 images of CIFAR-10",
+def _setting(title: str, seed: int) -> Setting:
+  return Setting(
+    title,
     "cifar10",
     "three convolutions, pretrained",
     0.0,
@@ -86,9 +86,15 @@ SETTINGS = [
       "sam": Point(0.02, 0.1, 0.04),
       "fsam": Point(0.02, 0.1, 0.04),
     },
-    changes={"search_seeds": [0, 1], "more_seeds": range(2, 8)},
+    changes=study.searched_by(range(seed, seed + 8), first=2),
     train_size=1000,
   )
+
+
+SETTINGS = [
+  _setting("1,000 images of CIFAR-10", 0),
+  _setting("a second search", 8),
+  _setting("a third search", 16),
 ]
 STUDY = study.Study(
   "fine-tuning",

@@ -15,7 +15,7 @@ from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab.store import Store
 
-_SEARCH_SEEDS = 16
+_SEARCH_SEEDS, FIRST_TO_REPORT = 16, 24
 _OF_ONE_SETTING = {
   *("data", "input_shape", "train_size", "validation_size", "test_size"),
   *("classes", "search_seeds"),
@@ -55,7 +55,7 @@ class Settings:
   first_seed: Annotated[
     Optional[int],
     values.integer(
-      _SEARCH_SEEDS,
+      FIRST_TO_REPORT,
       2**31,
       remedy="those below choose hyperparameters",
       metavar="SEED",

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 
+from matplotlib.figure import Figure
 from printed import plain
 import pytest
 
@@ -12,6 +13,7 @@ from fsam_optax.experiments import studies
 from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.studies import study_command
 
 # What a study trains in the suite: all arms, or these. `cifar` needs images;
 # `curvature` is run by the gate from the wheel.
@@ -44,6 +46,22 @@ def test_cells_show_what_a_mean_alone_would_hide():
   assert shown(paired_report.number([math.nan])) == "-"
   line = figures.line("SGD", [1, 2], [[3.0, None], [3.0, 4.0]])
   assert line["mean"] == [None, 3.5]
+
+
+def test_long_names_leave_room_for_what_they_name(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    Figure, "savefig", lambda self, *_, **__: drawn.append(self)
+  )
+  names = ['12 % of the rows, `ema_gradient="descent"`', "SGD"]
+  line = figures.line("", names, [[1.0, 2.0], [3.0, 5.0]])
+  panels = [figures.panel("", [line], title=str(i)) for i in range(4)]
+  figures.draw("four", panels, tmp_path / "four.png")
+  drawn[0].draw_without_rendering()
+  for axes in drawn[0].axes:
+    assert min(axes.get_position().size) > 0.2
+    assert [x.get_text() for x in axes.get_yticklabels()] == names
+    assert axes.get_xlabel() == "test accuracy (%)"
 
 
 def row(accuracy, **more):
@@ -156,7 +174,7 @@ def test_the_published_rows_give_the_published_tables(name):
   ("flags", "message"),
   [
     (["nothing"], "must be one of cheap-forms"),
-    (["rho", "--first-seed", "3"], "--first-seed: must be an integer from 16"),
+    (["rho", "--first-seed", "23"], "--first-seed: must be an integer from 24"),
     (["rho", "--output", "/dev/null/x"], "argument --output"),
     (["cifar", "--arms", "none"], "argument --arms: must be some of 'SGD'"),
     (["rho", "--arms", "SAM"], "argument --arms: must be left out: rho train"),
@@ -169,3 +187,11 @@ def test_bad_flag_ends_with_a_message(flags, message, capsys, tmp_path):
     __main__.main(["study", "--output", str(tmp_path), *flags])
   assert error.value.code == 2
   assert message in plain(capsys.readouterr().err)
+
+
+def test_no_seed_that_chooses_can_be_reported():
+  for study in studies.REGISTRY.values():
+    for setting in study.settings:
+      of = lambda what, changes=setting.changes: changes.get(what, ())
+      seeds = [*of("search_seeds"), *of("more_seeds")]
+      assert max(seeds, default=0) < study_command.FIRST_TO_REPORT, study.name
