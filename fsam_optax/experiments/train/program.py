@@ -17,7 +17,6 @@ from fsam_optax.experiments import networks
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.data import augmentation
-from fsam_optax.experiments.networks import loss
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train.flag_checks import naming_flags
 from fsam_optax.experiments.train.flags_and_recipes import MASKS
@@ -102,9 +101,7 @@ class Program:
     init, dropout = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *self.image), self._dtype)
     # One program, not one for every layer.
-    variables = dict(
-      jax.jit(functools.partial(self._network.init, train=False))(init, images)
-    )
+    variables = dict(jax.jit(self._network.init)(init, images))
     variables = jax.tree.map(lambda x: x.astype(self._dtype), variables)
     state = fsam_optax.TrainState.create(
       apply_fn=None,
@@ -206,6 +203,27 @@ class Program:
 
     return evaluate
 
+  def _loss(self, params, model_state, batch, rng):
+    """Cross entropy, of labels smoothed or not; the accuracy is in percent."""
+    logits, model_state = self._network.apply(
+      {"params": params, **model_state},
+      batch["image"],
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": rng},
+    )
+    labels, smoothing = batch["label"], self.config.descent.label_smoothing
+    if smoothing:
+      one_hot = jax.nn.one_hot(labels, self._classes, dtype=logits.dtype)
+      losses = optax.softmax_cross_entropy(
+        logits, optax.smooth_labels(one_hot, smoothing)
+      )
+    else:
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hits = jnp.argmax(logits, axis=-1) == labels
+    accuracy = 100 * jnp.mean(hits, dtype=losses.dtype)
+    return losses.mean(), (dict(model_state), {"accuracy": accuracy})
+
   def _count(self, params, model_state, batch):
     images = augmentation.normalize(batch["image"], *self._moments)
     logits: Any = self._network.apply(
@@ -247,7 +265,7 @@ class Program:
     axes = self.mesh.axis_names
     is_local = not ascent.sync_perturbation and self.mesh.size > 1
     step = fsam_optax.make_train_step(
-      loss.loss_of(self._network, self._classes, descent.label_smoothing),
+      self._loss,
       axis_name=axes if is_local else None,
       sync_perturbation=ascent.sync_perturbation,
       ema_gradient=ascent.ema_gradient,
