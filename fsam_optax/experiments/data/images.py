@@ -75,21 +75,8 @@ class Images(NamedTuple):
     is_integer = x.dtype == np.uint8
     if is_integer and self.mean and self.standard_deviation:
       return self.mean, self.standard_deviation
-    axes, number = tuple(range(x.ndim - 1)), x[..., 0].size
-    # A part of the rows at a time, or uint8 would need nine times its memory.
-    rows = max(1, _VALUES_AT_A_TIME // x[0].size)
-    parts = [x[i : i + rows] for i in range(0, len(x), rows)]
-    sums = [part.sum(axes, dtype=np.float64) for part in parts]
-    mean = np.sum(sums, axis=0) / number
-    squares = [((part - mean) ** 2).sum(axes) for part in parts]
-    deviation = np.sqrt(np.sum(squares, axis=0) / number)
-    scale = 255 if is_integer else 1
-    # A channel that is constant stays so; rounded, its deviation may not be 0.
-    low = x.min(axes)
-    is_constant = low == x.max(axes)
-    mean = np.where(is_constant, low, mean) / scale
-    is_lost = is_constant | (deviation < np.finfo(np.float32).tiny)
-    deviation = np.where(is_lost, scale, deviation) / scale
+    axes, scale = tuple(range(x.ndim - 1)), 255 if is_integer else 1
+    mean, deviation = moments(x, axes, scale)
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
   def resized(self, size: Optional[int]) -> "Images":
@@ -119,6 +106,29 @@ class Images(NamedTuple):
       x_test=mean(self.x_test),
       white=255 if self.x_train.dtype == np.uint8 else self.white,
     )
+
+
+def moments(
+  x: np.ndarray, axes: Optional[tuple[int, ...]], scale: float = 1
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation over some axes of ``x / scale``, float64.
+
+  The deviation is 1 where it is 0, or too small for float32.
+  """
+  # A part of the rows at a time, or uint8 would need nine times its memory.
+  rows = max(1, _VALUES_AT_A_TIME // x[0].size)
+  parts = [x[i : i + rows] for i in range(0, len(x), rows)]
+  low = x.min(axes)
+  number = x.size // low.size
+  sums = [part.sum(axes, dtype=np.float64) for part in parts]
+  mean = np.sum(sums, axis=0) / number
+  squares = [((part - mean) ** 2).sum(axes) for part in parts]
+  deviation = np.sqrt(np.sum(squares, axis=0) / number)
+  # Of equal numbers the deviation may round to what is not 0.
+  is_constant = low == x.max(axes)
+  is_lost = is_constant | (deviation < np.finfo(np.float32).tiny)
+  mean = np.where(is_constant, low, mean) / scale
+  return mean, np.where(is_lost, 1, deviation / scale)
 
 
 def drawn(

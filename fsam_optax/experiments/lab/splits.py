@@ -7,6 +7,7 @@ import numpy as np
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments.data import label_noise
+from fsam_optax.experiments.data.images import moments
 
 
 class Pool(NamedTuple):
@@ -157,11 +158,5 @@ def _moments(pool: Pool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   x = pool.x[rows].astype(np.float64)
   is_one_channel = x.ndim > 2 and x.shape[-1] == 1
   axes = None if is_one_channel else tuple(range(x.ndim - 1))
-  low, high = x.min(axis=axes), x.max(axis=axes)
-  # The deviation of equal numbers may round to what is not 0.
-  is_constant = low == high
-  mean = np.where(is_constant, low, x.mean(axis=axes)).astype(np.float32)
-  deviation = np.where(is_constant, 1, x.std(axis=axes)).astype(np.float32)
-  # Nor may it be too small for float32.
-  least = np.finfo(np.float32).tiny
-  return mean, np.where(deviation < least, np.float32(1), deviation)
+  mean, deviation = moments(x, axes)
+  return mean.astype(np.float32), deviation.astype(np.float32)
