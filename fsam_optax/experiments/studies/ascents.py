@@ -149,26 +149,7 @@ def step_on_other_rows(
 ) -> Callable[[Any, Any], Any]:
   """The two-pass step, for perturbations that want gradients on other rows."""
   del options
-
-  def step(state, batch):
-    on = functools.partial(_value_and_grad, loss_fn, state.model_state)
-    (loss, (model_state, _)), gradient = on(state.params, batch)
-    perturbation = optax.with_extra_args_support(state.perturbation)
-    epsilon, perturbation_state = perturbation.update(
-      gradient,
-      state.perturbation_state,
-      state.params,
-      gradient_on=lambda name: on(state.params, batch[name])[1],
-    )
-    _, gradient = on(optax.apply_updates(state.params, epsilon), batch)
-    state = state.apply_gradients(
-      grads=gradient,
-      perturbation_state=perturbation_state,
-      model_state=model_state,
-    )
-    return state, {"loss": loss}
-
-  return step
+  return functools.partial(_step, loss_fn, lambda batch: batch, "ascent")
 
 
 def step_by_all_statistics(
@@ -181,24 +162,34 @@ def step_by_all_statistics(
   """
   del options
 
-  def step(state, batch):
-    on = functools.partial(_value_and_grad, loss_fn, state.model_state)
+  def some(batch):
     is_first = jnp.arange(len(batch["y"])) % round(1 / ascent_fraction) == 0
-    some = {**batch, "where": is_first}
-    (loss, (model_state, _)), gradient = on(state.params, some)
-    rest = state.perturbation_state, state.params
-    epsilon, _ = state.perturbation.update(gradient, *rest)
-    _, gradient = on(optax.apply_updates(state.params, epsilon), batch)
-    state = state.apply_gradients(
-      grads=gradient,
-      perturbation_state=state.perturbation.update(gradient, *rest)[1],
-      model_state=model_state,
-    )
-    return state, {"loss": loss}
+    return {**batch, "where": is_first}
 
-  return step
+  return functools.partial(_step, loss_fn, some, "descent")
 
 
-def _value_and_grad(loss_fn, model_state, params, batch):
-  of = lambda params: loss_fn(params, model_state, batch, None)
-  return jax.value_and_grad(of, has_aux=True)(params)
+def _step(loss_fn, first_rows, ema_gradient, state, batch):
+  """Both passes of a step, the first of them on ``first_rows(batch)``."""
+
+  def on(params, batch):
+    of = lambda params: loss_fn(params, state.model_state, batch, None)
+    return jax.value_and_grad(of, has_aux=True)(params)
+
+  update = functools.partial(
+    optax.with_extra_args_support(state.perturbation).update,
+    state=state.perturbation_state,
+    params=state.params,
+    gradient_on=lambda name: on(state.params, batch[name])[1],
+  )
+  (loss, (model_state, _)), gradient = on(state.params, first_rows(batch))
+  epsilon, perturbation_state = update(gradient)
+  _, gradient = on(optax.apply_updates(state.params, epsilon), batch)
+  if ema_gradient == "descent":
+    _, perturbation_state = update(gradient)
+  state = state.apply_gradients(
+    grads=gradient,
+    perturbation_state=perturbation_state,
+    model_state=model_state,
+  )
+  return state, {"loss": loss}
