@@ -38,25 +38,19 @@ def convolve(x, kernel, strides, padding, **options: Any) -> jax.Array:
   outputs = [len(x) for x in offsets]
   if max(outputs) > 2 or not min(outputs):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-  # What each output sees of all inputs: the kernel, cut off at the borders.
-  seen = [
-    lax.pad(
-      kernel,
-      jnp.zeros((), kernel.dtype),
-      [
-        *(
-          (offset, side - taps - offset, 0)
-          for offset, side, taps in zip(place, inputs, window, strict=True)
-        ),
-        *((0, 0, 0), (0, 0, 0)),
-      ],
-    )
-    for place in itertools.product(*offsets)
-  ]
+
+  def seen(place):
+    # What an output sees of all inputs: the kernel, cut off at the borders.
+    sides = zip(place, inputs, window, strict=True)
+    edges = [(at, side - taps - at, 0) for at, side, taps in sides]
+    zero = jnp.zeros((), kernel.dtype)
+    return lax.pad(kernel, zero, [*edges, (0, 0, 0), (0, 0, 0)])
+
   size = math.prod(x.shape[1:])
+  matrices = [seen(place) for place in itertools.product(*offsets)]
   product = jnp.matmul(
     x.reshape(-1, size),
-    jnp.stack(seen, axis=3).reshape(size, -1),
+    jnp.stack(matrices, axis=3).reshape(size, -1),
     precision=options.get("precision"),
   )
   return product.reshape(len(x), *outputs, -1)

@@ -59,7 +59,10 @@ def _run(lab: Lab) -> dict[str, Any]:
   steps = 64 if lab.is_quick else _STEPS
   lab = lab.at(
     epochs=-(-steps // (lab.pool.train_size // lab.batch_size)),
-    trainer_options={"is_iid": True, "make_tx": _descent},
+    trainer_options={
+      "is_iid": True,
+      "make_tx": lambda rate, *_: optax.sgd(_falling(rate)),
+    },
   )
   points = 2 ** np.arange(4, int(np.log2(steps)) + 1)
   shown = (0, len(points) // 2, -1)
@@ -95,11 +98,6 @@ def _run(lab: Lab) -> dict[str, Any]:
       "momentum": 0.0,
     },
   }
-
-
-def _descent(learning_rate, weight_decay, steps) -> Any:
-  del weight_decay, steps
-  return optax.sgd(_falling(learning_rate))
 
 
 def _slopes(points: np.ndarray, means: np.ndarray) -> list[float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.flatten_util import ravel_pytree
 import numpy as np
 import optax
 
@@ -70,7 +71,7 @@ def _run(lab: Lab) -> dict[str, Any]:
 
 
 def _start(params: Any) -> dict[str, Any]:
-  vector = _flat(params)
+  vector, _ = ravel_pytree(params)
   zeros = jnp.zeros((len(_LMBDAS), len(vector)))
   sums = jax.eval_shape(_measure, zeros, zeros, zeros[0], zeros[0])
   return {
@@ -84,7 +85,8 @@ def _start(params: Any) -> dict[str, Any]:
 
 def _see(seen, count, gradient, ascent, gradient_on, *, first: int):
   """The averages of a step, and the sums of their errors after the first."""
-  vector, full = _flat(gradient), _flat(gradient_on("whole"))
+  vector, _ = ravel_pytree(gradient)
+  full, _ = ravel_pytree(gradient_on("whole"))
   decays = jnp.array(_LMBDAS)[:, None]
   mix = lambda m, g: jnp.where(count == 0, g, decays * m + (1 - decays) * g)
   averages = mix(seen["averages"], vector)
@@ -142,10 +144,6 @@ def _late(state: ascents.MemoryState) -> dict[str, Any]:
     "cosine": over("cosine", "steps"),
     "strayed": np.asarray(state.memory["strayed"]).tolist(),
   }
-
-
-def _flat(tree: Any) -> jax.Array:
-  return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any]:
