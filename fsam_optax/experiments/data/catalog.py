@@ -4,9 +4,7 @@ import pathlib
 from typing import Optional
 
 from fsam_optax.experiments.common import registry
-from fsam_optax.experiments.data.images import DataError
-from fsam_optax.experiments.data.images import DataSet
-from fsam_optax.experiments.data.images import Images
+from fsam_optax.experiments.data import images
 
 _FILES = (
   "cifar",
@@ -15,8 +13,8 @@ _FILES = (
   "mnist",
   "npz",
 )
-REGISTRY: dict[str, DataSet] = registry.of(
-  "fsam_optax.experiments.data", _FILES, DataSet
+REGISTRY: dict[str, images.DataSet] = registry.of(
+  "fsam_optax.experiments.data", _FILES, images.DataSet
 )
 
 
@@ -25,7 +23,7 @@ def load(
   *,
   image_size: Optional[int] = None,
   otherwise: Optional[str] = None,
-) -> Images:
+) -> images.Images:
   """Reads a data set.
 
   Args:
@@ -64,7 +62,7 @@ def _resolve(
   if otherwise is not None and is_path:
     return otherwise, source
   spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
-  raise DataError(
+  raise images.DataError(
     f"must be one of {', '.join(spellings)}, the path of an .npz or that of a "
     f"folder with train/CLASS/ and test/CLASS/, got {source!r}"
   )

@@ -40,9 +40,7 @@ def number(values: Any) -> dict[str, Any]:
 
 
 def by_setting(
-  results: Results,
-  pairs: Sequence[tuple[str, str]],
-  xlabel: str = "",
+  results: Results, pairs: Sequence[tuple[str, str]], xlabel: str = ""
 ) -> dict[str, Any]:
   """What the JSON holds of a few arms in several settings, a row a setting.
 

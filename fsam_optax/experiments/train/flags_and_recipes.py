@@ -41,9 +41,7 @@ MASKS = {
 _WHOLE, _NATURAL = values.integer(1), values.integer(0)
 _NONE = values.default("")
 _Number = Annotated[float, values.number(0)]
-_Positive = Annotated[float, values.number(0, above=True)]
 _Fraction = Annotated[float, values.number(0, 1)]
-_AboveZero = Annotated[float, values.number(0, 1, above=True)]
 _BelowOne = Annotated[float, values.number(0, 1, below=True)]
 _Count = Annotated[int, _WHOLE]
 _Natural = Annotated[int, _NATURAL]
@@ -52,7 +50,6 @@ _Moments = Annotated[
   tuple[float, ...],
   values.default("CIFAR's, or that of the training images"),
 ]
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def steps_of(text: str, steps_an_epoch: int) -> int:
@@ -134,12 +131,12 @@ class Ascent:
   order: Literal["official", "paper"] = "official"
   accumulator_dtype: Annotated[
     Optional[str],
-    values.choice(_DTYPES),
+    values.choice(("float32", "bfloat16", "float16")),
     values.default("that of the parameters"),
   ] = None
   average: Literal["own", "optimizer"] = "own"
   ema_gradient: Literal["ascent", "descent"] = "ascent"
-  ascent_fraction: _AboveZero = 1.0
+  ascent_fraction: Annotated[float, values.number(0, 1, above=True)] = 1.0
   sync_perturbation: bool = True
   every: _Count = 1
   start: Annotated[str, _STEPS] = "0"
@@ -166,7 +163,7 @@ class Descent:
       parts (fsdp).
   """
 
-  learning_rate: _Positive = 0.05
+  learning_rate: Annotated[float, values.number(0, above=True)] = 0.05
   momentum: _BelowOne = 0.9
   weight_decay: _Number = 1e-3
   label_smoothing: _BelowOne = 0.0
