@@ -39,9 +39,9 @@ from fsam_optax._perturbation import (
   subtract_gradient_ema as subtract_gradient_ema,
 )
 from fsam_optax._radius_schedule import radius_schedule as radius_schedule
-from fsam_optax._sharpness_info import SharpnessInfo as SharpnessInfo
 from fsam_optax._train_state import TrainState as TrainState
 from fsam_optax._train_step import make_train_step as make_train_step
+from fsam_optax._two_passes import SharpnessInfo as SharpnessInfo
 from fsam_optax._value_and_grad import value_and_grad as value_and_grad
 
 __version__ = "0.1.0"

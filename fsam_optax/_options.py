@@ -4,11 +4,11 @@ import dataclasses
 import functools
 from typing import Any, Literal, Optional, TypedDict, Union
 
+from jax import core
 import numpy as np
 
 from fsam_optax._fsam import AxisName
 from fsam_optax._fsam import axes_of
-from fsam_optax._gates import Gates
 
 EmaGradient = Literal["ascent", "descent"]
 
@@ -77,9 +77,12 @@ class PassOptions(TypedDict, total=False):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Gates):
+class Options:
   """The options with their defaults, checked; see :class:`PassOptions`."""
 
+  every: int = 1
+  start: int = 0
+  stop: Optional[int] = None
   axis_name: Optional[AxisName] = None
   sync_perturbation: Union[bool, AxisName] = True
   ema_gradient: EmaGradient = "ascent"
@@ -167,6 +170,36 @@ class Options(Gates):
   def is_local(self) -> bool:
     """Whether replicas or micro-batches ascend along different gradients."""
     return self.is_part_by_part or bool(self.other_axes)
+
+  @property
+  def is_shut(self) -> bool:
+    """Whether no step ascends."""
+    return self.stop is not None and self.stop <= self.start
+
+  @property
+  def is_gated(self) -> bool:
+    """Whether some steps ascend and others do not."""
+    has_gate = self.every > 1 or self.start > 0 or self.stop is not None
+    return has_gate and not self.is_shut
+
+  def gate(self, step: Any) -> Any:
+    """Whether a step ascends, traced if it is; None where no state counts."""
+    if not self.is_gated:
+      return not self.is_shut
+    if step is None:
+      raise ValueError(
+        "`perturbation` must count its updates for `every`, `start` and "
+        "`stop`, got one without a count. Build it with `scale_to_radius`."
+      )
+    is_open = (step >= self.start) & ((step - self.start) % self.every == 0)
+    if self.stop is not None:
+      is_open = is_open & (step < self.stop)
+    return is_open if isinstance(is_open, core.Tracer) else bool(is_open)
+
+  def always(self, ascends: bool) -> "Options":
+    """The same with an ascent at every step, or at none."""
+    stop = None if ascends else 0
+    return dataclasses.replace(self, every=1, start=0, stop=stop)
 
 
 def _check_fraction(fraction: Any) -> None:

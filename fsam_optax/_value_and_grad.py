@@ -11,7 +11,7 @@ from fsam_optax._options import PassOptions
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbed_weights import find_state
-from fsam_optax._sharpness_info import SharpnessInfo
+from fsam_optax._two_passes import SharpnessInfo
 from fsam_optax._two_passes import two_passes
 
 
@@ -50,10 +50,7 @@ def value_and_grad(
     perturbation: a transformation from gradients to perturbations, such as
       :func:`friendly_perturbation` or :func:`sam_perturbation`.
     has_aux: whether ``loss_fn`` returns auxiliary data beside the loss.
-    **options: ``axis_name``, ``sync_perturbation``, ``ema_gradient``,
-      ``num_microbatches``, ``weight``, ``ascent_fraction``, ``every``,
-      ``start``, ``stop`` and ``checked``, see
-      :class:`~fsam_optax._options.PassOptions`.
+    **options: see :class:`~fsam_optax._options.PassOptions`.
 
   Returns:
     A function ``fn(params, perturbation_state, *args, optimizer_state=None,
