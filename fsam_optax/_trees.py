@@ -14,9 +14,9 @@ from fsam_optax._perturbation import widen
 PyTree = Any
 
 
-def joined_path(path: Any, separator: str = "/") -> str:
+def joined_path(path: Any) -> str:
   """The names of a path, such as ``params/Dense_0/kernel``."""
-  return jax.tree_util.keystr(path, simple=True, separator=separator)
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaves_by_path(tree: PyTree) -> list[tuple[str, Any]]:

@@ -10,8 +10,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from fsam_optax._fsam import leaves_by_names
 from fsam_optax._trees import PyTree
-from fsam_optax._trees import joined_path
 
 _MOST_NAMED = 10
 
@@ -65,7 +65,11 @@ def check(metadata: Any, state: PyTree) -> None:
       "`metadata` must describe a checkpoint, got None. Create the manager "
       "with `item_handlers=orbax.checkpoint.StandardCheckpointHandler()`."
     )
-  saved, wanted = _leaves_by_dotted_path(tree), _leaves_by_dotted_path(state)
+  # By the names that Orbax gives them.
+  saved, wanted = (
+    {".".join(names): leaf for names, leaf in leaves_by_names(x).items()}
+    for x in (tree, state)
+  )
   paths = {
     "missing in the checkpoint": [x for x in wanted if x not in saved],
     "missing in the state": [x for x in saved if x not in wanted],
@@ -93,14 +97,6 @@ def check(metadata: Any, state: PyTree) -> None:
     f"The checkpoint must hold the arrays of `state`, got "
     f"{'; '.join(differences)}. {remedy}."
   )
-
-
-def _leaves_by_dotted_path(tree):
-  """The leaves by the names that Orbax gives them."""
-  return {
-    joined_path(path, "."): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 def _shape_and_dtype(leaf):

@@ -314,13 +314,10 @@ def _check_agreement(name, described, remedy):
     return
   text = np.frombuffer(json.dumps(described).encode(), np.uint8)
   # A collective needs one size in every process.
-  sizes = multihost_utils.process_allgather(np.array(len(text)))
-  padded = np.pad(text, (0, int(sizes.max()) - len(text)))
-  gathered = multihost_utils.process_allgather(padded)
-  first, *others = [
-    json.loads(bytes(row[:size]))
-    for row, size in zip(gathered, sizes, strict=True)
-  ]
+  longest = multihost_utils.process_allgather(np.array(len(text))).max()
+  filled = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+  texts = multihost_utils.process_allgather(filled)
+  first, *others = [json.loads(bytes(text)) for text in texts]
   for process, other in enumerate(others, start=1):
     for path in [*first, *other]:
       if other.get(path) != first.get(path):
