@@ -103,10 +103,13 @@ class Optimizer(nnx.Optimizer):
         missing, ambiguous, of scaled gradients or of another decay.
     """
     _check_selects(wrt, model)
+    perturbation_state = None
     if perturbation is not None:
       check_perturbation(perturbation)
-      params = as_pure(_marked(nnx.state(model, wrt)))
-      check_optimizer_average(perturbation, tx, params)
+      params = _marked(nnx.state(model, wrt))
+      check_optimizer_average(perturbation, tx, as_pure(params))
+      # With the Variables, so that the state gets their sharding.
+      perturbation_state = _to_opt_state(perturbation.init(params))
     # Variables that Flax overwrites are differentiated, but are no weights.
     self.differentiated = wrt
     if jax.tree.leaves(nnx.state(model, nnx.All(wrt, _is_overwritten))):
@@ -114,14 +117,7 @@ class Optimizer(nnx.Optimizer):
     super().__init__(model, tx, wrt=wrt)
     self.perturbation = perturbation
     self.took_pass = False
-    self.perturbation_state = nnx.data(
-      None
-      if perturbation is None
-      # With the Variables, so that the state gets their sharding.
-      else _to_opt_state(
-        perturbation.init(_marked(nnx.state(model, self.differentiated)))
-      )
-    )
+    self.perturbation_state = nnx.data(perturbation_state)
 
   def value_and_grad(
     self,
