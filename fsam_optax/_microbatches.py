@@ -145,7 +145,9 @@ def check_batch(
     )
   if num_microbatches == 1 and ascent_fraction == 1:
     return
-  is_key = _is_raw_key(batch)
+  # A key of `jax.random.PRNGKey` is an array without rows.
+  is_words = getattr(batch, "dtype", None) == jnp.uint32
+  is_key = is_words and jnp.shape(batch) in ((2,), (4,))
   if None in lengths.values() or len(set(lengths.values())) != 1 or is_key:
     raise ValueError(
       "`batch` must hold arrays of one number of rows, to be split into "
@@ -177,9 +179,3 @@ def check_batch(
       f"{ascent_fraction} of {rows} rows, {ascent_fraction * rows:g}. The "
       f"nearest are {nearest}."
     )
-
-
-def _is_raw_key(batch: PyTree) -> bool:
-  """Whether this is a key of `jax.random.PRNGKey`, an array without rows."""
-  is_words = getattr(batch, "dtype", None) == jnp.uint32
-  return is_words and jnp.shape(batch) in ((2,), (4,))

@@ -833,10 +833,7 @@ def _is_schedule(value: object) -> bool:
 
 
 def _value_at(
-  name: str,
-  value: optax.ScalarOrSchedule,
-  count: Any,
-  upper: float = math.inf,
+  name: str, value: optax.ScalarOrSchedule, count: Any, upper: float = math.inf
 ) -> Any:
   """The hyperparameter at a count, in its range.
 

@@ -157,8 +157,8 @@ def find_state(state_type: type, state: optax.OptState) -> Optional[Any]:
 
 def is_memoryless(state: optax.OptState) -> bool:
   """Whether the state holds no average of gradients."""
-  leaves = jax.tree.leaves(state, is_leaf=_is_scalars)
-  return all(map(_is_scalars, leaves))
+  is_scalars = lambda x: isinstance(x, ScaleToRadiusState) or is_of_optimizer(x)
+  return all(map(is_scalars, jax.tree.leaves(state, is_leaf=is_scalars)))
 
 
 def is_of_optimizer(state: PyTree) -> bool:
@@ -201,11 +201,6 @@ def _with_norms(state, norms):
     state,
     is_leaf=is_radius,
   )
-
-
-def _is_scalars(x):
-  """Whether it is a state of scalars, without an average."""
-  return isinstance(x, ScaleToRadiusState) or is_of_optimizer(x)
 
 
 def _is_narrow(x: ArrayLike) -> bool:
