@@ -45,7 +45,7 @@ def test_a_file_and_a_line_add_what_every_command_then_knows(tmp_path):
     env={**os.environ, "PYTHONPATH": str(tmp_path)},
     check=True,
   )
-  study = json.loads((tmp_path / "order" / "order.json").read_text())
+  study = json.loads((tmp_path / "order" / "order-quick.json").read_text())
   (tested,) = study["results"].values()
   assert list(tested) == ["official", "SAM", "paper"]
   lines = (tmp_path / "order" / "order-quick.jsonl").read_text().splitlines()

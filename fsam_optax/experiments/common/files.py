@@ -1,12 +1,13 @@
 """Files that are written whole or not at all, and what wrote them."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import re
 import tempfile
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import fsam_optax
 from fsam_optax.experiments.common.flags import FlagError
@@ -50,10 +51,17 @@ def make_output(path: pathlib.Path) -> None:
       "must be a directory of this machine, got what reads as an address, "
       f"{str(path)!r}. Mount it, and name the directory",
     )
-  try:
+  with naming_output(path):
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
       pass
+
+
+@contextlib.contextmanager
+def naming_output(path: pathlib.Path) -> Iterator[None]:
+  """Makes an error of the file system one of ``--output``."""
+  try:
+    yield
   except OSError as error:
     raise FlagError(
       "--output",

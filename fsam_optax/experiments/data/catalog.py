@@ -1,6 +1,6 @@
 """The data sets by name. To add one: its file, and its line below."""
 
-import pathlib
+import os
 from typing import Optional
 
 from fsam_optax.experiments.common import registry
@@ -58,11 +58,13 @@ def _resolve(
   for dataset in REGISTRY.values():
     if dataset.recognizes(source):
       return dataset.name, source
-  is_path = source not in REGISTRY and pathlib.Path(source).exists()
-  if otherwise is not None and is_path:
+  is_path = source not in REGISTRY and os.path.exists(source)
+  # An archive that is missing is said to be by who would read it.
+  if otherwise and (is_path or source.endswith((".tar.gz", ".tgz"))):
     return otherwise, source
   spellings = sorted(dataset.spelling for dataset in REGISTRY.values())
   raise images.DataError(
     f"must be one of {', '.join(spellings)}, the path of an .npz or that of a "
     f"folder with train/CLASS/ and test/CLASS/, got {source!r}"
+    f"{'' if is_path or source in REGISTRY else ', where nothing lies'}"
   )

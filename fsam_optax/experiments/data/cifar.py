@@ -81,6 +81,12 @@ def load(name: str, path: str) -> images.Images:
         with tarfile.open(source) as archive:
           archive.extractall(unpacked, filter="data")
         source = pathlib.Path(unpacked)
+      lying = [x for x in FORMATS if _has_test_rows(source, FORMATS[x])]
+      if lying and name not in lying:
+        raise images.DataError(
+          f"must hold {name}, got {lying[0]} in {path!r}. If that is to be "
+          f"used, say {lying[0]}:{path}"
+        )
       train = [_read(source, x, n, expected) for x, n in expected.train.items()]
       test = [_read(source, x, n, expected) for x, n in expected.test.items()]
   # What a truncated or damaged archive makes of the two decoders.
@@ -102,13 +108,20 @@ def load(name: str, path: str) -> images.Images:
   )
 
 
+def _folder(source: pathlib.Path, expected: _Format) -> pathlib.Path:
+  folder = source / expected.folder
+  return folder if folder.is_dir() else source
+
+
+def _has_test_rows(source: pathlib.Path, expected: _Format) -> bool:
+  return all((_folder(source, expected) / x).is_file() for x in expected.test)
+
+
 def _read(
   source: pathlib.Path, name: str, records: int, expected: _Format
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Images, labels and coarse labels of a file."""
-  folder = source / expected.folder
-  folder = folder if folder.is_dir() else source
-  file, size = folder / name, records * expected.record
+  file, size = _folder(source, expected) / name, records * expected.record
   content = file.read_bytes() if file.is_file() else b""
   if len(content) != size:
     expected.refuse(

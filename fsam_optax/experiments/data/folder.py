@@ -46,7 +46,7 @@ def load(path: str, size: Optional[int] = None) -> images.Images:
       f"validation, got {path!r}"
     )
   classes = _classes(root / "train")
-  if unknown := sorted({*_classes(tests[0])} - {*classes}):
+  if unknown := sorted({*_classes(tests[0], least=1)} - {*classes}):
     raise images.DataError(
       f"must hold the classes of train in {str(tests[0])!r}, got "
       f"{', '.join(unknown)}, which train does not have"
@@ -77,15 +77,15 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
-def _classes(folder: pathlib.Path) -> list[str]:
+def _classes(folder: pathlib.Path, least: int = 2) -> list[str]:
   """The names of the subfolders, beside which there is no image."""
   names = [p.name for p in _visible(folder) if p.is_dir()]
   beside = [p for p in _visible(folder) if p.name not in names]
   stray = [p.name for p in beside if p.suffix.lower() in _SUFFIXES]
-  if stray or len(names) < 2:
+  if stray or len(names) < least:
     raise images.DataError(
-      "must hold its images in a subfolder for each class, two at least, got "
-      f"{len(names)} subfolders in {str(folder)!r} and beside them "
+      f"must hold its images in a subfolder for each class, at least {least}, "
+      f"got {len(names)} subfolders in {str(folder)!r} and beside them "
       f"the images {stray[:5]}. Move them into their classes or take them away"
     )
   return names
@@ -172,5 +172,6 @@ ENTRY = images.DataSet(
   about="a folder of images with train/CLASS/ and test/CLASS/",
   read=lambda path, image_size: load(str(path), image_size),
   takes_path=True,
-  recognizes=lambda path: (pathlib.Path(path) / "train").is_dir(),
+  # Not by pathlib, which raises where a name is too long.
+  recognizes=lambda path: os.path.isdir(os.path.join(path, "train")),
 )

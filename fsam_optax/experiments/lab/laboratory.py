@@ -82,7 +82,8 @@ class Lab:
   def trainer(self) -> trainer_lib.Trainer:
     """Of all arms; each is compiled once."""
     options = sorted(self.trainer_options.items())
-    key = (self.pool.name, self.model, self.batch_size, self.epochs, *options)
+    pool = (self.pool.name, self.pool.fingerprint, self.pool.train_size)
+    key = (*pool, self.model, self.batch_size, self.epochs, *options)
     key += tuple((name, id(arm)) for name, arm in self.arms.items())
     if key not in self._trainers:
       self._trainers[key] = trainer_lib.Trainer(
@@ -195,7 +196,7 @@ class Lab:
     """An arm trained on some seeds at a point, now or before.
 
     Of a run that diverged the row has None for the test accuracy, and for the
-    validation accuracy what it classifies.
+    validation accuracy 0: a search does not choose what a NaN classifies.
 
     Args:
       name: of the arm.
@@ -216,7 +217,9 @@ class Lab:
     outcome = self._train(name, point, seeds, phase, with_curve)
     runs = zip(outcome.test_accuracy, outcome.diverged, strict=True)
     row = key | {
-      "validation_accuracy": outcome.validation_accuracy.tolist(),
+      "validation_accuracy": np.where(
+        outcome.diverged, 0.0, outcome.validation_accuracy
+      ).tolist(),
       "test_accuracy": [None if x else float(y) for y, x in runs],
       "diverged": int(outcome.diverged.sum()),
       "seconds": round(time.perf_counter() - start, 1),

@@ -206,8 +206,9 @@ def publish(
   for table in result["tables"]:
     print(f"\n{tables.text(table)}", flush=True)
   paths = [directory / f"{name}.json"]
-  files.write_json(result, paths[0])
-  if panels := result.get("panels"):
-    paths.append(directory / f"{name}.png")
-    figures.draw(title, panels, paths[1])
+  with files.naming_output(directory):
+    files.write_json(result, paths[0])
+    if panels := result.get("panels"):
+      paths.append(directory / f"{name}.png")
+      figures.draw(title, panels, paths[1])
   print("\nwrote", " and ".join(map(str, paths)))

@@ -36,7 +36,8 @@ class Data:
     label_noise: fraction of the training labels that are replaced, at least 0
       and below 1. Your own data have none unless you say so.
     label_noise_kind: by another class (symmetric), by any class and so the
-      right one, too (uniform), or by one easily taken for it (asymmetric).
+      right one, too (uniform), or by one easily taken for it (asymmetric; five
+      classes of CIFAR-10 have none, so that half of the fraction is wrong).
   """
 
   data: Annotated[
@@ -173,6 +174,8 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
   if label_noise is None:
     is_published = data_lib.REGISTRY[data_lib.name_of(data.data)].sizes
     label_noise = tuned_values.LABEL_NOISE if is_published else 0.0
+  if not label_noise and data.label_noise_kind != Data.label_noise_kind:
+    raise FlagError("--label-noise-kind", "must have --label-noise above 0")
   first = default_first if given.first_seed is None else given.first_seed
   seeds = range(first, first + (given.seeds or default_seeds))
   files.make_output(training.output)
@@ -214,14 +217,30 @@ def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
   default = recipe.grid if is_grid else recipe.alone
   found = {name: default(name) for name in names}
   for what in Grid._fields:
-    of = getattr(given, what)
+    of, flag = getattr(given, what), f"--{what.replace('_', '-')}"
     if not is_grid and any(len(numbers) > 1 for numbers in of.values()):
       raise FlagError(
-        f"--{what.replace('_', '-')}",
-        "must be one value for each optimizer; `tune` takes grids",
+        flag, "must be one value for each optimizer; `tune` takes grids"
       )
-    for name in names:
-      if what != "rho" or name in optimizers_lib.ASCENDING:
-        own = of.get(name, of.get("", getattr(found[name], what)))
-        found[name] = found[name]._replace(**{what: own})
+    reading = [x for x in names if what in fields_of(x)]
+    if unread := of.keys() - ({"", *reading} if reading else ()):
+      raise FlagError(
+        flag,
+        f"must be of optimizers that run and have it, {reading}, got "
+        f"{min(unread) or 'one for all'}. Leave it out, or see --optimizers",
+      )
+    for name in reading:
+      own = of.get(name, of.get("", getattr(found[name], what)))
+      found[name] = found[name]._replace(**{what: own})
+  usual = Training()
+  for what in ("sigma", "lmbda"):
+    is_given = getattr(given.training, what) != getattr(usual, what)
+    if is_given and "fsam" not in names:
+      raise FlagError(f"--{what}", "must be left out, for fsam does not run")
   return found
+
+
+def fields_of(name: str) -> list[str]:
+  """The hyperparameters of an optimizer: one that descends has no radius."""
+  is_ascending = name in optimizers_lib.ASCENDING
+  return [x for x in Grid._fields if x != "rho" or is_ascending]

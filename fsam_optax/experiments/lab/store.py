@@ -9,6 +9,7 @@ import pathlib
 import sys
 from typing import Any, Mapping, Optional
 
+from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import FlagError
 
 Row = dict[str, Any]
@@ -25,17 +26,30 @@ class Store:
   def __init__(self, path: Optional[pathlib.Path] = None) -> None:
     """Reads what is there."""
     self._path, self.rows = path, []
-    if path is not None and path.exists():
-      try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        self.rows: list[Row] = [json.loads(line) for line in lines]
-      except ValueError as error:
-        raise FlagError(
-          "--output",
-          f"must have rows of JSON in {path.name}, got another line ({error}). "
-          "Delete that line, or choose another directory",
-        ) from error
+    self.read()
     self._number_before = len(self.rows)
+
+  def read(self) -> list[Row]:
+    """The rows, with those that other processes have added to the file."""
+    if self._path is None or not self._path.exists():
+      return self.rows
+    try:
+      with files.naming_output(self._path):
+        text = self._path.read_text(encoding="utf-8")
+      whole, _, rest = text.rpartition("\n")
+      if rest:  # Its process was ended.
+        print(f"note: half a row of {self._path} is dropped", file=sys.stderr)
+        self._path.write_text(whole and f"{whole}\n", encoding="utf-8")
+      self.rows = [json.loads(line) for line in whole.splitlines()]
+      for row in self.rows:
+        row["phase"], row["arm"], row["seeds"]
+    except (ValueError, TypeError, KeyError) as error:
+      raise FlagError(
+        "--output",
+        f"must have rows of JSON in {self._path.name}, got another line "
+        f"({error}). Delete that line, or choose another directory",
+      ) from error
+    return self.rows
 
   def find(self, key: Mapping[str, Any]) -> Optional[Row]:
     """The row with these fields; a field that it lacks may be anything."""
@@ -52,6 +66,9 @@ class Store:
     self.rows.append(row)
     if self._path is not None:
       # A line in one write: another process may append to the same file.
-      with self._path.open("a", encoding="utf-8") as file:
+      with (
+        files.naming_output(self._path),
+        self._path.open("a", encoding="utf-8") as file,
+      ):
         file.write(json.dumps(row) + "\n")
     return row

@@ -112,7 +112,7 @@ class Study(NamedTuple):
         here.test(name)
       self.without_search(here)
     seeds = list(lab.seeds)
-    return self.of_rows([x for x in lab.store.rows if x["seeds"] == seeds])
+    return self.of_rows([x for x in lab.store.read() if x["seeds"] == seeds])
 
   def of_rows(self, rows: Sequence[Row]) -> dict[str, Any]:
     """What the JSON holds of the settings that rows say something of."""

@@ -87,9 +87,10 @@ def load(
     images = data.load(source, otherwise=name, image_size=image_size)
   except data.DataError as error:
     raise FlagError(flag, error) from error
-  if images.mean is None or images.standard_deviation is None:
+  moments = images.mean, images.standard_deviation
+  if images.name != name or None in moments:
     raise FlagError(
-      flag, f"must hold the published files of CIFAR, got {source!r}"
+      flag, f"must hold the published files of {name}, got {source!r}"
     )
   x = np.concatenate([images.x_train, images.x_test])
   return splits_lib.Pool(

@@ -9,7 +9,6 @@ from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
-from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.store import Row
@@ -36,8 +35,7 @@ def run(given: shared_flags.Settings) -> None:
   if any(
     not {"", name} & getattr(given, what).keys()
     for name in rows
-    for what in search.Point._fields
-    if what != "rho" or name in optimizers.ASCENDING
+    for what in shared_flags.fields_of(name)
   ):
     print(f"default hyperparameters: {recipe.origin}")
   config = lab.config() | {"optimizers": list(rows)}

@@ -36,8 +36,12 @@ def _report(results: Results) -> dict[str, Any]:
 
   return paired_report.by_arm(results, _DEFAULT) | {
     "panels": [
-      panel("sigma, at lmbda 0.9", {x: _name(x, arms.LMBDA) for x in _SIGMAS}),
-      panel("lmbda, at sigma 1", {x: _name(1.0, x) for x in _LMBDAS}),
+      panel(what, names)
+      for what, names in (
+        ("sigma, at lmbda 0.9", {x: _name(x, arms.LMBDA) for x in _SIGMAS}),
+        ("lmbda, at sigma 1", {x: _name(1.0, x) for x in _LMBDAS}),
+      )
+      if of.keys() & set(names.values())
     ]
   }
 

@@ -92,7 +92,7 @@ def run(given: Settings) -> None:
     study.seeds,
     study.first_seed,
   )
-  suffix = "-quick" * given.quick  # No table mixes its rows with others.
+  file = study.name + "-quick" * given.quick  # It says nothing of the others.
   with progress.Bars() as bars:
     lab = lab.at(
       arms=study.arms,
@@ -100,7 +100,7 @@ def run(given: Settings) -> None:
       search_seeds=range(1 if given.quick else _SEARCH_SEEDS),
       described={},
       is_quick=given.quick,
-      store=Store(given.output / f"{study.name}{suffix}.jsonl"),
+      store=Store(given.output / f"{file}.jsonl"),
       progress=bars.start,
       sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
     )
@@ -117,7 +117,7 @@ def run(given: Settings) -> None:
   title = paired_report.title_of(config)
   print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
   title = f"{study.name}: {title}"
-  paired_report.publish(result, study.name, given.output, title)
+  paired_report.publish(result, file, given.output, title)
 
 
 COMMAND = flags.Command(

@@ -44,11 +44,16 @@ def run(given: shared_flags.Settings) -> None:
     chosen = [
       f"{name}={getattr(of.best, what):g}"
       for name, of in found.items()
-      if what != "rho" or name in optimizers.ASCENDING
+      if what in shared_flags.fields_of(name)
     ]
     if chosen:
       print(f"--{what.replace('_', '-')} {','.join(chosen)}")
   for name, of in found.items():
+    if of.diverged[of.points.index(of.best)]:
+      print(
+        f"warning: of {optimizers.REGISTRY[name].label} runs diverged at every "
+        "point. Choose smaller learning rates"
+      )
     for what in of.on_edge:
       print(
         f"warning: the best {what} of {optimizers.REGISTRY[name].label}, "

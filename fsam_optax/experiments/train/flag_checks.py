@@ -10,6 +10,8 @@ import math
 import re
 from typing import Iterator
 
+import numpy as np
+
 from fsam_optax.experiments import data
 from fsam_optax.experiments import networks
 from fsam_optax.experiments.common.flags import FlagError
@@ -72,6 +74,12 @@ def check_flags(settings: Settings) -> None:
     raise FlagError(
       "--eta", "must have --adaptive, whose metric it is added to"
     )
+  if ascent.average == "optimizer" and ascent.lmbda != descent.momentum:
+    raise FlagError(
+      "--lmbda",
+      f"must be the momentum, {descent.momentum:g}, with --average optimizer, "
+      f"got {ascent.lmbda:g}",
+    )
   if not ascent.sync_perturbation and descent.sharding == "fsdp":
     raise FlagError(
       "--no-sync-perturbation",
@@ -108,7 +116,7 @@ def _check_images(config: Settings, images: data.Images) -> None:
         f"must be one number, or one for each of the {channels} channels, got "
         f"{len(moments)}",
       )
-    if not all(lower < x < math.inf for x in moments):
+    if not all(lower < np.float32(x) < math.inf for x in moments):
       raise FlagError(flag, f"must be in ({lower}, inf), got {moments}")
   if message := _network_of(config).check_rows(shape):
     raise FlagError("--model", message)

@@ -9,7 +9,10 @@ from typing import Any
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.train import job
+from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_folder import writing
+
+_FILE = "metrics.jsonl"
 
 
 class Journal:
@@ -33,14 +36,14 @@ class Journal:
 
     Lines on steps up to there stay; those on epochs are the checkpoint's.
     """
-    self._path, self._shown = folder / "metrics.jsonl", done
+    self._path, self._shown = folder / _FILE, done
     self._board: Any = None
     self._bars = progress.Bars()
     if not job.is_first():
       return
     with writing(self._path):
       folder.mkdir(parents=True, exist_ok=True)
-      lines = [*_steps(self._path, done), *epochs]
+      lines = [*_lines(self._path, "step", done), *epochs]
       # A step is written before the epoch that it ends.
       lines.sort(key=lambda line: (line["batches"], line["kind"] == "epoch"))
       text = "".join(map(_as_line, lines))
@@ -79,14 +82,27 @@ class Journal:
           self._board.add_scalar(tag, value, line["batches"])
 
 
-def _steps(path: pathlib.Path, batches: int) -> list[dict[str, Any]]:
-  """The whole lines on steps up to a number of batches."""
+def check_new(folder: pathlib.Path) -> None:
+  """Raises a RunError where a seed has lost its checkpoints."""
+  epochs = len(_lines(folder / _FILE, "epoch", math.inf))
+  if epochs > 2:  # The checkpoint of the first was whole before the third.
+    raise RunError(
+      f"the checkpoints in {str(folder)!r} must be there, for {epochs} epochs "
+      "are in its metrics. Put them back, or, to train the seed anew, take the "
+      "folder away"
+    )
+
+
+def _lines(
+  path: pathlib.Path, kind: str, batches: float
+) -> list[dict[str, Any]]:
+  """The whole lines of a kind, up to a number of batches."""
   found = []
   text = path.read_text(errors="replace") if path.is_file() else ""
   for part in text.splitlines():
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
       line = json.loads(part)
-      if line["kind"] == "step" and line["batches"] <= batches:
+      if line["kind"] == kind and line["batches"] <= batches:
         found.append(line)
   return found
 

@@ -48,6 +48,7 @@ class Runner:
     ) as checkpoints:
       run_state = checkpoints.restore(program.abstract())
       if run_state is None:
+        journal_lib.check_new(folder)
         run_state = program.place(program.create(seed))
       done = int(run_state.batches)
       journal = journal_lib.Journal(

@@ -24,7 +24,8 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   temporary = compiled.memory_analysis().temp_size_in_bytes
   size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
   whole = mebi(sum(map(size, jax.tree.leaves(state))))
-  flops = compiled.cost_analysis()["flops"]
+  # Not every compiler of a GPU counts them.
+  flops = (compiled.cost_analysis() or {}).get("flops", math.nan)
   total = flops * program.steps * program.mesh.size
   parts = descent.num_microbatches
   loop = f"; a loop's body is counted once, of {parts}" if parts > 1 else ""

@@ -262,6 +262,12 @@ class Program:
     stop = None
     if ascent.stop is not None:
       stop = steps_of(ascent.stop, self.steps_an_epoch)
+    if start >= (self.steps if stop is None else min(stop, self.steps)):
+      raise FlagError(
+        "--start" if stop is None or start >= self.steps else "--stop",
+        f"must leave some of the {self.steps} steps that ascend. --optimizer "
+        "sgd trains without an ascent",
+      )
     axes = self.mesh.axis_names
     is_local = not ascent.sync_perturbation and self.mesh.size > 1
     step = fsam_optax.make_train_step(
@@ -278,12 +284,6 @@ class Program:
       metrics=("gradient_norm",),
       jit=False,
     )
-    if start >= (self.steps if stop is None else min(stop, self.steps)):
-      raise FlagError(
-        "--start" if stop is None else "--stop",
-        f"must leave some of the {self.steps} steps that ascend. --optimizer "
-        "sgd trains without an ascent",
-      )
     # A device has a gradient of its own only where the devices have a name.
     if is_local:
       step = fsam_optax.sharding.shard_map_step(step, self.mesh, axes)

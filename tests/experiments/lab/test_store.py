@@ -1,5 +1,7 @@
 """The store of rows: what is in its file is not trained again."""
 
+import json
+
 import pytest
 
 from fsam_optax.experiments.common.flags import FlagError
@@ -9,7 +11,8 @@ from fsam_optax.experiments.lab.store import Store
 def test_rows_are_found_again_by_all_of_their_fields(tmp_path, capsys):
   path = tmp_path / "rows.jsonl"
   store = Store(path)
-  store.append({"arm": "SAM", "seeds": [0, 1], "rho": 0.1, "found": [0.25]})
+  row = {"phase": "test", "arm": "SAM", "seeds": [0, 1], "rho": 0.1}
+  store.append({**row, "found": [0.25]})
   assert store.find({"arm": "SAM", "rho": 0.1})["found"] == [0.25]
   assert not capsys.readouterr().err  # It is this run's own.
   again = Store(path)
@@ -23,7 +26,24 @@ def test_rows_are_found_again_by_all_of_their_fields(tmp_path, capsys):
 
 
 def test_a_broken_line_is_told(tmp_path):
+  path, row = tmp_path / "rows.jsonl", '{"phase": "a", "arm": "b", "seeds": []}'
+  for line in ('{"arm": "F', "[1]", '{"arm": "SAM"}', "7"):
+    path.write_text(f"{row}\n{line}\n")
+    with pytest.raises(FlagError, match=r"rows of JSON in rows\.jsonl"):
+      Store(path)
+  with pytest.raises(FlagError, match="must be a directory that can be"):
+    Store(tmp_path)
+
+
+def test_half_a_row_is_dropped_and_rows_of_another_process_are_read(
+  tmp_path, capsys
+):
   path = tmp_path / "rows.jsonl"
-  path.write_text('{"arm": "SAM"}\n{"arm": "F')
-  with pytest.raises(FlagError, match=r"must have rows of JSON in rows\.jsonl"):
-    Store(path)
+  rows = [{"phase": "test", "arm": arm, "seeds": [0]} for arm in "abc"]
+  path.write_text(f"{json.dumps(rows[0])}\n{json.dumps(rows[1])[:20]}")
+  store = Store(path)
+  assert "half a row" in capsys.readouterr().err
+  Store(path).append(rows[1])
+  store.append(rows[2])
+  assert store.rows == [rows[0], rows[2]]
+  assert store.read() == Store(path).rows == rows

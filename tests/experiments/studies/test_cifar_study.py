@@ -37,7 +37,8 @@ def fixture_small(monkeypatch):
   monkeypatch.setattr(cifar, "_VALIDATION", 200)
   monkeypatch.setattr(cifar, "BATCH_SIZE", 64)
   monkeypatch.setattr(fine_tuning, "_PRETRAINING", 500)
-  monkeypatch.setattr(cifar.data, "load", lambda *_, **__: images)
+  load = lambda *_, otherwise, **__: images._replace(name=otherwise)
+  monkeypatch.setattr(cifar.data, "load", load)
   return images
 
 

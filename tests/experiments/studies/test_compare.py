@@ -69,6 +69,16 @@ def written(output):
     ("--image-size 3", "--data: .*--image-size 3 divides, got rows"),
     ("--label-noise-kind odd", "--label-noise-kind: must be one of symmetric"),
     ("--output {own}", "--output: must be a directory that .*Choose another"),
+    ("--optimizers sgd --rho 1", r"--rho: must be of .* \[\], got one for all"),
+    ("--optimizers fsam --rho sam=1", r"--rho: must be .*'fsam'\], got sam"),
+    (
+      "--optimizers sam --sigma 0.5",
+      "--sigma: must be left out, for fsam",
+    ),
+    (
+      "--label-noise 0 --label-noise-kind uniform",
+      "-kind: must have --label-noise above 0",
+    ),
   ],
 )
 def test_bad_flag_ends_with_status_2_before_any_training(

@@ -135,7 +135,7 @@ def test_a_difference_of_collapsed_runs_has_its_median_and_its_search():
 def test_study_writes_what_it_found(name, tmp_path, capsys):
   arms = ("--arms", *ARMS[name]) if ARMS[name] else ()
   __main__.main(["study", name, "--quick", "--output", str(tmp_path), *arms])
-  found = json.loads((tmp_path / f"{name}.json").read_text())
+  found = json.loads((tmp_path / f"{name}-quick.json").read_text())
   output = capsys.readouterr().out
   config = found["config"]
   assert found["study"] == name
@@ -143,7 +143,8 @@ def test_study_writes_what_it_found(name, tmp_path, capsys):
   first = studies.REGISTRY[name].first_seed
   assert config["seeds"] == [first, first + 1]
   assert set(config["versions"]) >= {"fsam_optax", "jax", "matfree"}
-  assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+  png = (tmp_path / f"{name}-quick.png").read_bytes()
+  assert png.startswith(b"\x89PNG")
   assert found["question"] in output
   for table in found["tables"]:
     assert all(len(row) == len(table["header"]) for row in table["rows"])

@@ -16,14 +16,14 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   monkeypatch.setattr(search, "MOST_EXTENSIONS", 1)
   words = [
     *("tune", "--data", "digits", "--seeds", "2", "--epochs", "2"),
-    *("--learning-rate", "sam=0.001:0.004", "--rho", "sam=0.05:0.1"),
-    *("--weight-decay", "0:0.01", "--optimizers", "sam"),
+    *("--learning-rate", "fsam=0.001:0.004", "--rho", "fsam=0.05:0.1"),
+    *("--weight-decay", "0:0.01", "--optimizers", "fsam"),
     *("--output", str(tmp_path)),
   ]
   __main__.main(words)
   written = json.loads((tmp_path / "tune.json").read_text())
   assert written["config"]["seeds"] == [0, 1]
-  found = written["results"]["sam"]
+  found = written["results"]["fsam"]
   assert "learning_rate" in found["on_edge"]
   points = found["points"]
   assert len({(x["learning_rate"], x["weight_decay"]) for x in points}) >= 6
@@ -32,8 +32,8 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   assert found["best"] == {name: best[name] for name in search.Point._fields}
   printed = capsys.readouterr().out
   assert "digits, mlp, label noise 0.4: validation accuracy %" in printed
-  assert f"--weight-decay sam={best['weight_decay']:g}\n" in printed
-  assert "warning: the best learning_rate of SAM, " in printed
+  assert f"--weight-decay fsam={best['weight_decay']:g}\n" in printed
+  assert "warning: the best learning_rate of F-SAM, " in printed
   # Again: nothing is trained, and with another sigma everything.
   rows = (tmp_path / "tune.jsonl").read_text()
   monkeypatch.setattr(

@@ -87,6 +87,17 @@ def line_of(kind, batches, **more):
           "test_accuracy": 40.0, **more}  # fmt: skip
 
 
+def test_a_seed_whose_checkpoints_are_gone_is_not_begun_anew(tmp_path):
+  journal_lib.check_new(tmp_path)
+  lines = [json.dumps(line_of("epoch", 4 * i)) + "\n" for i in (1, 2, 3)]
+  # Of the first two a checkpoint may not have been whole when it was killed.
+  (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
+  journal_lib.check_new(tmp_path)
+  (tmp_path / "metrics.jsonl").write_text("".join(lines))
+  with pytest.raises(RunError, match="must be there, for 3 epochs"):
+    journal_lib.check_new(tmp_path)
+
+
 def test_a_journal_has_the_epochs_of_the_checkpoint_and_its_steps(tmp_path):
   path = tmp_path / "metrics.jsonl"
   foreign = [line_of("epoch", 4, loss=9.0), line_of("step", 6)]
