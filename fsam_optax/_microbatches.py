@@ -115,7 +115,7 @@ def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
   """The rows of the ascent: of every ``q`` rows the first ``p``.
 
   Here ``p / q`` is the fraction in lowest terms. A batch whose rows lie on many
-  devices gives the same number from each, without moving a row.
+  devices, a multiple of ``q`` on each, gives as many of each and moves none.
   """
   if fraction == 1:
     return batch
@@ -145,9 +145,10 @@ def check_batch(
     )
   if num_microbatches == 1 and ascent_fraction == 1:
     return
+  dtype = getattr(batch, "dtype", np.dtype(object))
   # A key of `jax.random.PRNGKey` is an array without rows.
-  is_words = getattr(batch, "dtype", None) == jnp.uint32
-  is_key = is_words and jnp.shape(batch) in ((2,), (4,))
+  is_key = dtype == jnp.uint32 and jnp.shape(batch) in ((2,), (4,))
+  is_key |= jnp.issubdtype(dtype, jax.dtypes.prng_key)
   if None in lengths.values() or len(set(lengths.values())) != 1 or is_key:
     raise ValueError(
       "`batch` must hold arrays of one number of rows, to be split into "

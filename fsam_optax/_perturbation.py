@@ -792,14 +792,15 @@ def check_perturbation(perturbation: object):
 def check_hyperparameter(
   name: str, value: Any, upper: float = math.inf, can_vary: bool = True
 ):
-  """Raises unless `value` is a schedule, traced or a scalar in range."""
-  if isinstance(value, core.Tracer) or (can_vary and _is_schedule(value)):
+  """Raises unless `value` is a schedule, or a scalar: traced, or in range."""
+  if can_vary and _is_schedule(value):
     return
   what = "must be a real number" + (
     " or a schedule (a callable of the step count)" if can_vary else ""
   )
   is_number = not isinstance(value, (bool, str, bytes, list, tuple))
-  is_number = is_number and not hasattr(value, "__jax_array__")
+  is_traced = isinstance(value, core.Tracer)
+  is_number = is_number and (is_traced or not hasattr(value, "__jax_array__"))
   if is_number:
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
@@ -816,6 +817,8 @@ def check_hyperparameter(
     raise ValueError(
       f"`{name}` {what}, got an array of shape {np.shape(value)}."
     )
+  if is_traced:
+    return
   if not math.isfinite(value):
     raise ValueError(f"`{name}` must be finite, got {value}.")
   if not 0 <= value <= upper:

@@ -66,7 +66,7 @@ class Optimizer(nnx.Optimizer):
     perturbation_state: its state, with a Variable in place of each array, so
       that ``nnx.jit``, ``nnx.split`` and checkpoints carry it.
     took_pass: whether :meth:`value_and_grad` ran since the last ``update``
-      (static).
+      (static; equal for ``nnx.cond`` and the cache of ``nnx.jit``).
     differentiated: filter of the Variables to differentiate by, ``wrt`` as it
       was given (static). The attribute ``wrt`` leaves out the Variables that
       Flax overwrites with their gradient (fp8): :meth:`update` overwrites
@@ -116,7 +116,7 @@ class Optimizer(nnx.Optimizer):
       wrt = nnx.All(wrt, nnx.Not(_is_overwritten))
     super().__init__(model, tx, wrt=wrt)
     self.perturbation = perturbation
-    self.took_pass = False
+    self.took_pass = _Flag(False)
     self.perturbation_state = nnx.data(perturbation_state)
 
   def value_and_grad(
@@ -200,7 +200,7 @@ class Optimizer(nnx.Optimizer):
       )
       if self.perturbation is not None:
         nnx.update(self.perturbation_state, nnx.state(outcome.advance()))
-      self.took_pass = True
+      self.took_pass = _Flag(True)
       value = call.finish(outcome.loss, outcome.aux, outcome.carry)
       grads = call.as_variables(outcome.grads)
       return (value, grads, outcome.info) if return_info else (value, grads)
@@ -233,7 +233,26 @@ class Optimizer(nnx.Optimizer):
       nnx.update(model, nnx.state(grads, _is_overwritten))
       trained = nnx.state(grads, self.wrt)
     super().update(model, trained, **kwargs)
-    self.took_pass = False
+    self.took_pass = _Flag(False)
+
+
+class _Flag:
+  """A truth by which graphs do not differ, in branches or for a cache."""
+
+  def __init__(self, is_set: bool) -> None:
+    self._is_set = is_set
+
+  def __bool__(self) -> bool:
+    return self._is_set
+
+  def __repr__(self) -> str:
+    return f"{self._is_set}"
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Flag)
+
+  def __hash__(self) -> int:
+    return 0
 
 
 def value_and_grad(

@@ -244,7 +244,7 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
   It does on any number of devices what N devices do. With
   ``sync_perturbation=False`` each group of B / ``num_groups`` successive rows
   ascends along its own gradient (m-sharpness). Under :func:`jax.jit` over a
-  mesh, groups that each have the rows of one device ascend without
+  mesh of Auto axes, groups that each have the rows of one device ascend without
   communication.
 
   Args:
@@ -260,7 +260,8 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
   Raises:
     TypeError: if ``num_groups`` is not an int.
     ValueError: if it is not positive, or the step does not average over the
-      axis; at call, if it does not divide the rows.
+      axis; at call, if it does not divide the rows, or these lie along an
+      explicit axis of a mesh.
   """
   check_int("num_groups", num_groups, least=1)
   _check_averages(step, (axis_name,))
@@ -268,6 +269,13 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
 
   def call(state, batch):
     _check_rows(batch, num_groups, 1)
+    axes = {jax.typeof(x).sharding.spec[:1] for x in jax.tree.leaves(batch)}
+    if axes - {(None,), ()}:
+      raise ValueError(
+        "`batch` must not lie along an explicit axis of a mesh, which "
+        f"`jax.vmap` cannot average over, got {axes}. Make the mesh by "
+        "`jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))`."
+      )
     rows_of = lambda x: jnp.reshape(x, (num_groups, -1, *jnp.shape(x)[1:]))
     return mapped(state, jax.tree.map(rows_of, batch))
 

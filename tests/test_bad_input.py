@@ -52,6 +52,11 @@ def step(loss_fn=None, model_state=None, **options):
   jax.eval_shape(fn, state, BATCH)
 
 
+def step_of_replicas():
+  loss_fn = lambda p, s, b, r: (loss(p, b), (s, {}))
+  return fsam_optax.make_train_step(loss_fn, axis_name="batch", jit=False)
+
+
 def masked_init(mask):
   fsam_optax.friendly_perturbation(mask=mask).init(W)
 
@@ -96,6 +101,8 @@ CASES = [
    lambda: passes(batch={"x": jnp.ones((0, 3)), "y": jnp.ones(0)})),
   ("batch_behind_a_key", ValueError, "got a random key. It is the first argum",
    lambda: passes(batch=jax.random.PRNGKey(0), num_microbatches=2)),
+  ("batch_behind_a_typed_key", ValueError, "got a random key. It is the first",
+   lambda: passes(batch=jax.random.key(0), ascent_fraction=0.5)),
   ("ragged_micro_batches", ValueError, "for 4 rows. Drop 1 of them, or add 2",
    lambda: passes(num_microbatches=3)),
   # The parameters.
@@ -215,6 +222,15 @@ CASES = [
      fsam_optax.make_train_step(
        lambda p, s, b, r: (loss(p, b), (s, {"count": 4})),
        axis_name="batch", jit=False), 2)(train_state_of(), BATCH)),
+  ("groups_of_an_explicit_axis", ValueError, "must not lie along an explicit a",
+   lambda: sharding.group_step(step_of_replicas(), 8)(
+     train_state_of(),
+     sharding.BatchFeeder(make_mesh("Explicit"))(batch_of(8)))),
+  ("traced_radii", ValueError, r"`rho` must be a real .* shape \(2,\)",
+   lambda: jax.eval_shape(fsam_optax.friendly_perturbation, jnp.ones(2))),
+  ("traced_radius_of_a_schedule", ValueError, r"`rho` must be .* shape \(1,\)",
+   lambda: passes(perturbation=fsam_optax.friendly_perturbation(
+     lambda count: jnp.full(1, 0.1) * count))),
   ("no_groups", ValueError, "`num_groups`",
    lambda: sharding.group_step(loss, 0)),
   ("step_that_averages_over_no_axis", ValueError,

@@ -282,18 +282,42 @@ def test_gates_count_the_passes_of_a_loop_with_an_update_of_its_own(problem):
   """One that never calls `optimizer.update`, so that `step` stays at 0."""
   model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
   optimizer = sharpness_aware(model)
-  passes = nnx.jit(
-    lambda model, optimizer, batch: optimizer.value_and_grad(
-      loss_fn, return_info=True, every=2
-    )(model, batch)
-  )
-  lengths = []
+  traces, lengths = [], []
+
+  @nnx.jit
+  def passes(model, optimizer, batch):
+    traces.append(1)
+    options = {"return_info": True, "every": 2}
+    return optimizer.value_and_grad(loss_fn, **options)(model, batch)
+
   for t in range(4):
     _, grads, info = passes(model, optimizer, problem.batch(t))
     moved = jax.tree.map(lambda p, g: p - 0.1 * g, params_of(model), grads)
     nnx.update(model, as_pure(moved))
     lengths.append(float(info.perturbation_norm))
   np.testing.assert_allclose(lengths, [0.1, 0.0, 0.1, 0.0], rtol=1e-5)
+  assert len(traces) == 1
+
+
+def test_an_update_may_stand_in_a_branch(problem):
+  @nnx.jit
+  def step(model, optimizer, batch, is_taken):
+    _, grads = optimizer.value_and_grad(loss_fn)(model, batch)
+    update = lambda model, optimizer, grads: optimizer.update(model, grads)
+    pass_over = lambda model, optimizer, grads: None
+    nnx.cond(is_taken, update, pass_over, model, optimizer, grads)
+
+  model = Network(nnx.Rngs(0))
+  optimizer = sharpness_aware(model)
+  for t in range(STEPS):
+    step(model, optimizer, problem.batch(t), True)
+  expected = train(problem, sharpness_aware_step, sharpness_aware)
+  chex.assert_trees_all_close(
+    params_of(model), params_of(expected), rtol=1e-5, atol=1e-7
+  )
+  before = params_of(model)
+  step(model, optimizer, problem.batch(0), False)
+  chex.assert_trees_all_equal(params_of(model), before)
 
 
 class ShardedNetwork(nnx.Module):

@@ -69,8 +69,8 @@ def full_gradient(
     progress: whether to show a progress bar.
 
   Returns:
-    The mean loss, and the gradient in the tree, shapes and dtypes of
-    ``params``.
+    The mean loss, and the gradient of :func:`jax.grad` in the tree and shapes
+    of ``params``, in float32 at least.
 
   Raises:
     TypeError: if the loss is not a scalar.
@@ -250,7 +250,9 @@ def traced_mean_over_batches(
 
     # In float32 at least: a narrow sum would stop growing.
     shapes = jax.eval_shape(lambda: jax.tree.map(widen, fn(at(0))))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), shapes
+    )
     total, _ = jax.lax.scan(body, zeros, parts)
   total = jax.tree.map(lambda x: x * (batch_size / rows), total)
   left = rows - whole * batch_size

@@ -10,6 +10,7 @@ import optax
 import optax.tree
 
 from fsam_optax._options import check_int
+from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
 from fsam_optax._trees import cosine
@@ -90,7 +91,7 @@ def gradient_noise(
     )
   measured = []
   with data_passes(loss_fn, data, rows, "gradients", progress, 2) as passes:
-    _, full = passes.gradient(params)
+    full = ascent_gradient(passes.gradient(params)[1])
     full_norm = float(global_norm(full))
     if not math.isfinite(full_norm):
       raise ValueError(
@@ -101,6 +102,7 @@ def gradient_noise(
       at = slice(start, start + rows)
       batch = jax.tree.map(lambda x, at=at: x[at], data)
       _, gradient = _data_passes.loss_and_gradient(loss_fn, params, batch)
+      gradient = ascent_gradient(gradient)
       measured.append(_against(gradient, full, ema, sigma))
       passes.tick()
   columns = np.array(measured, np.float64).T

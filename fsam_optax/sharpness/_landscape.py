@@ -125,7 +125,7 @@ def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
     if weights.ndim < 2:
       return jnp.zeros_like(weights)
     axes = tuple(range(weights.ndim - 1))
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
+    norm = lambda x: jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axes, keepdims=True))
     return draw * norm(weights) / jnp.maximum(norm(draw), 1e-12)
 
   draws = optax.tree.random_like(key, params, jax.random.normal)

@@ -11,6 +11,7 @@ import optax
 import optax.tree
 
 from fsam_optax._options import check_int
+from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbation import sam_perturbation
@@ -325,7 +326,8 @@ def _average_of_group(loss_fn, samples, params, group, rho, key):
 @functools.partial(jax.jit, static_argnums=0)
 def _ascend(adaptive, gradient, params, rho):
   perturbation = sam_perturbation(rho, adaptive=adaptive)
-  return perturbation.update(gradient, perturbation.init(params), params)[0]
+  rest = perturbation.init(params), params
+  return perturbation.update(ascent_gradient(gradient), *rest)[0]
 
 
 @jax.jit
@@ -341,7 +343,7 @@ def _project(epsilon, gradient, rho):
   """A step of length rho along the gradient, and back into the ball."""
   norm = global_norm(gradient)
   step = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1.0), 0.0)
-  moved = optax.tree.add_scale(epsilon, step, gradient)
+  moved = optax.tree.add_scale(epsilon, step, ascent_gradient(gradient))
   length = global_norm(moved)
   shrink = jnp.where(length > rho, rho / length, 1.0)
   return optax.tree.cast_like(optax.tree.scale(shrink, moved), epsilon)

@@ -4,6 +4,7 @@ import sys
 
 import jax
 from jax import numpy as jnp
+from meshes import make_mesh
 import numpy as np
 import pytest
 import quadratic
@@ -141,3 +142,13 @@ def test_eigenvalues_far_from_one_are_no_less_exact(scale):
     key=jax.random.key(0),
   )
   np.testing.assert_allclose(values / scale, [3, 2, 1], rtol=1e-4)
+
+
+def test_the_trace_of_parameters_along_an_explicit_axis():
+  mesh = make_mesh("Explicit", model=2)
+  rows = jax.NamedSharding(mesh, jax.P("model"))
+  params = jax.device_put(quadratic.tree(np.ones(6)), rows)
+  options = {"samples": 4, "batch_size": 7}
+  with jax.set_mesh(mesh):
+    found = measure("trace", params=params, **options)
+  np.testing.assert_allclose(found, measure("trace", **options), rtol=1e-9)

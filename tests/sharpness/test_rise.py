@@ -6,9 +6,11 @@ import sys
 import jax
 from jax import numpy as jnp
 import numpy as np
+import optax
 import pytest
 import quadratic
 
+import fsam_optax
 from fsam_optax import sharpness
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -157,3 +159,36 @@ def test_bad_input_names_the_argument(change, error, match):
   for measure in MEASURES if by_itself else ["worst"]:
     with pytest.raises(error, match=match):
       rise(measure, np.ones(6), **change)
+
+
+def test_complex_parameters_ascend_as_in_a_train_step():
+  """Along the conjugate of what `jax.grad` returns."""
+  draw = np.random.default_rng(0).normal
+  data, w = (draw(size=(*n, 2)) @ [1, 1j] for n in ((6, 3), (3,)))
+  loss_fn = lambda w, batch: jnp.mean(jnp.abs(batch @ w - (1 + 1j)) ** 2)
+  perturbation = fsam_optax.friendly_perturbation(RHO)
+  passes = fsam_optax.value_and_grad(loss_fn, perturbation)
+  value, _, state, info = passes(jnp.asarray(w), perturbation.init(w), data)
+  measured = loss_fn, jnp.asarray(w), data
+  found = sharpness.ascent_sharpness(*measured, RHO)
+  # The first direction of F-SAM is that of SAM.
+  np.testing.assert_allclose(found.mean, info.perturbed_value - value)
+  residual = data @ w - (1 + 1j)
+  gradient = 2 * data.conj().T @ residual / len(data)
+  moved = data @ (w + RHO * gradient / np.linalg.norm(gradient)) - (1 + 1j)
+  expected = np.mean(np.abs(moved) ** 2) - np.mean(np.abs(residual) ** 2)
+  np.testing.assert_allclose(found.mean, expected)
+  key = jax.random.key(0)
+  # On the sphere nothing rises more than its norm and its curvature allow.
+  worst = sharpness.worst_sharpness(*measured, RHO, key=key, steps=40).mean
+  curvature = np.linalg.norm(data, 2) ** 2 / len(data)
+  bound = RHO * np.linalg.norm(gradient) + RHO**2 * curvature
+  assert expected <= worst <= bound
+  ema = optax.tree.get(state, "ema")
+  noise = sharpness.gradient_noise(*measured, rows=2, ema=ema)
+  np.testing.assert_allclose(noise.ema_cosine, 1.0)
+  assert noise.ema_error < 1e-12
+  filters = draw(size=(3, 2, 2)) @ [1, 1j]
+  direction = sharpness.filter_normalized_direction(key, jnp.asarray(filters))
+  norms = [np.linalg.norm(x, axis=0) for x in (direction, filters)]
+  np.testing.assert_allclose(*norms)

@@ -42,8 +42,9 @@ class Store:
         self._path.write_text(whole and f"{whole}\n", encoding="utf-8")
       self.rows = [json.loads(line) for line in whole.splitlines()]
       for row in self.rows:
-        row["phase"], row["arm"], row["seeds"]
-    except (ValueError, TypeError, KeyError) as error:
+        if not {"phase", "arm", "seeds"} <= dict(row).keys():
+          raise ValueError("a row of another kind")
+    except (ValueError, TypeError) as error:
       raise FlagError(
         "--output",
         f"must have rows of JSON in {self._path.name}, got another line "
