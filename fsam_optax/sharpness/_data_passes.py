@@ -97,16 +97,16 @@ class DataPasses(NamedTuple):
 
   def loss(self, params: Any) -> float:
     """The mean loss at some parameters."""
-    return float(self._mean(functools.partial(loss_of, self.loss_fn, params)))
+    return float(self._mean(loss_of, params))
 
   def gradient(self, params: Any) -> tuple[float, Any]:
     """The mean loss and its gradient at some parameters."""
-    both = functools.partial(loss_and_gradient, self.loss_fn, params)
-    loss, gradient = self._mean(both)
+    loss, gradient = self._mean(loss_and_gradient, params)
     return float(loss), gradient
 
-  def _mean(self, fn: Callable[[Any], Any]) -> Any:
-    return mean_over_batches(fn, self.data, self.batch_size, self.tick)
+  def _mean(self, fn: Callable[..., Any], params: Any) -> Any:
+    of_batch = functools.partial(fn, self.loss_fn, params)
+    return mean_over_batches(of_batch, self.data, self.batch_size, self.tick)
 
 
 @contextlib.contextmanager
@@ -250,13 +250,10 @@ def traced_mean_over_batches(
 
     # In float32 at least: a narrow sum would stop growing.
     shapes = jax.eval_shape(lambda: jax.tree.map(widen, fn(at(0))))
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding), shapes
-    )
-    total, _ = jax.lax.scan(body, zeros, parts)
+    zero = lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding)
+    total, _ = jax.lax.scan(body, jax.tree.map(zero, shapes), parts)
   total = jax.tree.map(lambda x: x * (batch_size / rows), total)
-  left = rows - whole * batch_size
-  if left:
+  if left := rows - whole * batch_size:
     rest = fn(jax.tree.map(lambda x: x[whole * batch_size :], data))
     total = jax.tree.map(lambda t, x: t + x * (left / rows), total, rest)
   return total

@@ -102,8 +102,7 @@ def gradient_noise(
       at = slice(start, start + rows)
       batch = jax.tree.map(lambda x, at=at: x[at], data)
       _, gradient = _data_passes.loss_and_gradient(loss_fn, params, batch)
-      gradient = ascent_gradient(gradient)
-      measured.append(_against(gradient, full, ema, sigma))
+      measured.append(_against(ascent_gradient(gradient), full, ema, sigma))
       passes.tick()
   columns = np.array(measured, np.float64).T
   ema_cosine = ema_error = math.nan

@@ -235,10 +235,8 @@ def _matvec(loss_fn, batch_size, params, data):
 
   def product(vector):
     def of_batch(batch):
-      gradient = lambda w: jax.grad(
-        lambda w: _data_passes.loss_of(loss_fn, unravel(w), batch)
-      )(w)
-      return jax.jvp(gradient, (flat,), (vector,))[1]
+      loss = lambda w: _data_passes.loss_of(loss_fn, unravel(w), batch)
+      return jax.jvp(jax.grad(loss), (flat,), (vector,))[1]
 
     return _data_passes.traced_mean_over_batches(of_batch, data, batch_size)
 

@@ -326,8 +326,8 @@ def _average_of_group(loss_fn, samples, params, group, rho, key):
 @functools.partial(jax.jit, static_argnums=0)
 def _ascend(adaptive, gradient, params, rho):
   perturbation = sam_perturbation(rho, adaptive=adaptive)
-  rest = perturbation.init(params), params
-  return perturbation.update(ascent_gradient(gradient), *rest)[0]
+  state, gradient = perturbation.init(params), ascent_gradient(gradient)
+  return perturbation.update(gradient, state, params)[0]
 
 
 @jax.jit
