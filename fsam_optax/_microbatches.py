@@ -148,7 +148,8 @@ def check_batch(
   dtype = getattr(batch, "dtype", np.dtype(object))
   # A key of `jax.random.PRNGKey` is an array without rows.
   is_key = dtype == jnp.uint32 and jnp.shape(batch) in ((2,), (4,))
-  is_key |= jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  is_typed_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  is_key |= is_typed_key and jnp.ndim(batch) == 0
   if None in lengths.values() or len(set(lengths.values())) != 1 or is_key:
     raise ValueError(
       "`batch` must hold arrays of one number of rows, to be split into "

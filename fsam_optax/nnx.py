@@ -66,7 +66,8 @@ class Optimizer(nnx.Optimizer):
     perturbation_state: its state, with a Variable in place of each array, so
       that ``nnx.jit``, ``nnx.split`` and checkpoints carry it.
     took_pass: whether :meth:`value_and_grad` ran since the last ``update``
-      (static; equal for ``nnx.cond`` and the cache of ``nnx.jit``).
+      (static). Graphs do not differ by it: ``nnx.cond`` may update or not, and
+      :meth:`update` looks at it only where a step is traced.
     differentiated: filter of the Variables to differentiate by, ``wrt`` as it
       was given (static). The attribute ``wrt`` leaves out the Variables that
       Flax overwrites with their gradient (fp8): :meth:`update` overwrites
@@ -249,7 +250,7 @@ class _Flag:
     return f"{self._is_set}"
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Flag)
+    return isinstance(other, _Flag) or other == self._is_set
 
   def __hash__(self) -> int:
     return 0

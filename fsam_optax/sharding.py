@@ -269,7 +269,8 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
 
   def call(state, batch):
     _check_rows(batch, num_groups, 1)
-    axes = {jax.typeof(x).sharding.spec[:1] for x in jax.tree.leaves(batch)}
+    arrays = [x for x in jax.tree.leaves(batch) if isinstance(x, jax.Array)]
+    axes = {jax.typeof(x).sharding.spec[:1] for x in arrays}
     if axes - {(None,), ()}:
       raise ValueError(
         "`batch` must not lie along an explicit axis of a mesh, which "

@@ -81,11 +81,11 @@ def load(name: str, path: str) -> images.Images:
         with tarfile.open(source) as archive:
           archive.extractall(unpacked, filter="data")
         source = pathlib.Path(unpacked)
-      lying = [x for x in FORMATS if _has_test_rows(source, FORMATS[x])]
+      lying = [x for x in FORMATS if _has_files(source, FORMATS[x])]
       if lying and name not in lying:
         raise images.DataError(
-          f"must hold {name}, got {lying[0]} in {path!r}. If that is to be "
-          f"used, say {lying[0]}:{path}"
+          f"must hold {name}, got {lying[0]} in {path!r}. Where either will "
+          f"do, say {lying[0]}:{path}"
         )
       train = [_read(source, x, n, expected) for x, n in expected.train.items()]
       test = [_read(source, x, n, expected) for x, n in expected.test.items()]
@@ -113,8 +113,9 @@ def _folder(source: pathlib.Path, expected: _Format) -> pathlib.Path:
   return folder if folder.is_dir() else source
 
 
-def _has_test_rows(source: pathlib.Path, expected: _Format) -> bool:
-  return all((_folder(source, expected) / x).is_file() for x in expected.test)
+def _has_files(source: pathlib.Path, expected: _Format) -> bool:
+  folder, names = _folder(source, expected), (*expected.train, *expected.test)
+  return any((folder / name).is_file() for name in names)
 
 
 def _read(

@@ -224,10 +224,11 @@ def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
       )
     reading = [x for x in names if what in fields_of(x)]
     if unread := of.keys() - ({"", *reading} if reading else ()):
+      what = ", ".join(sorted(unread)) or "one for all"
       raise FlagError(
         flag,
-        f"must be of optimizers that run and have it, {reading}, got "
-        f"{min(unread) or 'one for all'}. Leave it out, or see --optimizers",
+        f"must be of optimizers that run and have it, {reading}, got {what}. "
+        "Leave it out, or see --optimizers",
       )
     for name in reading:
       own = of.get(name, of.get("", getattr(found[name], what)))

@@ -7,7 +7,7 @@ command that was ended goes on where it was.
 import json
 import pathlib
 import sys
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Union
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import FlagError
@@ -33,23 +33,21 @@ class Store:
     """The rows, with those that other processes have added to the file."""
     if self._path is None or not self._path.exists():
       return self.rows
-    try:
-      with files.naming_output(self._path):
-        text = self._path.read_text(encoding="utf-8")
-      whole, _, rest = text.rpartition("\n")
-      if rest:  # Its process was ended.
-        print(f"note: half a row of {self._path} is dropped", file=sys.stderr)
-        self._path.write_text(whole and f"{whole}\n", encoding="utf-8")
-      self.rows = [json.loads(line) for line in whole.splitlines()]
-      for row in self.rows:
-        if not {"phase", "arm", "seeds"} <= dict(row).keys():
-          raise ValueError("a row of another kind")
-    except (ValueError, TypeError) as error:
+    with files.naming_output(self._path.parent):
+      *lines, rest = self._path.read_text(encoding="utf-8").split("\n")
+    if _row(rest):
+      lines.append(rest)
+    elif rest:  # Its process was ended.
+      print(f"note: half a row ends {self._path}", file=sys.stderr)
+    rows = [_row(line) for line in lines]
+    if None in rows:
       raise FlagError(
         "--output",
-        f"must have rows of JSON in {self._path.name}, got another line "
-        f"({error}). Delete that line, or choose another directory",
-      ) from error
+        f"must have rows of JSON in {self._path.name}, got "
+        f"{lines[rows.index(None)][:60]!r}. Delete that line, or choose "
+        "another directory",
+      )
+    self.rows = [row for row in rows if row is not None]
     return self.rows
 
   def find(self, key: Mapping[str, Any]) -> Optional[Row]:
@@ -66,10 +64,27 @@ class Store:
     """Adds a row, and returns it."""
     self.rows.append(row)
     if self._path is not None:
-      # A line in one write: another process may append to the same file.
-      with (
-        files.naming_output(self._path),
-        self._path.open("a", encoding="utf-8") as file,
-      ):
-        file.write(json.dumps(row) + "\n")
+      with files.naming_output(self._path.parent):
+        self._write(json.dumps(row).encode() + b"\n")
     return row
+
+  def _write(self, line: bytes) -> None:
+    assert self._path is not None
+    with self._path.open("a+b") as file:
+      file.seek(0)
+      before, end, rest = file.read().rpartition(b"\n")
+      if _row(rest):
+        line = b"\n" + line
+      elif rest:
+        file.truncate(len(before + end))
+      # In one write: another process may append to the same file.
+      file.write(line)
+
+
+def _row(line: Union[str, bytes]) -> Optional[Row]:
+  """The row of a line; None where there is another thing, or half of one."""
+  try:
+    row = dict(json.loads(line))
+  except (ValueError, TypeError):
+    return None
+  return row if {"phase", "arm", "seeds"} <= row.keys() else None

@@ -49,10 +49,11 @@ def run(given: shared_flags.Settings) -> None:
     if chosen:
       print(f"--{what.replace('_', '-')} {','.join(chosen)}")
   for name, of in found.items():
-    if of.diverged[of.points.index(of.best)]:
+    if diverged := of.diverged[of.points.index(of.best)]:
       print(
-        f"warning: of {optimizers.REGISTRY[name].label} runs diverged at every "
-        "point. Choose smaller learning rates"
+        f"warning: {diverged} of {len(lab.seeds)} runs of "
+        f"{optimizers.REGISTRY[name].label} diverged at its best point. Choose "
+        "smaller learning rates"
       )
     for what in of.on_edge:
       print(

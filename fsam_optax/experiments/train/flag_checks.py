@@ -74,12 +74,6 @@ def check_flags(settings: Settings) -> None:
     raise FlagError(
       "--eta", "must have --adaptive, whose metric it is added to"
     )
-  if ascent.average == "optimizer" and ascent.lmbda != descent.momentum:
-    raise FlagError(
-      "--lmbda",
-      f"must be the momentum, {descent.momentum:g}, with --average optimizer, "
-      f"got {ascent.lmbda:g}",
-    )
   if not ascent.sync_perturbation and descent.sharding == "fsdp":
     raise FlagError(
       "--no-sync-perturbation",
@@ -97,6 +91,12 @@ def check_flags(settings: Settings) -> None:
           flag,
           f"must be left out with --optimizer {ascent.optimizer}, {reason}",
         )
+  if ascent.average == "optimizer" and ascent.lmbda != descent.momentum:
+    raise FlagError(
+      "--lmbda",
+      f"must be the momentum, {descent.momentum:g}, with --average optimizer, "
+      f"got {ascent.lmbda:g}",
+    )
 
 
 def _check_images(config: Settings, images: data.Images) -> None:
@@ -116,7 +116,9 @@ def _check_images(config: Settings, images: data.Images) -> None:
         f"must be one number, or one for each of the {channels} channels, got "
         f"{len(moments)}",
       )
-    if not all(lower < np.float32(x) < math.inf for x in moments):
+    with np.errstate(over="ignore"):
+      narrow = np.array(moments, np.float32)
+    if not np.all((lower < narrow) & (narrow < math.inf)):
       raise FlagError(flag, f"must be in ({lower}, inf), got {moments}")
   if message := _network_of(config).check_rows(shape):
     raise FlagError("--model", message)

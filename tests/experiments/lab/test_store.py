@@ -31,7 +31,7 @@ def test_a_broken_line_is_told(tmp_path):
     path.write_text(f"{row}\n{line}\n")
     with pytest.raises(FlagError, match=r"rows of JSON in rows\.jsonl"):
       Store(path)
-  with pytest.raises(FlagError, match="must be a directory that can be"):
+  with pytest.raises(FlagError, match=r"^argument --output: must be a dir"):
     Store(tmp_path)
 
 
@@ -40,10 +40,15 @@ def test_half_a_row_is_dropped_and_rows_of_another_process_are_read(
 ):
   path = tmp_path / "rows.jsonl"
   rows = [{"phase": "test", "arm": arm, "seeds": [0]} for arm in "abc"]
-  path.write_text(f"{json.dumps(rows[0])}\n{json.dumps(rows[1])[:20]}")
+  text = f"{json.dumps(rows[0])}\n{json.dumps(rows[1])[:20]}"
+  path.write_text(text)
   store = Store(path)
   assert "half a row" in capsys.readouterr().err
+  assert path.read_text() == text  # Until there is a row to add.
   Store(path).append(rows[1])
   store.append(rows[2])
   assert store.rows == [rows[0], rows[2]]
   assert store.read() == Store(path).rows == rows
+  path.write_text(path.read_text().rstrip())  # By hand.
+  Store(path).append(rows[0])
+  assert store.read() == [*rows, rows[0]]
