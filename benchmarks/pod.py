@@ -131,11 +131,11 @@ def train_row(
   """A row of the table: the step of ``train`` on some chips of a topology."""
   settings = flags_lib.parse(
     flags_and_recipes.Settings,
-    shlex.split(flags),
+    ["--dry-run", *shlex.split(flags)],
     program="--train",
     description="The flags of train.",
   )
-  images, config = image_rows.unread(settings)
+  images, config = image_rows.load(settings)
   devices = absent_device.devices(topology)[:chips]
   built = program.Program(config, images, Mesh(devices, ("batch",)))
   names = {

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fsam_optax.experiments import data
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.train import batches
 from fsam_optax.experiments.train import job
@@ -16,7 +17,6 @@ from fsam_optax.experiments.train import journal as journal_lib
 from fsam_optax.experiments.train import signals
 from fsam_optax.experiments.train.checkpoints import Checkpoints
 from fsam_optax.experiments.train.flags_and_recipes import Run
-from fsam_optax.experiments.train.image_rows import Rows
 from fsam_optax.experiments.train.program import Program
 from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_state import RunState
@@ -33,7 +33,7 @@ class Runner:
     self._compiled = functools.cache(step.compile)
 
   def __call__(
-    self, rows: Rows, seed: int, folder: pathlib.Path
+    self, rows: data.Images, seed: int, folder: pathlib.Path
   ) -> list[dict[str, Any]]:
     """Trains a seed from the last checkpoint to the end: a line an epoch.
 
@@ -75,7 +75,7 @@ class Runner:
     self,
     run_state: RunState,
     done: int,
-    rows: Rows,
+    rows: data.Images,
     seed: int,
     journal: journal_lib.Journal,
     checkpoints: Checkpoints,
@@ -83,8 +83,8 @@ class Runner:
     program, run = self._program, self._run
     batch_size = program.config.descent.batch_size
     stream = batches.stream(
-      rows.x,
-      rows.y,
+      rows.x_train,
+      rows.y_train,
       program.mesh,
       seed=seed,
       batch_size=batch_size,
@@ -131,24 +131,25 @@ class Runner:
         )
     checkpoints.wait()
 
-  def _measure(self, run_state: RunState, rows: Rows) -> dict[str, Any]:
+  def _measure(self, run_state: RunState, rows: data.Images) -> dict[str, Any]:
     """The means of an epoch, the next learning rate, and the evaluation."""
     state, means = run_state.state, run_state.means()
-    evaluated = self._evaluate(state, rows.x_evaluated, rows.y_evaluated)
+    what = "validation" if self._program.config.images.validation else "test"
+    evaluated = self._evaluate(state, rows.x_test, rows.y_test)
     # Where all steps were skipped the first is NaN; weights that are not finite
     # show in the second.
     losses = means["loss"], evaluated["loss"]
     if not np.isfinite(losses).all():
       raise RunError(
         "an epoch must end with mean losses that are finite, got "
-        f"{losses[0]:g} in training and {losses[1]:g} of the {rows.evaluated} "
-        "rows. Choose a smaller --learning-rate or --rho and another --output, "
-        "and leave out --no-skip-nonfinite"
+        f"{losses[0]:g} in training and {losses[1]:g} of the {what} rows. "
+        "Choose a smaller --learning-rate or --rho and another --output, and "
+        "leave out --no-skip-nonfinite"
       )
     rate = self._program.learning_rate(int(state.step))
     return {
       "learning_rate": np.asarray(rate).item(),
       **files.finite(means),
       "skipped": int(run_state.skipped),
-      **{f"{rows.evaluated}_{k}": v for k, v in evaluated.items()},
+      **{f"{what}_{k}": v for k, v in evaluated.items()},
     }

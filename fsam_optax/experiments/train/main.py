@@ -31,10 +31,7 @@ def run(settings: Settings) -> None:
     jax.config.update("jax_num_cpu_devices", settings.processes.cpu_devices)
   if settings.network.dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  is_read = settings.data is not None or not settings.dry_run
-  images, config = (
-    image_rows.load(settings) if is_read else image_rows.unread(settings)
-  )
+  images, config = image_rows.load(settings)
   if settings.dry_run:
     print(preview.text(settings, Program(config, images), images))
     return

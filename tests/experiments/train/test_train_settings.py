@@ -188,11 +188,11 @@ def test_label_noise_is_exact_and_the_crops_are_the_authors():
   assert (config.images.crop_padding, config.images.cutout) == (1, 4)
   noisy = image_rows.rows_of(images, config, 1)
   clean = image_rows.rows_of(*load(), 1)
-  assert (noisy.y != clean.y).sum() == round(0.4 * 1200)
-  np.testing.assert_array_equal(noisy.y_evaluated, clean.y_evaluated)
+  assert (noisy.y_train != clean.y_train).sum() == round(0.4 * 1200)
+  np.testing.assert_array_equal(noisy.y_test, clean.y_test)
   for recipe in flags_and_recipes.RECIPES:
-    settings = dataclasses.replace(settings_of(), recipe=recipe)
-    flags = image_rows.unread(settings)[1].images
+    settings = dataclasses.replace(settings_of(), recipe=recipe, dry_run=True)
+    flags = image_rows.load(settings)[1].images
     assert flags.label_noise_kind == "symmetric"  # As in every command.
     assert (flags.crop_padding, flags.cutout) == (4, 16)  # The authors'.
 
