@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 from fsam_optax.experiments import networks
+from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
 from fsam_optax.experiments.lab.arms import Arm
@@ -83,7 +84,7 @@ class Study(NamedTuple):
     arms: the ways to train that it compares, by name.
     report: from the tested arms of each setting to what the JSON holds:
       ``results``, ``tables``, the ``panels`` of the figure, and changes of
-      ``config``.
+      ``config``; by default a row an arm.
     settings: in which every arm is searched and tested.
     without_search: trains in a setting what follows from its tested arms.
     run: what a study does that does something else, from the laboratory of its
@@ -95,7 +96,7 @@ class Study(NamedTuple):
   name: str
   question: str
   arms: Mapping[str, Arm] = {}
-  report: Callable[[Results], dict[str, Any]] = lambda results: {}
+  report: Callable[[Results], dict[str, Any]] = paired_report.by_arm
   settings: Sequence[Setting] = (Setting("mnist, mlp"),)
   without_search: Callable[[Lab], None] = lambda lab: None
   run: Optional[Callable[[Lab], dict[str, Any]]] = None

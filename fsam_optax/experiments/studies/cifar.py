@@ -16,7 +16,6 @@ import numpy as np
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments.common.flags import FlagError
-from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import splits as splits_lib
 from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab.laboratory import Lab
@@ -151,8 +150,7 @@ STUDY = study.Study(
   "cifar",
   "does F-SAM beat SAM with convolutions on real images?",
   _ARMS,
-  paired_report.by_arm,
-  SETTINGS,
+  settings=SETTINGS,
   seeds=16,
   first_seed=1000,
 )

@@ -7,7 +7,6 @@ ResNet-10 with a quarter of the channels learns 5,000 images of CIFAR-100 at
 from flax import linen as nn
 
 from fsam_optax.experiments import networks
-from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.studies import cheap_forms
@@ -42,8 +41,7 @@ STUDY = study.Study(
   "cifar100",
   "what is an ascent worth to a ResNet?",
   cheap_forms.some("SGD", "random direction", "SAM", "F-SAM"),
-  paired_report.by_arm,
-  SETTINGS,
+  settings=SETTINGS,
   seeds=8,
   first_seed=1000,
 )

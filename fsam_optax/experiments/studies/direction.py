@@ -9,7 +9,6 @@ import functools
 from typing import Any
 
 from fsam_optax.experiments.lab import arms
-from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.networks.mlp import MLP
@@ -77,7 +76,6 @@ STUDY = study.Study(
   "direction",
   "which part of the gradient is a good ascent direction?",
   _ARMS,
-  paired_report.by_arm,
-  SETTINGS,
+  settings=SETTINGS,
   seeds=32,
 )

@@ -13,7 +13,6 @@ from jax import numpy as jnp
 import numpy as np
 
 from fsam_optax.experiments.lab import arms
-from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.lab import study
 from fsam_optax.experiments.lab import trainer
@@ -102,8 +101,7 @@ STUDY = study.Study(
   cheap_forms.some(
     *("SGD", "random direction", "SAM", "F-SAM"), cheap_forms.MOMENTUM
   ),
-  paired_report.by_arm,
-  SETTINGS,
+  settings=SETTINGS,
   seeds=32,
   first_seed=1000,
 )

@@ -26,24 +26,16 @@ _ARMS = {
 
 def _report(results: Results) -> dict[str, Any]:
   (of,) = results.values()
-
-  def panel(what: str, names: dict[float, str]) -> dict[str, Any]:
-    found = {
-      x: of[name]["test_accuracy"] for x, name in names.items() if name in of
-    }
-    line = figures.line("F-SAM", found, found.values())
-    return figures.panel(what, [line])
-
-  return paired_report.by_arm(results, _DEFAULT) | {
-    "panels": [
-      panel(what, names)
-      for what, names in (
-        ("sigma, at lmbda 0.9", {x: _name(x, arms.LMBDA) for x in _SIGMAS}),
-        ("lmbda, at sigma 1", {x: _name(1.0, x) for x in _LMBDAS}),
-      )
-      if of.keys() & set(names.values())
-    ]
-  }
+  panels = []
+  for what, names in (
+    ("sigma, at lmbda 0.9", {x: _name(x, arms.LMBDA) for x in _SIGMAS}),
+    ("lmbda, at sigma 1", {x: _name(1.0, x) for x in _LMBDAS}),
+  ):
+    found = {x: of[y]["test_accuracy"] for x, y in names.items() if y in of}
+    if found:
+      line = figures.line("F-SAM", found, found.values())
+      panels.append(figures.panel(what, [line]))
+  return paired_report.by_arm(results, _DEFAULT) | {"panels": panels}
 
 
 STUDY = Study(
