@@ -4,6 +4,7 @@ Runs of one arm that differ in seed and rates are vmapped over a scan of train
 steps, an epoch a call, or over one step.
 """
 
+import dataclasses
 import functools
 from typing import Any, Callable, Mapping, NamedTuple, Optional
 
@@ -53,59 +54,57 @@ def descent(
   )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trainer:
   """Trains arms that differ in their ascent.
 
   Each epoch takes its batches from a new permutation of the training rows; rows
   that fill no whole batch are left out. Compiled programs are kept.
+
+  Attributes:
+    model: a module from inputs of shape ``[B, ...]`` to logits.
+    pool: the data set.
+    arms: by name.
+    epochs: passes over the training rows.
+    batch_size: rows a step, at most the training rows.
+    is_iid: whether each batch is drawn anew, with replacement.
+    make_tx: the base optimizer, from the learning rate, the weight decay and
+      the number of steps.
+    augment: from the seed of a run, the step and the rows of its batch to those
+      that it is trained on.
+    begin: from the variables of ``R`` runs as the network initializes them,
+      leaves of shape ``[R, ...]``, to those that the training begins with.
+    optimize: whether XLA is to optimize the steps.
+    scan: whether a compiled call takes the steps of an epoch, or one. On a CPU
+      a convolution of XLA is a hundred times as slow in a loop of XLA.
   """
 
-  def __init__(
-    self,
-    model: nn.Module,
-    pool: splits_lib.Pool,
-    arms: Mapping[str, arms_lib.Arm],
-    *,
-    epochs: int,
-    batch_size: int,
-    is_iid: bool = False,
-    make_tx: Callable[..., optax.GradientTransformation] = descent,
-    augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None,
-    begin: Callable[[dict[str, Any]], dict[str, Any]] = lambda variables: (
-      variables
-    ),
-    optimize: bool = True,
-    scan: bool = True,
-  ):
-    """Prepares to train a network on a data set by arms.
+  model: nn.Module
+  pool: splits_lib.Pool
+  arms: Mapping[str, arms_lib.Arm]
+  epochs: int
+  batch_size: int
+  is_iid: bool = False
+  make_tx: Callable[..., optax.GradientTransformation] = descent
+  augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None
+  begin: Callable[[dict[str, Any]], dict[str, Any]] = lambda variables: (
+    variables
+  )
+  optimize: bool = True
+  scan: bool = True
+  _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    Args:
-      model: a module from inputs of shape ``[B, ...]`` to logits.
-      pool: the data set.
-      arms: by name.
-      epochs: passes over the training rows.
-      batch_size: rows a step, at most the training rows.
-      is_iid: whether each batch is drawn anew, with replacement.
-      make_tx: the base optimizer, from the learning rate, the weight decay and
-        the number of steps.
-      augment: from the seed of a run, the step and the rows of its batch to
-        those that it is trained on.
-      begin: from the variables of ``R`` runs as the network initializes them,
-        leaves of shape ``[R, ...]``, to those that the training begins with.
-      optimize: whether XLA is to optimize the steps.
-      scan: whether a compiled call takes the steps of an epoch, or one. On a
-        CPU a convolution of XLA is a hundred times as slow in a loop of XLA.
-    """
-    self._model, self._arms, self._epochs = model, dict(arms), epochs
-    self._pool = (jnp.asarray(pool.x), jnp.asarray(pool.y))
-    self._steps, self._batch_size = pool.train_size // batch_size, batch_size
-    self._is_iid, self._make_tx, self._augment = is_iid, make_tx, augment
-    self._begin, self._optimize, self._scan = begin, optimize, scan
-    self._compiled: dict[Any, Any] = {}
+  @functools.cached_property
+  def _pool(self) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(self.pool.x), jnp.asarray(self.pool.y)
+
+  @property
+  def _steps(self) -> int:
+    return self.pool.train_size // self.batch_size
 
   def epochs_of(self, name: str) -> int:
     """Passes over the training rows that an arm takes."""
-    return self._epochs * self._arms[name].epochs
+    return self.epochs * self.arms[name].epochs
 
   def __call__(
     self,
@@ -129,7 +128,7 @@ class Trainer:
     curve: list[np.ndarray] = []
     state, is_finite = self._first_state(name, runs), []
     for _ in range(self.epochs_of(name)):
-      if self._scan:
+      if self.scan:
         state, losses_finite = self._call(
           self._epoch, name, state, runs, donate=1
         )
@@ -187,24 +186,24 @@ class Trainer:
     del name, pool
     _, key = jax.random.split(jax.random.key(splits.seed))
     key, rows = jax.random.fold_in(key, step), len(splits.train_rows)
-    shape = (self._steps, self._batch_size)
-    if self._is_iid:
+    shape = (self._steps, self.batch_size)
+    if self.is_iid:
       order = jax.random.randint(key, shape, 0, rows)
     else:
       order = jax.random.permutation(key, rows)
-      order = order[: self._steps * self._batch_size].reshape(shape)
+      order = order[: self._steps * self.batch_size].reshape(shape)
     return order, jnp.roll(order, 1, axis=0)
 
   def _first_state(self, name, runs):
     # Random numbers take longer to optimize than they run.
     call = functools.partial(self._call, is_hot=False)
     variables = call(self._variables, None, runs[0].seed)
-    return call(self._init, name, self._begin(variables), runs)
+    return call(self._init, name, self.begin(variables), runs)
 
   def _variables(self, name, pool, seed):
     del name  # Of the seed alone, so that the arms share them.
     key, _ = jax.random.split(jax.random.key(seed))
-    return dict(self._model.init(key, pool[0][:1].astype(jnp.float32)))
+    return dict(self.model.init(key, pool[0][:1].astype(jnp.float32)))
 
   def _init(self, name, pool, variables, run):
     del pool
@@ -219,9 +218,9 @@ class Trainer:
   def _transforms(self, name, run) -> dict[str, Any]:
     # They close over traced rates, and so must not leave the program.
     _, learning_rate, rho, weight_decay = run
-    ascent = self._arms[name].perturbation
+    ascent = self.arms[name].perturbation
     return {
-      "tx": self._make_tx(learning_rate, weight_decay, self._steps_of(name)),
+      "tx": self.make_tx(learning_rate, weight_decay, self._steps_of(name)),
       "perturbation": None if ascent is None else ascent(rho),
     }
 
@@ -231,10 +230,10 @@ class Trainer:
   def _step(self, name, pool, state, run, positions):
     """A step on the rows at these positions, and whether its loss is finite."""
     own, other = positions
-    arm, rows_at = self._arms[name], functools.partial(_rows, pool, run[0])
+    arm, rows_at = self.arms[name], functools.partial(_rows, pool, run[0])
     batch: dict[str, Any] = rows_at(own)
-    if self._augment is not None:
-      batch["x"] = self._augment(run[0].seed, state.step, batch["x"])
+    if self.augment is not None:
+      batch["x"] = self.augment(run[0].seed, state.step, batch["x"])
     if arm.sees_more:
       batch |= {
         "whole": rows_at(jnp.arange(run[0].train_rows.shape[0])),
@@ -248,7 +247,7 @@ class Trainer:
 
   def _loss(self, params, model_state, batch, rng):
     del rng
-    logits, model_state = self._model.apply(
+    logits, model_state = self.model.apply(
       {"params": params, **model_state},
       batch["x"],
       train=True,
@@ -262,25 +261,18 @@ class Trainer:
 
   def _accuracy(self, state, splits, rows) -> np.ndarray:
     """Percent of the rows classified as labeled, shape `[R]`, float64."""
-    labels = self._pool[1][rows]
     scale, number = (splits.mean, splits.standard_deviation), rows.shape[1]
-    padding = ((0, 0), (0, -number % _ROWS_AT_ONCE))
-    # No prediction is -1, so the padding never counts.
-    padded = (
-      jnp.pad(rows, padding),
-      jnp.pad(labels, padding, constant_values=-1),
-    )
     variables = {"params": state.params, **state.model_state}
     hits = np.zeros(len(rows))
     for i in range(0, number, _ROWS_AT_ONCE):
-      some = (x[:, i : i + _ROWS_AT_ONCE] for x in padded)
-      hits += np.asarray(self._call(self._hits, None, variables, scale, *some))
+      some = rows[:, i : i + _ROWS_AT_ONCE]
+      hits += np.asarray(self._call(self._hits, None, variables, scale, some))
     return 100 * hits / number
 
-  def _hits(self, name, pool, variables, scale, rows, labels):
+  def _hits(self, name, pool, variables, scale, rows):
     del name
-    logits: Any = self._model.apply(variables, _inputs(pool, scale, rows))
-    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+    logits: Any = self.model.apply(variables, _inputs(pool, scale, rows))
+    return jnp.sum(jnp.argmax(logits, axis=-1) == pool[1][rows])
 
   def _call(self, fn, name, *args, is_hot=True, donate=()) -> Any:
     """Calls `fn(name, pool, *args)`, compiled, vmapped over runs in `args`."""
@@ -293,7 +285,7 @@ class Trainer:
 
       lowered = jax.jit(called, donate_argnums=donate).lower(self._pool, *args)
       self._compiled[key] = lowered.compile(
-        None if is_hot and self._optimize else _UNOPTIMIZED
+        None if is_hot and self.optimize else _UNOPTIMIZED
       )
     return self._compiled[key](self._pool, *args)
 
