@@ -7,4 +7,3 @@ from fsam_optax.experiments.data.catalog import name_of as name_of
 from fsam_optax.experiments.data.images import DataError as DataError
 from fsam_optax.experiments.data.images import DataSet as DataSet
 from fsam_optax.experiments.data.images import Images as Images
-from fsam_optax.experiments.data.images import Sizes as Sizes

@@ -143,15 +143,6 @@ def drawn(
   )
 
 
-class Sizes(NamedTuple):
-  """Rows, height, width and channels, and classes of a data set."""
-
-  train: int
-  test: int
-  image: tuple[int, int, int]
-  classes: int
-
-
 class DataSet(NamedTuple):
   """A data set, as its file declares it.
 
@@ -162,7 +153,7 @@ class DataSet(NamedTuple):
       Raises :class:`DataError`.
     takes_path: whether it is read from a path.
     recognizes: whether a path without a name is one of these.
-    sizes: None where they are not known before.
+    is_published: whether its labels get noise by default; your own get none.
     seed_rows: how many training and validation rows each seed of the laboratory
       draws; all others are its test rows. None where the source has test rows:
       a fifth of its training rows are for validation then.
@@ -173,7 +164,7 @@ class DataSet(NamedTuple):
   read: Callable[[Optional[str], Optional[int]], Images]
   takes_path: bool = False
   recognizes: Callable[[str], bool] = lambda path: False
-  sizes: Optional[Sizes] = None
+  is_published: bool = False
   seed_rows: Optional[tuple[int, int]] = None
 
   @property

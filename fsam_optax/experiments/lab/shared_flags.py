@@ -172,7 +172,7 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
     )
   label_noise = data.label_noise
   if label_noise is None:
-    is_published = data_lib.REGISTRY[data_lib.name_of(data.data)].sizes
+    is_published = data_lib.REGISTRY[data_lib.name_of(data.data)].is_published
     label_noise = tuned_values.LABEL_NOISE if is_published else 0.0
   if not label_noise and data.label_noise_kind != Data.label_noise_kind:
     raise FlagError("--label-noise-kind", "must have --label-noise above 0")
@@ -233,9 +233,8 @@ def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
     for name in reading:
       own = of.get(name, of.get("", getattr(found[name], what)))
       found[name] = found[name]._replace(**{what: own})
-  usual = Training()
   for what in ("sigma", "lmbda"):
-    is_given = getattr(given.training, what) != getattr(usual, what)
+    is_given = getattr(given.training, what) != getattr(Training, what)
     if is_given and "fsam" not in names:
       raise FlagError(f"--{what}", "must be left out, for fsam does not run")
   return found

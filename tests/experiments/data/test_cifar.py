@@ -43,8 +43,9 @@ def refuse(message, name, path):
 
 def test_sizes_are_the_published_ones():
   for name, classes, labels in (("cifar10", 10, 1), ("cifar100", 100, 2)):
-    sizes = data.REGISTRY[name].sizes
-    assert sizes == (50_000, 10_000, (32, 32, 3), classes)
+    images = cifar.unread(name)
+    assert images.x_train.shape == (50_000, 32, 32, 3)
+    assert (len(images.y_test), images.classes) == (10_000, classes)
     assert cifar.FORMATS[name].record == labels + 3 * 32 * 32
 
 

@@ -22,8 +22,6 @@ def test_rows_and_scale_are_the_documented_ones_in_every_command(name):
   assert images.x_train.min() == 0
   assert images.x_train.max() == white
   assert set(images.y_test) == set(range(10))
-  sizes = data.REGISTRY[name].sizes
-  assert sizes == (train, test, (size, size, 1), 10)
   # The seeds of the laboratory draw from the same, in the order of the source.
   rows = images.source_rows
   np.testing.assert_array_equal(pool.x[rows[:train]], images.x_train)
