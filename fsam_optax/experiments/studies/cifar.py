@@ -7,7 +7,7 @@ that of 16 other seeds, on all test rows, which are looked at once.
 """
 
 import dataclasses
-from typing import Mapping, Optional
+from typing import Optional
 import zlib
 
 import jax
@@ -42,6 +42,7 @@ class Setting(study.Setting):
   image_size: Optional[int] = None
 
   def at(self, lab: Lab) -> Lab:
+    source = lab.sources[self.dataset]
     changes = {
       "model": self.model,
       "network": network,
@@ -53,7 +54,7 @@ class Setting(study.Setting):
       "more_seeds": [1, 2],
       "trainer_options": {"augment": flip},
       "at_once": 1,  # Its arrays fill a processor's cache.
-      "pool": load(lab.sources, self.dataset, self.train_size, self.image_size),
+      "pool": load(source, self.dataset, self.train_size, self.image_size),
     }
     return lab.at(**{**changes, **self.changes})
 
@@ -73,13 +74,13 @@ def flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def load(
-  sources: Mapping[str, Optional[str]],
+  source: Optional[str],
   name: str,
   train: int,
   image_size: Optional[int] = None,
 ) -> splits_lib.Pool:
   """The images of CIFAR-10 or of CIFAR-100, as bytes where they keep a size."""
-  source, flag = sources[name], f"--{name}"
+  flag = f"--{name}"
   if source is None:
     raise FlagError(flag, "must be given: images to train on, got none")
   try:

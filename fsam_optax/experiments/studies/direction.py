@@ -21,10 +21,9 @@ RANDOM = arms.Arm(
 )
 
 
-def _along(direction: Any, unit: float = 1.0, **options: Any) -> arms.Arm:
+def _along(direction: Any, **options: Any) -> arms.Arm:
   return arms.Arm(
     lambda rho: ascents.along(direction(**options), rho),
-    unit=unit,
     make_step=ascents.step_on_other_rows,
     sees_more=True,
   )

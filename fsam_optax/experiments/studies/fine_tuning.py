@@ -31,7 +31,7 @@ class Setting(cifar.Setting):
   def at(self, lab: Lab) -> Lab:
     begin = functools.partial(
       begin_at,
-      sources=tuple(lab.sources.items()),
+      source=lab.sources["cifar100"],
       epochs=1 if lab.is_quick else _EPOCHS,
     )
     options = {"augment": cifar.flip, "begin": begin}
@@ -39,12 +39,10 @@ class Setting(cifar.Setting):
 
 
 def begin_at(
-  variables: dict[str, Any],
-  sources: tuple[tuple[str, Optional[str]], ...],
-  epochs: int,
+  variables: dict[str, Any], source: Optional[str], epochs: int
 ) -> dict[str, Any]:
   """The variables of runs with pretrained weights, but for the last layer."""
-  pretrained = _pretrained(sources, epochs)
+  pretrained = _pretrained(source, epochs)
   # The last layer has another number of classes, and so another shape.
   params = jax.tree.map(
     lambda own, x: (
@@ -57,8 +55,8 @@ def begin_at(
 
 
 @functools.cache
-def _pretrained(sources, epochs) -> Any:
-  pool = cifar.load(dict(sources), "cifar100", _PRETRAINING)
+def _pretrained(source: Optional[str], epochs: int) -> Any:
+  pool = cifar.load(source, "cifar100", _PRETRAINING)
   train = trainer.Trainer(
     cifar.network(pool.classes),
     pool,

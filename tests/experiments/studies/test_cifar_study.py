@@ -44,7 +44,7 @@ def fixture_small(monkeypatch):
 
 def test_rows_of_a_seed_are_those_of_the_published_rows(small):
   """Their stream and their order, so that a new form pairs with the old."""
-  pool = cifar.load({"cifar10": "toy"}, "cifar10", 384)
+  pool = cifar.load("toy", "cifar10", 384)
   drawn = splits.split(pool, [3], 0.25)
   rng = np.random.default_rng((3, 19))
   order = rng.permutation(700)
@@ -75,7 +75,7 @@ def test_fine_tuning_begins_with_all_but_the_last_layer(monkeypatch):
   monkeypatch.setattr(fine_tuning, "_pretrained", lambda *_: pretrained)
   own = {"hidden": np.zeros((2, 3, 4)), "last": np.zeros((2, 4, 10))}
   variables = {"params": own, "batch_stats": 5}
-  found = fine_tuning.begin_at(variables, (), 1)
+  found = fine_tuning.begin_at(variables, None, 1)
   np.testing.assert_array_equal(found["params"]["hidden"], np.ones((2, 3, 4)))
   assert found["params"]["last"] is own["last"]
   assert found["batch_stats"] == 5
