@@ -3,16 +3,14 @@
 import importlib
 from typing import Any, Sequence, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)
 
 
 def of(room: str, files: Sequence[str], kind: type[T]) -> dict[str, T]:
   """The variables of some modules of a package that are of a kind, by name."""
-  modules = [importlib.import_module(f"{room}.{file}") for file in files]
-  entries: list[Any] = [
-    value
-    for module in modules
-    for value in vars(module).values()
-    if isinstance(value, kind)
-  ]
-  return {entry.name: entry for entry in entries}
+  return {
+    entry.name: entry
+    for file in files
+    for entry in vars(importlib.import_module(f"{room}.{file}")).values()
+    if isinstance(entry, kind)
+  }

@@ -52,6 +52,7 @@ class Setting:
   def results(self, rows: Sequence[Row]) -> dict[str, Row]:
     """The tested arms among rows."""
     fields = {
+      "phase": "test",
       "dataset": self.dataset,
       "model": self.model,
       "label_noise": self.label_noise,
@@ -59,11 +60,7 @@ class Setting:
     }
     if "batch_size" in self.changes:
       fields["batch_size"] = self.changes["batch_size"]
-    return {
-      row["arm"]: row
-      for row in rows
-      if row["phase"] == "test" and fields.items() <= row.items()
-    }
+    return {row["arm"]: row for row in rows if fields.items() <= row.items()}
 
 
 def searched_by(seeds: Sequence[int], first: int) -> dict[str, Any]:
