@@ -6,7 +6,6 @@ record, so that no number of another run or epoch gets into them.
 """
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import time
@@ -48,15 +47,8 @@ class _Manager(ocp.CheckpointManager):
       raise
 
 
-@dataclasses.dataclass
-class _LastAndBest(preservation_policy.PreservationPolicy):
-  best: Optional[int] = None
-
-  def should_preserve(self, checkpoints, *, context):
-    del context
-    # Two of the last ones: the newest may turn out to be damaged.
-    kept = [self.best, *(x.step for x in checkpoints[-2:])]
-    return [x.step in kept for x in checkpoints]
+# The newest may turn out to be damaged.
+_LAST_TWO = preservation_policy.LatestN(2)
 
 
 class Checkpoints:
@@ -69,7 +61,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
     """Opens a folder, which is made where it is missing."""
     self._folder, self._seed = folder.absolute(), seed
-    self._kept = _LastAndBest()
+    self._kept = preservation_policy.AnyPreservationPolicy([_LAST_TWO])
     self.epochs: list[dict[str, Any]] = []
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self._kept, cleanup_tmp_directories=True
@@ -93,7 +85,8 @@ class Checkpoints:
     tree = {"progress": run_state, "checksum": checksum(run_state)}
     record = {"seed": self._seed, "epochs": list(self.epochs)}
     if self.epochs:
-      self._kept.best = best(self.epochs)["batches"]
+      of_best = preservation_policy.CustomSteps([best(self.epochs)["batches"]])
+      self._kept.policies = [_LAST_TWO, of_best]
     with self._errors():
       self._manager.save(
         batches,
