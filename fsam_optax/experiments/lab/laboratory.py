@@ -18,7 +18,6 @@ from fsam_optax.experiments.lab import trainer as trainer_lib
 from fsam_optax.experiments.lab.store import Row
 from fsam_optax.experiments.lab.store import Store
 
-MEASURED_SEEDS = 8
 Measure = Callable[[Any, jax.Array], Mapping[str, Callable[[], Any]]]
 
 
@@ -191,7 +190,6 @@ class Lab:
     phase: str,
     *,
     measure: Optional[Measure] = None,
-    with_curve: bool = False,
   ) -> Row:
     """An arm trained on some seeds at a point, now or before.
 
@@ -205,16 +203,14 @@ class Lab:
       phase: what for; the row of a ``"search"`` says nothing of test rows.
       measure: from the ``(loss_fn, params, data)`` of a run and a key to
         functions, by the names of what they measure. The row has a value for
-        each of the first eight runs, None where it is not finite or raises a
-        ValueError.
-      with_curve: whether the row has each run's validation accuracy by epoch.
+        each run, None where it is not finite or raises a ValueError.
     """
     key = {"phase": phase, "arm": name, **self.setting(), **point._asdict()}
     key["seeds"] = list(seeds)
     if row := self.store.find(key):
       return row
     start = time.perf_counter()
-    outcome = self._train(name, point, seeds, phase, with_curve)
+    outcome = self._train(name, point, seeds, phase)
     runs = zip(outcome.test_accuracy, outcome.diverged, strict=True)
     row = key | {
       "validation_accuracy": np.where(
@@ -227,7 +223,7 @@ class Lab:
     }
     if phase == "search":
       del row["test_accuracy"]
-    if with_curve:
+    if outcome.curve.size:
       row["curve"] = outcome.curve.tolist()
     if self.arms[name].gradients is not None:
       row.setdefault("gradients", self.arms[name].gradients)
@@ -235,9 +231,7 @@ class Lab:
       row["measures"] = self._measures(name, outcome.params, seeds, measure)
     return self.store.append(row)
 
-  def _train(
-    self, name, point, seeds, phase, with_curve
-  ) -> trainer_lib.Outcome:
+  def _train(self, name, point, seeds, phase) -> trainer_lib.Outcome:
     """A few runs at a time, the last of which repeat the first."""
     number, at_once = len(seeds), 2 if self.is_quick else self.at_once
     padded = np.arange(-(-number // at_once) * at_once) % number
@@ -251,19 +245,19 @@ class Lab:
         name,
         jax.tree.map(lambda x, rows=rows: x[rows], splits),
         *(np.full(at_once, value) for value in point),
-        with_curve=with_curve,
         on_epoch=advance,
       )
       for rows in parts
     ]
-    join = lambda *x: (np if isinstance(x[0], np.ndarray) else jnp).concatenate(
-      x
-    )[:number]
+
+    def join(*x):
+      of = np if isinstance(x[0], np.ndarray) else jnp
+      return of.concatenate(x)[:number]
+
     return jax.tree.map(join, *found)
 
   def _measures(self, name, params, seeds, measure) -> dict[str, list[Any]]:
-    seeds, found = seeds[:MEASURED_SEEDS], {}
-    splits = self.splits(seeds)
+    splits, found = self.splits(seeds), {}
     advance = self.progress(f"{name}, measures", len(seeds))
     for run in range(len(seeds)):
       own = jax.tree.map(lambda x, run=run: x[run], params)

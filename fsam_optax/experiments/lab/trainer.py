@@ -74,6 +74,7 @@ class Trainer:
       that it is trained on.
     begin: from the variables of ``R`` runs as the network initializes them,
       leaves of shape ``[R, ...]``, to those that the training begins with.
+    has_curve: whether it measures the validation accuracy after each epoch.
     optimize: whether XLA is to optimize the steps.
     scan: whether a compiled call takes the steps of an epoch, or one. On a CPU
       a convolution of XLA is a hundred times as slow in a loop of XLA.
@@ -90,6 +91,7 @@ class Trainer:
   begin: Callable[[dict[str, Any]], dict[str, Any]] = lambda variables: (
     variables
   )
+  has_curve: bool = False
   optimize: bool = True
   scan: bool = True
   _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -113,13 +115,11 @@ class Trainer:
     learning_rate: np.ndarray,
     rho: np.ndarray,
     weight_decay: np.ndarray,
-    *,
-    with_curve: bool = False,
     on_epoch: Callable[[], None] = lambda: None,
   ) -> Outcome:
     """Trains and tests runs of an arm: one split, rate, radius and decay each.
 
-    The curve is measured where it is asked for; ``on_epoch`` is for a bar.
+    ``on_epoch`` is called after each epoch.
     """
     values = learning_rate, rho, weight_decay
     rates = (np.asarray(x, np.float32) for x in values)
@@ -141,7 +141,7 @@ class Trainer:
             self._step, name, state, runs, positions, donate=1
           )
           is_finite.append(loss_finite)
-      if with_curve:
+      if self.has_curve:
         curve.append(self._accuracy(state, splits, splits.validation_rows))
       # So that the bar moves when an epoch is done, not when it is enqueued.
       jax.block_until_ready(state)
@@ -169,7 +169,7 @@ class Trainer:
     self, splits: splits_lib.Splits, run: int
   ) -> dict[str, Any]:
     """The training rows of one run as one batch, its noisy labels included."""
-    pool = [np.asarray(x) for x in self._pool]
+    pool = self.pool.x, self.pool.y
     return _rows(pool, jax.tree.map(lambda x: x[run], splits), slice(None))
 
   def _epoch(self, name, pool, state, run):
@@ -261,17 +261,16 @@ class Trainer:
 
   def _accuracy(self, state, splits, rows) -> np.ndarray:
     """Percent of the rows classified as labeled, shape `[R]`, float64."""
-    scale, number = (splits.mean, splits.standard_deviation), rows.shape[1]
     variables = {"params": state.params, **state.model_state}
-    hits = np.zeros(len(rows))
+    number, hits = rows.shape[1], np.zeros(len(rows))
     for i in range(0, number, _ROWS_AT_ONCE):
       some = rows[:, i : i + _ROWS_AT_ONCE]
-      hits += np.asarray(self._call(self._hits, None, variables, scale, some))
+      hits += np.asarray(self._call(self._hits, None, variables, splits, some))
     return 100 * hits / number
 
-  def _hits(self, name, pool, variables, scale, rows):
+  def _hits(self, name, pool, variables, splits, rows):
     del name
-    logits: Any = self.model.apply(variables, _inputs(pool, scale, rows))
+    logits: Any = self.model.apply(variables, _inputs(pool, splits, rows))
     return jnp.sum(jnp.argmax(logits, axis=-1) == pool[1][rows])
 
   def _call(self, fn, name, *args, is_hot=True, donate=()) -> Any:
@@ -291,13 +290,11 @@ class Trainer:
 
 
 def _rows(pool, splits, positions) -> dict[str, Any]:
-  scale = (splits.mean, splits.standard_deviation)
   return {
-    "x": _inputs(pool, scale, splits.train_rows[positions]),
+    "x": _inputs(pool, splits, splits.train_rows[positions]),
     "y": splits.train_labels[positions],
   }
 
 
-def _inputs(pool, scale, rows) -> jax.Array:
-  mean, standard_deviation = scale
-  return (pool[0][rows] - mean) / standard_deviation
+def _inputs(pool, splits, rows) -> jax.Array:
+  return (pool[0][rows] - splits.mean) / splits.standard_deviation

@@ -20,9 +20,9 @@ def run(given: shared_flags.Settings) -> None:
   grids = shared_flags.grids(given, is_grid=False)
   lab = shared_flags.laboratory(given, recipe.seeds, tuned_values.FIRST_SEED)
   with progress.Bars() as bars:
-    lab = lab.at(progress=bars.start)
+    lab = lab.at(progress=bars.start, trainer_options={"has_curve": True})
     rows = {
-      name: lab.run(name, grid.points()[0], lab.seeds, "test", with_curve=True)
+      name: lab.run(name, grid.points()[0], lab.seeds, "test")
       for name, grid in grids.items()
     }
   pool = lab.pool

@@ -13,17 +13,17 @@ from fsam_optax import sharpness
 from fsam_optax.experiments.common.flags import FlagError
 from fsam_optax.experiments.lab import arms
 from fsam_optax.experiments.lab import figures
-from fsam_optax.experiments.lab import laboratory
 from fsam_optax.experiments.lab import paired_report
+from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.study import Study
 
 _ARMS = {"SGD": arms.SGD, "SAM": arms.SAM, "F-SAM": arms.FSAM}
-_RHO, _RANDOM_RHO = 0.1, 1.0
+_RHO, _RANDOM_RHO, _MOST_SEEDS = 0.1, 1.0, 8
 
 
-def _run(lab: laboratory.Lab) -> dict[str, Any]:
-  if len(lab.seeds) > (most := laboratory.MEASURED_SEEDS):
-    raise FlagError("--seeds", f"must be at most {most} here")
+def _run(lab: Lab) -> dict[str, Any]:
+  if len(lab.seeds) > _MOST_SEEDS:
+    raise FlagError("--seeds", f"must be at most {_MOST_SEEDS} here")
   measure = functools.partial(
     _measures,
     matvecs=10 if lab.is_quick else 60,
