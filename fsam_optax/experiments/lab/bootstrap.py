@@ -4,7 +4,7 @@ Seeds decide between neighboring points by chance. What other seeds would have
 chosen says how much that moves what is reported.
 """
 
-from typing import NamedTuple
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -26,31 +26,26 @@ def choices(accuracy: np.ndarray, seeds: np.ndarray) -> np.ndarray:
   return np.argmax(accuracy[:, seeds].mean(axis=2), axis=0)
 
 
-class Tested(NamedTuple):
-  """The candidates of a search, on seeds that chose nothing.
-
-  Attributes:
-    validation_accuracy: by the seeds that choose, shape ``[C, S]``.
-    test_accuracy: by the seeds to report, shape ``[C, T]``; NaN where a run
-      diverged.
-  """
-
-  validation_accuracy: np.ndarray
-  test_accuracy: np.ndarray
+Candidates = Sequence[Mapping[str, Any]]
+"""Of a search: each has the ``"validation_accuracy"`` of seeds that choose, and
+the ``"test_accuracy"`` of those to report, None where a run diverged."""
 
 
-def error_with_search(first: Tested, second: Tested) -> float:
+def error_with_search(first: Candidates, second: Candidates) -> float:
   """Standard error of a paired difference, the search's included.
 
   In each draw of a bootstrap both arms take their best point by other seeds
   that choose, and are reported by other seeds.
   """
-  numbers = [accuracy.shape[1] for accuracy in first]
-  choosing = resamples(numbers[0])
-  # Others than those that choose, where there are as many.
-  testing = resamples(numbers[1], use=int(numbers[0] == numbers[1]))
   means = []
-  for tested in (first, second):
-    chosen = choices(tested.validation_accuracy, choosing)
-    means.append(tested.test_accuracy[chosen[:, None], testing])
+  for candidates in (first, second):
+    validation, test = (
+      np.array([x[what] for x in candidates], float)
+      for what in ("validation_accuracy", "test_accuracy")
+    )
+    numbers = validation.shape[1], test.shape[1]
+    chosen = choices(validation, resamples(numbers[0]))
+    # Others than those that choose, where there are as many.
+    testing = resamples(numbers[1], use=int(numbers[0] == numbers[1]))
+    means.append(test[chosen[:, None], testing])
   return float(np.nanstd(np.nanmean(means[0] - means[1], axis=1), ddof=1))

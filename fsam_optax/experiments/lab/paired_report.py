@@ -172,15 +172,10 @@ def difference(first: Row, second: Row) -> dict[str, Any]:
     return cell
   is_of_search = "candidates" in first and "candidates" in second
   if is_of_search and error is not None:  # It is None by one seed.
-    tested = (_tested(first), _tested(second))
+    both = first["candidates"], second["candidates"]
     # Draws of few seeds vary less than the seeds do.
-    cell["search_error"] = max(bootstrap.error_with_search(*tested), error)
+    cell["search_error"] = max(bootstrap.error_with_search(*both), error)
   return cell | {"median": float(np.median(pairs))}
-
-
-def _tested(row: Row) -> bootstrap.Tested:
-  of = lambda column: np.asarray([x[column] for x in row["candidates"]], float)
-  return bootstrap.Tested(of("validation_accuracy"), of("test_accuracy"))
 
 
 def title_of(config: Mapping[str, Any]) -> str:

@@ -90,12 +90,18 @@ def test_candidates_are_what_other_seeds_would_have_chosen():
   assert found.candidates() == [best, 1 - best]
 
 
+def candidates(validation, test):
+  fields = ("validation_accuracy", "test_accuracy")
+  both = zip(validation, test, strict=True)
+  return [dict(zip(fields, x, strict=True)) for x in both]
+
+
 def test_error_with_a_search_that_cannot_err_is_the_paired_error():
   rng = np.random.default_rng(1)
   first, second = rng.normal(size=(2, 64))
   sure = np.ones((1, 16))
   found = bootstrap.error_with_search(
-    bootstrap.Tested(sure, first[None]), bootstrap.Tested(sure, second[None])
+    candidates(sure, first[None]), candidates(sure, second[None])
   )
   expected = np.std(first - second, ddof=1) / 8
   assert found == pytest.approx(expected, rel=0.05)
@@ -107,8 +113,8 @@ def test_error_grows_by_the_lottery_between_two_points():
   toss = rng.normal(size=16)
   toss -= toss.mean()  # Half of the draws choose the one, half the other.
   test = np.stack([np.full(64, 80.0), np.full(64, 81.0)])
-  lottery = bootstrap.Tested(np.stack([toss, -toss]), test)
-  sure = bootstrap.Tested(np.ones((1, 16)), np.full((1, 64), 79.0))
+  lottery = candidates(np.stack([toss, -toss]), test)
+  sure = candidates(np.ones((1, 16)), np.full((1, 64), 79.0))
   assert bootstrap.error_with_search(lottery, sure) == pytest.approx(
     0.5, abs=0.02
   )
