@@ -37,7 +37,12 @@ def fixture_small(monkeypatch):
   monkeypatch.setattr(cifar, "_VALIDATION", 200)
   monkeypatch.setattr(cifar, "BATCH_SIZE", 64)
   monkeypatch.setattr(fine_tuning, "_PRETRAINING", 500)
-  load = lambda *_, otherwise, **__: images._replace(name=otherwise)
+  published = data.load
+  load = lambda source, *, otherwise=None, **options: (
+    images._replace(name=otherwise)
+    if source == "toy"
+    else published(source, **options)
+  )
   monkeypatch.setattr(cifar.data, "load", load)
   return images
 
