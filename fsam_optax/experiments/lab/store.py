@@ -7,7 +7,7 @@ command that was ended goes on where it was.
 import json
 import pathlib
 import sys
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Mapping, Optional
 
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common.flags import FlagError
@@ -34,7 +34,7 @@ class Store:
     if self._path is None or not self._path.exists():
       return self.rows
     with files.naming_output(self._path.parent):
-      *lines, rest = self._path.read_text(encoding="utf-8").split("\n")
+      *lines, rest = self._path.read_bytes().split(b"\n")
     if _row(rest):
       lines.append(rest)
     elif rest:  # Its process was ended.
@@ -44,7 +44,7 @@ class Store:
       raise FlagError(
         "--output",
         f"must have rows of JSON in {self._path.name}, got "
-        f"{lines[rows.index(None)][:60]!r}. Delete that line, or choose "
+        f"{str(lines[rows.index(None)][:60])[1:]}. Delete that line, or choose "
         "another directory",
       )
     self.rows = [row for row in rows if row is not None]
@@ -81,7 +81,7 @@ class Store:
       file.write(line)
 
 
-def _row(line: Union[str, bytes]) -> Optional[Row]:
+def _row(line: bytes) -> Optional[Row]:
   """The row of a line; None where there is another thing, or half of one."""
   try:
     row = dict(json.loads(line))

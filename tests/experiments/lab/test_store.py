@@ -27,8 +27,8 @@ def test_rows_are_found_again_by_all_of_their_fields(tmp_path, capsys):
 
 def test_a_broken_line_is_told(tmp_path):
   path, row = tmp_path / "rows.jsonl", '{"phase": "a", "arm": "b", "seeds": []}'
-  for line in ('{"arm": "F', "[1]", '{"arm": "SAM"}', "7"):
-    path.write_text(f"{row}\n{line}\n")
+  for line in (b'{"arm": "F', b"[1]", b'{"arm": "SAM"}', b"7", b"\xff"):
+    path.write_bytes(row.encode() + b"\n" + line + b"\n")
     with pytest.raises(FlagError, match=r"rows of JSON in rows\.jsonl"):
       Store(path)
   with pytest.raises(FlagError, match=r"^argument --output: must be a dir"):
