@@ -70,7 +70,6 @@ _RULE = {
 SETTINGS = [
   Setting("mnist, 40 % wrong"),
   Setting("digits, 40 % wrong", "digits"),
-  Setting("digits, convolutions, 40 % wrong", "digits", "cnn"),
   Setting("mnist, 0 % wrong", label_noise=0.0, best=label_noise.RIGHT_LABELS),
 ]
 
