@@ -8,6 +8,7 @@ from meshes import make_mesh
 import numpy as np
 import pytest
 import quadratic
+from versions import set_mesh
 
 from fsam_optax import sharpness
 
@@ -149,6 +150,6 @@ def test_the_trace_of_parameters_along_an_explicit_axis():
   rows = jax.NamedSharding(mesh, jax.P("model"))
   params = jax.device_put(quadratic.tree(np.ones(6)), rows)
   options = {"samples": 4, "batch_size": 7}
-  with jax.set_mesh(mesh):
+  with set_mesh(mesh):
     found = measure("trace", params=params, **options)
   np.testing.assert_allclose(found, measure("trace", **options), rtol=1e-9)
