@@ -47,12 +47,14 @@ def mean(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
     dtype = jnp.result_type(x)
     if jnp.issubdtype(dtype, jax.dtypes.extended):
       return x
-    x = varying(x, axes)
     if jnp.issubdtype(dtype, jnp.inexact):
       return jax.lax.pmean(x, axes)
-    wide = x.astype(jnp.int32) if jnp.issubdtype(dtype, jnp.bool_) else x
+    is_bool = jnp.issubdtype(dtype, jnp.bool_)
+    wide = jnp.asarray(x, jnp.int32 if is_bool else dtype)
     return jax.lax.pmax(wide, axes).astype(dtype)
 
   return map_weights(
-    mean_of, tree, overwritten=lambda x: jax.lax.pmax(varying(x, axes), axes)
+    mean_of,
+    varying(tree, axes),
+    overwritten=lambda x: jax.lax.pmax(x, axes),
   )

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 
 from fsam_optax._axes import varying
 from fsam_optax._fsam import check_bound
-from fsam_optax._fsam import is_close
 from fsam_optax._loss import check_averaged
 from fsam_optax._loss import check_loss
 from fsam_optax._loss import check_same_aux
@@ -41,10 +40,6 @@ class Weighed(NamedTuple):
     """Loss and gradient divided by the weight; 0 where the weight is 0."""
     loss, grads = divided((self.loss, self.grads), self.weight)
     return self._replace(loss=loss, grads=grads)
-
-  def is_close(self, other: "Weighed") -> jax.Array:
-    """Whether loss and gradient are the same but for rounding."""
-    return is_close(self.loss, other.loss) & is_close(self.grads, other.grads)
 
 
 def times(tree: PyTree, weight: Optional[jax.Array]) -> PyTree:
@@ -106,9 +101,7 @@ class Gradients:
     Where the shapes are the same, the loss is traced once for all parts and
     both passes.
     """
-    params = jax.tree.map(
-      lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), params
-    )
+    params = jax.tree.map(jnp.asarray, params)  # Some may be Python numbers.
     return self._traced(params, part, index, carry)
 
   @functools.cached_property
@@ -132,6 +125,7 @@ class Gradients:
       # the axis, the transpose of the sum adds up their gradients.
       return self.mark_varying(scaled), (loss, new_carry, aux)
 
+    before = dict(jax.tree_util.tree_leaves_with_path(carry))
     grads, (loss, carry, aux) = jax.grad(scaled_loss, has_aux=True)(params)
     if scale is not None:
       grads = map_weights(lambda g: widen(g) / scale, grads)
@@ -145,6 +139,15 @@ class Gradients:
         # The maximum over no rows is NaN, and must not overwrite the old one.
         overwritten=lambda new, old: jnp.where(jnp.isnan(new), old, new),
       )
+      # Statistics of no rows are no numbers, either. Counters and keys move on.
+      carry = jax.tree_util.tree_map_with_path(
+        lambda path, new: (
+          jnp.where(weight == 0, before.get(path, new), new)
+          if jnp.issubdtype(jnp.result_type(new), jnp.inexact)
+          else new
+        ),
+        carry,
+      )
       loss, grads = times((loss, grads), weight)
       aux = times(aux, weight) if has_parts else aux
     return Weighed(loss, aux, grads, weight), carry
@@ -152,7 +155,7 @@ class Gradients:
   def aux_of(self, first: Weighed) -> PyTree:
     """The auxiliary outputs: means over the parts, the sum of the weight."""
     parts, name = self.options.num_microbatches, self.options.weight
-    if name is None or first.weight is None or parts == 1:
+    if first.weight is None or parts == 1:
       return first.aux
     return {**divided(first.aux, first.weight), name: first.weight * parts}
 

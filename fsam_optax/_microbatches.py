@@ -117,8 +117,6 @@ def fraction_of_rows(batch: PyTree, fraction: float) -> PyTree:
   Here ``p / q`` is the fraction in lowest terms. A batch whose rows lie on many
   devices, a multiple of ``q`` on each, gives as many of each and moves none.
   """
-  if fraction == 1:
-    return batch
 
   def take(x):
     rows, *shape = jnp.shape(x)
@@ -154,9 +152,9 @@ def check_batch(
     raise ValueError(
       "`batch` must hold arrays of one number of rows, to be split into "
       "micro-batches or by `ascent_fraction`, got "
-      f"{'a random key' if is_key else lengths or 'no array'}. It is the first "
-      "argument after the perturbation's state, or after the model: put the "
-      "rows there, and close over arrays without rows."
+      f"{'what may be a random key' if is_key else lengths or 'no array'}. It "
+      "is the first argument after the perturbation's state, or after the "
+      "model: put the rows there, and close over arrays without rows."
     )
   (length,) = set(lengths.values())
   if length % num_microbatches:

@@ -86,9 +86,9 @@ def _check_one(name, momenta, averages):
     raise ValueError(
       "`lmbda` must be the decay of the optimizer's momentum with "
       f"average='optimizer', got {lmbda:.4g} for {decay:.4g} of {source} at "
-      f"{name or 'the root'}. Give `lmbda={decay:.4g}` to the perturbation, "
-      "put links that change the gradients behind the momentum, or take "
-      "average='own'."
+      f"{name or 'the root'}. Give `lmbda={decay:.4g}` to the perturbation if "
+      "that is the decay which you gave to the optimizer. Otherwise put links "
+      "that change the gradients behind the momentum, or take average='own'."
     )
   scale = float(averages[0]) / _GRADIENT
   if abs(scale - 1) > rounding:

@@ -44,7 +44,8 @@ class PassOptions(TypedDict, total=False):
       of a micro-batch or replica count, such as their number of tokens, for a
       loss that divides by it. Loss, gradients and the rest of the aux are then
       weighted means, and that entry is the sum. A part of weight 0 does not
-      count, whatever its loss. None by default.
+      count, whatever its loss, and leaves the model's statistics as they were.
+      None by default.
     ascent_fraction: fraction of the rows, in (0, 1], that the first pass sees;
       1 by default. A step then costs 1 + ``ascent_fraction`` gradients. Of the
       rows of each replica and micro-batch it takes the first p of every q,

@@ -200,7 +200,9 @@ class Optimizer(nnx.Optimizer):
         optimizer_steps=jnp.maximum(updates, self.step[...]),
       )
       if self.perturbation is not None:
-        nnx.update(self.perturbation_state, nnx.state(outcome.advance()))
+        # In a tuple: the whole state may be one Variable.
+        advanced = nnx.state((outcome.advance(),))
+        nnx.update((self.perturbation_state,), advanced)
       self.took_pass = _Flag(True)
       value = call.finish(outcome.loss, outcome.aux, outcome.carry)
       grads = call.as_variables(outcome.grads)

@@ -332,6 +332,23 @@ class ShardedNetwork(nnx.Module):
     return self.down(jnp.tanh(self.up(x)), out_sharding=self.out_sharding)
 
 
+def test_a_perturbation_whose_state_is_one_array():
+  """Of one's own: it ascends by a tenth of the gradient, and counts."""
+  own = optax.GradientTransformation(
+    lambda params: jnp.zeros([], jnp.int32),
+    lambda g, count, params: (optax.tree.scale(0.1, g), count + 1),
+  )
+  model = nnx.Linear(3, 1, use_bias=False, rngs=nnx.Rngs(0))
+  optimizer = fsam_optax.nnx.Optimizer(
+    model, optax.sgd(0.1), wrt=nnx.Param, perturbation=own
+  )
+  loss_fn = lambda model: jnp.sum(model.kernel[...] ** 2)
+  kernel = model.kernel[...]
+  _, grads = optimizer.value_and_grad(loss_fn)(model)
+  np.testing.assert_allclose(grads["kernel"][...], 2.4 * kernel, rtol=1e-6)
+  assert optimizer.perturbation_state[...] == 1
+
+
 @pytest.mark.skipif(
   "out_sharding" not in inspect.signature(nnx.Linear.__call__).parameters,
   reason="Flax's layers take no sharding of what they return",

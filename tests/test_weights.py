@@ -112,6 +112,44 @@ def test_every_token_counts_alike_over_parts_and_replicas(
   assert not metrics["skipped"].any()
 
 
+@pytest.mark.parametrize(("parts", "replicas"), [(4, 1), (1, 4)])
+def test_statistics_of_padding_alone_are_not_kept(batch, parts, replicas):
+  """Each part that has tokens moves them; replicas' are averaged."""
+  mean_of = lambda x, mask: (x * mask[..., None]).sum((0, 1)) / mask.sum()
+
+  def loss_fn(params, model_state, batch, rng):
+    loss, metrics = own_mean(params, batch)
+    seen = mean_of(batch["x"], batch["mask"])
+    moved = 0.9 * model_state["mean"] + 0.1 * seen
+    others = {"calls": model_state["calls"] + 1, "has_begun": True}
+    return loss, ({"mean": moved, **others}, metrics)
+
+  step = fsam_optax.make_train_step(
+    loss_fn,
+    weight="tokens",
+    jit=False,
+    num_microbatches=parts,
+    axis_name="batch",
+  )
+  step = fsam_optax.sharding.group_step(step, replicas)
+  others = {"calls": jnp.array(0), "has_begun": jnp.array(False)}
+  statistics = {"mean": jnp.ones(3), **others}
+  state = state_of(PARAMS, PERTURBATION, model_state=statistics)
+  after, metrics = jax.jit(step)(state, batch)
+  expected = [np.ones(3) for _ in range(replicas)]
+  for part in range(4):
+    rows = slice(part, None, 4) if parts == 4 else slice(2 * part, 2 * part + 2)
+    if batch["mask"][rows].any():
+      seen = mean_of(batch["x"][rows], batch["mask"][rows])
+      mine = part % replicas
+      expected[mine] = 0.9 * expected[mine] + 0.1 * np.asarray(seen)
+  found = after.model_state
+  np.testing.assert_allclose(found["mean"], np.mean(expected, 0), rtol=1e-5)
+  assert found["calls"] == parts
+  assert found["has_begun"]
+  assert metrics["skipped"] == 0
+
+
 def test_a_weight_that_is_no_number_skips_the_step(batch):
   state = state_of(PARAMS, PERTURBATION)
   lost = lambda params, batch: (own_mean(params, batch)[0], {"n": jnp.nan})
