@@ -125,15 +125,14 @@ def sharpness_aware(
     gradient = _averaged(grad_fn, axes)
     if axes:
       updates = _mean(updates, axes)
-    if checked:
-      clean = gradient(params)
-      _check_like(clean, updates)
     epsilon, state = perturbation.update(
       ascent_gradient(updates), state, params, optimizer_state=optimizer_state
     )
     perturbed_updates = gradient(optax.apply_updates(params, epsilon))
     _check_like(perturbed_updates, updates)
     if checked:
+      clean = gradient(params)
+      _check_like(clean, updates)
       perturbed_updates = right_or_nan(
         perturbed_updates, is_close(updates, clean), _NO_GRADIENT
       )

@@ -35,12 +35,13 @@ def checked(
     return weighed.divided()
 
   # A copy has no trace of the loss, so it calls the loss again.
-  again = first(dataclasses.replace(gradients))
+  seen, again = first(gradients), first(dataclasses.replace(gradients))
+  is_pure = is_close(seen.loss, again.loss) & is_close(seen.grads, again.grads)
   average = find_state(SubtractGradientEmaState, ascent.state)
   counted = ScaleToRadiusState if average is None else SubtractGradientEmaState
-  states = ascent.state, outcome.advance()
-  before, after = (find_state(counted, state) for state in states)
-  faults = [(first(gradients).is_close(again), _IMPURE)]
+  before = find_state(counted, ascent.state)
+  after = find_state(counted, outcome.advance())
+  faults: list[tuple[Any, str]] = [(is_pure, _IMPURE)]
   axes = bound_axes()
   if average is not None and average.ema is not None:
     for axis in axes:

@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 import optax
 import optax.tree
 
-from fsam_optax._fsam import difference
 from fsam_optax._perturbation import OfOneRadius
 from fsam_optax._perturbation import ScaleToRadiusState
 from fsam_optax._perturbation import SubtractGradientEmaState
@@ -179,17 +178,6 @@ def with_averages(
     old,
     is_leaf=is_average,
   )
-
-
-def state_difference(
-  perturbation: optax.GradientTransformation,
-  state: optax.OptState,
-  params: optax.Params,
-) -> Optional[str]:
-  """The first difference of a state from the perturbation's first one."""
-  expected = jax.eval_shape(perturbation.init, params)
-  # The average may have another dtype than the parameters.
-  return difference(expected, state, dtypes=False, containers=True)
 
 
 def _with_norms(state, norms):

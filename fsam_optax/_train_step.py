@@ -332,9 +332,8 @@ def _mean_metrics(outcome, options):
     (times(outcome.aux, outcome.weight), outcome.weight), options.axes
   )
   means = divided(*totals)
-  if options.weight is not None:
-    of_parts = outcome.weight * options.num_microbatches
-    means[options.weight] = jax.lax.psum(of_parts, options.axes)
+  if (name := options.weight) is not None:
+    means[name] = jax.lax.psum(outcome.aux[name], options.axes)
   return means
 
 

@@ -16,6 +16,7 @@ import optax
 import optax.tree
 
 from fsam_optax._axes import mean
+from fsam_optax._fsam import difference
 from fsam_optax._fsam import dtype_of
 from fsam_optax._gradients import Gradients
 from fsam_optax._gradients import Weighed
@@ -26,7 +27,6 @@ from fsam_optax._perturbation import check_perturbation
 from fsam_optax._perturbation import global_norm
 from fsam_optax._perturbed_weights import Ascent
 from fsam_optax._perturbed_weights import is_memoryless
-from fsam_optax._perturbed_weights import state_difference
 from fsam_optax._trees import PyTree
 from fsam_optax._trees import leaves_by_path
 
@@ -113,7 +113,11 @@ def two_passes(
     gradients = Gradients(loss_fn, options, batch, carry, loss_scale)
     return _one_pass(gradients, params, perturbation_state)
   check_perturbation(perturbation)
-  if differing := state_difference(perturbation, perturbation_state, params):
+  expected = jax.eval_shape(perturbation.init, params)
+  # The average may have another dtype than the parameters.
+  if differing := difference(
+    expected, perturbation_state, dtypes=False, containers=True
+  ):
     raise ValueError(
       "`perturbation_state` must be that of `perturbation.init(params)`, with "
       f"{differing}. Begin it anew for other parameters; an NNX optimizer is "
@@ -189,6 +193,7 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
   # The replicas along these axes have perturbations of their own.
   norms, measured = mean((norms, measured), options.other_axes)
   mean_gradient = lambda: mean(group, options.other_axes).divided().grads
+  loss, _ = _loss_and_grads(first._replace(grads=None), options)
   gradient = mean_gradient() if keeps else None
 
   def descend(perturbed):
@@ -203,14 +208,14 @@ def _together(gradients: Gradients, ascent: Ascent) -> Outcome:
   def stay(kept):
     if kept is None:
       kept = mean_gradient() if gradient is None else gradient
-    return _loss(first, options), kept
+    return loss, kept
 
   perturbed_loss, grads = ascent.descend(
     epsilon, descend, stay, None if options.is_local else gradient
   )
   grads = optax.tree.cast_like(grads, ascent.params)  # Weights widen them.
   return Outcome(
-    loss=_loss(first, options),
+    loss=loss,
     carry=mean(carry, options.axes),
     aux=aux,
     weight=first.weight,
@@ -266,10 +271,6 @@ def _loss_and_grads(
   """The means over all replicas."""
   means = mean(weighed._replace(aux=None), options.axes).divided()
   return means.loss, means.grads
-
-
-def _loss(weighed: Weighed, options: Options) -> jax.Array:
-  return _loss_and_grads(weighed._replace(grads=None), options)[0]
 
 
 def _advance(ascent, options, grads, first_gradient, state, norms):

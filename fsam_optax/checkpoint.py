@@ -87,15 +87,12 @@ def check(metadata: Any, state: PyTree) -> None:
   ]
   if not differences:
     return
-  remedy = (
-    "Build the state with the model, optimizer, perturbation and kind of rng "
-    "of the saved run; to move a run without F-SAM over, restore it into the "
-    "state that it was saved from, Flax's or the optimizer's, and take what it "
-    "holds over into the new one"
-  )
   raise ValueError(
     f"The checkpoint must hold the arrays of `state`, got "
-    f"{'; '.join(differences)}. {remedy}."
+    f"{'; '.join(differences)}. Build the state with the model, optimizer, "
+    "perturbation and kind of rng of the saved run; to move a run without "
+    "F-SAM over, restore it into the state that it was saved from, Flax's or "
+    "the optimizer's, and take what it holds over into the new one."
   )
 
 

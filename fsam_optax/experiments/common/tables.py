@@ -52,11 +52,10 @@ def shown(cell: Any) -> str:
     return f"{text} ± " + (f"{error:.0f}" if error >= 9.5 else f"{error:.1g}")
   is_difference = kind == "difference"
   text = "-" if mean is None else with_error(mean, error, signed=is_difference)
-  if is_difference and mean is not None:
-    if "search_error" in cell:
-      text += f" (± {cell['search_error']:.2f} with the search)"
-    if "median" in cell:
-      text += f", median {cell['median']:+.2f}"
+  if "search_error" in cell:
+    text += f" (± {cell['search_error']:.2f} with the search)"
+  if is_difference and "median" in cell:
+    text += f", median {cell['median']:+.2f}"
   if "over" in cell:
     text = f"over {cell['over']}: {text}"
   if "collapsed" in cell:

@@ -44,9 +44,9 @@ def describe() -> str:
   return "; ".join(f"{x.spelling}: {x.about}" for x in REGISTRY.values())
 
 
-def name_of(source: str, otherwise: Optional[str] = None) -> str:
+def name_of(source: str) -> str:
   """The name of the data set that :func:`load` would read."""
-  return _resolve(source, otherwise)[0]
+  return _resolve(source, None)[0]
 
 
 def _resolve(

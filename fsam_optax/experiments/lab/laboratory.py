@@ -18,8 +18,6 @@ from fsam_optax.experiments.lab import trainer as trainer_lib
 from fsam_optax.experiments.lab.store import Row
 from fsam_optax.experiments.lab.store import Store
 
-Measure = Callable[[Any, jax.Array], Mapping[str, Callable[[], Any]]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
@@ -189,7 +187,7 @@ class Lab:
     seeds: Sequence[int],
     phase: str,
     *,
-    measure: Optional[Measure] = None,
+    measure: Optional[Callable[[Any, jax.Array], Mapping[str, Any]]] = None,
   ) -> Row:
     """An arm trained on some seeds at a point, now or before.
 
@@ -201,9 +199,8 @@ class Lab:
       point: to train at.
       seeds: one for each run.
       phase: what for; the row of a ``"search"`` says nothing of test rows.
-      measure: from the ``(loss_fn, params, data)`` of a run and a key to
-        functions, by the names of what they measure. The row has a value for
-        each run, None where it is not finite or raises a ValueError.
+      measure: from the ``(loss_fn, params, data)`` of a run and a key to values
+        by name. The row has those of the runs that did not diverge.
     """
     key = {"phase": phase, "arm": name, **self.setting(), **point._asdict()}
     key["seeds"] = list(seeds)
@@ -228,7 +225,7 @@ class Lab:
     if self.arms[name].gradients is not None:
       row.setdefault("gradients", self.arms[name].gradients)
     if measure is not None:
-      row["measures"] = self._measures(name, outcome.params, seeds, measure)
+      row["measures"] = self._measures(name, outcome, seeds, measure)
     return self.store.append(row)
 
   def _train(self, name, point, seeds, phase) -> trainer_lib.Outcome:
@@ -256,21 +253,14 @@ class Lab:
 
     return jax.tree.map(join, *found)
 
-  def _measures(self, name, params, seeds, measure) -> dict[str, list[Any]]:
+  def _measures(self, name, outcome, seeds, measure) -> dict[str, list[Any]]:
     splits, found = self.splits(seeds), {}
-    advance = self.progress(f"{name}, measures", len(seeds))
-    for run in range(len(seeds)):
-      own = jax.tree.map(lambda x, run=run: x[run], params)
+    runs = np.flatnonzero(~outcome.diverged).tolist()
+    advance = self.progress(f"{name}, measures", len(runs))
+    for run in runs:
+      own = jax.tree.map(lambda x, run=run: x[run], outcome.params)
       model = self.trainer.loss, own, self.trainer.training_data(splits, run)
-      for what, measured in measure(model, jax.random.key(run)).items():
-        found.setdefault(what, []).append(_finite_or_none(measured))
+      for what, value in measure(model, jax.random.key(run)).items():
+        found.setdefault(what, []).append(value)
       advance()
     return found
-
-
-def _finite_or_none(measured: Callable[[], Any]) -> Any:
-  try:
-    value = measured()
-  except ValueError:  # Parameters are not finite.
-    return None
-  return value if np.all(np.isfinite(value)) else None

@@ -91,17 +91,16 @@ def by_arm(results: Results, reference: str = "F-SAM") -> dict[str, Any]:
   Of the reference it shows the accuracy, of the others the difference from it.
   """
   arms = list(dict.fromkeys(name for x in results.values() for name in x))
-  header, rows = ["", *results], []
-  for name in arms:
-    cells: list[Any] = [name]
-    for of in results.values():
-      if name not in of:
-        cells.append("")
-      elif name == reference or reference not in of:
-        cells.append(accuracy(of[name]["test_accuracy"]))
-      else:
-        cells.append(_short_difference(of[name], of[reference]))
-    rows.append(cells)
+
+  def cell(name, of):
+    if name not in of:
+      return ""
+    if name == reference or reference not in of:
+      return accuracy(of[name]["test_accuracy"])
+    return _short_difference(of[name], of[reference])
+
+  header = ["", *results]
+  rows = [[name, *(cell(name, of) for of in results.values())] for name in arms]
   costs: list[Any] = [
     {of[name].get("gradients") for of in results.values() if name in of}
     for name in arms

@@ -63,14 +63,10 @@ class Store:
   def append(self, row: Row) -> Row:
     """Adds a row, and returns it."""
     self.rows.append(row)
-    if self._path is not None:
-      with files.naming_output(self._path.parent):
-        self._write(json.dumps(row).encode() + b"\n")
-    return row
-
-  def _write(self, line: bytes) -> None:
-    assert self._path is not None
-    with self._path.open("a+b") as file:
+    if self._path is None:
+      return row
+    line = json.dumps(row).encode() + b"\n"
+    with files.naming_output(self._path.parent), self._path.open("a+b") as file:
       file.seek(0)
       before, end, rest = file.read().rpartition(b"\n")
       if _row(rest):
@@ -79,6 +75,7 @@ class Store:
         file.truncate(len(before + end))
       # In one write: another process may append to the same file.
       file.write(line)
+    return row
 
 
 def _row(line: bytes) -> Optional[Row]:

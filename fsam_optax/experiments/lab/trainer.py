@@ -88,9 +88,7 @@ class Trainer:
   is_iid: bool = False
   make_tx: Callable[..., optax.GradientTransformation] = descent
   augment: Optional[Callable[[Any, Any, jax.Array], jax.Array]] = None
-  begin: Callable[[dict[str, Any]], dict[str, Any]] = lambda variables: (
-    variables
-  )
+  begin: Callable[[dict[str, Any]], dict[str, Any]] = dict
   has_curve: bool = False
   optimize: bool = True
   scan: bool = True
@@ -121,26 +119,20 @@ class Trainer:
 
     ``on_epoch`` is called after each epoch.
     """
-    values = learning_rate, rho, weight_decay
-    rates = (np.asarray(x, np.float32) for x in values)
+    rates = np.array([learning_rate, rho, weight_decay], np.float32)
     runs = jax.tree.map(jnp.asarray, (splits, *rates))
     splits = runs[0]
     curve: list[np.ndarray] = []
     state, is_finite = self._first_state(name, runs), []
+    step = self._epoch if self.scan else self._step
     for _ in range(self.epochs_of(name)):
-      if self.scan:
+      orders = self._call(self._orders, None, state.step, splits)
+      for i in [slice(None)] if self.scan else range(self._steps):
+        positions = jax.tree.map(lambda x, i=i: x[:, i], orders)
         state, losses_finite = self._call(
-          self._epoch, name, state, runs, donate=1
+          step, name, state, runs, positions, donate=1
         )
         is_finite.append(losses_finite)
-      else:
-        orders = self._call(self._orders, None, state.step, splits)
-        for i in range(self._steps):
-          positions = jax.tree.map(lambda x, i=i: x[:, i], orders)
-          state, loss_finite = self._call(
-            self._step, name, state, runs, positions, donate=1
-          )
-          is_finite.append(loss_finite)
       if self.has_curve:
         curve.append(self._accuracy(state, splits, splits.validation_rows))
       # So that the bar moves when an epoch is done, not when it is enqueued.
@@ -172,12 +164,12 @@ class Trainer:
     pool = self.pool.x, self.pool.y
     return _rows(pool, jax.tree.map(lambda x: x[run], splits), slice(None))
 
-  def _epoch(self, name, pool, state, run):
+  def _epoch(self, name, pool, state, run, orders):
     """The steps of an epoch, and whether all their losses are finite."""
     state, is_finite = jax.lax.scan(
       lambda state, positions: self._step(name, pool, state, run, positions),
       state,
-      self._orders(name, pool, state.step, run[0]),
+      orders,
     )
     return state, jnp.all(is_finite)
 
@@ -275,16 +267,12 @@ class Trainer:
 
   def _call(self, fn, name, *args, is_hot=True, donate=()) -> Any:
     """Calls `fn(name, pool, *args)`, compiled, vmapped over runs in `args`."""
-    shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(args))
-    key = (fn.__name__, name, shapes)
+    key = (fn.__name__, name)
     if key not in self._compiled:
-
-      def called(pool, *args):
-        return jax.vmap(functools.partial(fn, name, pool))(*args)
-
-      lowered = jax.jit(called, donate_argnums=donate).lower(self._pool, *args)
-      self._compiled[key] = lowered.compile(
-        None if is_hot and self.optimize else _UNOPTIMIZED
+      self._compiled[key] = jax.jit(
+        lambda pool, *args: jax.vmap(functools.partial(fn, name, pool))(*args),
+        donate_argnums=donate,
+        compiler_options=None if is_hot and self.optimize else _UNOPTIMIZED,
       )
     return self._compiled[key](self._pool, *args)
 

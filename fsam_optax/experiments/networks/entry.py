@@ -28,9 +28,7 @@ class Network(NamedTuple):
   build: Callable[..., nn.Module]
   depth: int
   width: int
-  depth_rule: Callable[[int], Optional[str]] = lambda depth: (
-    None if depth >= 1 else "1 or more"
-  )
+  depth_rule: Callable[[int], Optional[str]] = lambda depth: None
   least_image: int = 1
   takes_vectors: bool = False
   has_statistics: bool = False
@@ -52,11 +50,6 @@ class Network(NamedTuple):
       dropout=dropout,
       dtype=dtype,
     )
-
-  def check_depth(self, depth: int) -> Optional[str]:
-    """What the depth must be, or None where it is so."""
-    must = self.depth_rule(depth)
-    return must and f"{must} for {self.name}"
 
   def check_rows(self, shape: tuple[int, ...]) -> Optional[str]:
     """What rows must be that are not of a shape for it, or None."""

@@ -21,13 +21,12 @@ from fsam_optax.experiments.studies import direction
 from fsam_optax.experiments.studies import label_noise
 
 MOMENTUM = 'F-SAM, `average="optimizer"`'
-_DESCENT: dict[str, Any] = {"ema_gradient": "descent"}
 
 
 def fraction(of_rows: float) -> arms.Arm:
   """F-SAM that ascends by a part of the rows, its radius by the rule."""
   return arms.FSAM._replace(
-    options={"ascent_fraction": of_rows, **_DESCENT},
+    options={"ascent_fraction": of_rows, "ema_gradient": "descent"},
     unit=of_rows**-0.2,
     gradients=1 + of_rows,
   )
@@ -41,7 +40,7 @@ ARMS = {
     perturbation=lambda rho: ascents.along(
       optax.chain(optax.trace(arms.MOMENTUM), ascents.previous_gradient()), rho
     ),
-    options=_DESCENT,
+    options={"ema_gradient": "descent"},
     gradients=1,
   ),
   "SAM, 12 % of the rows": arms.SAM._replace(

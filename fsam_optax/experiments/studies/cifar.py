@@ -50,8 +50,6 @@ class Setting(study.Setting):
       "best": self.best,
       "epochs": 1 if lab.is_quick else _EPOCHS,
       "batch_size": BATCH_SIZE,
-      "search_seeds": [0],
-      "more_seeds": [1, 2],
       "trainer_options": {"augment": flip},
       "at_once": 1,  # Its arrays fill a processor's cache.
       "pool": load(source, self.dataset, self.train_size, self.image_size),

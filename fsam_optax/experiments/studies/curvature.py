@@ -36,9 +36,9 @@ def _run(lab: Lab) -> dict[str, Any]:
     measures = dict(row["measures"])
     density = measures.pop("density")
     results[name] = {**row, "measures": measures}
-    if lines := _density(density):
-      look = {"title": name, "yscale": "log"}
-      panels.append(figures.panel("eigenvalue", lines, "density", **look))
+    look = {"title": name, "yscale": "log"}
+    line = _density(density)
+    panels.append(figures.panel("eigenvalue", [line], "density", **look))
   columns = list(results["SGD"]["measures"])
   rows = [
     [name, *(paired_report.number(row["measures"][c]) for c in columns)]
@@ -52,18 +52,14 @@ def _measures(
   model: Any, key: jax.Array, *, matvecs: int, samples: int
 ) -> dict[str, Any]:
   lanczos = {"key": key, "num_matvecs": matvecs}
-  top = functools.cache(
-    lambda: sharpness.hessian_eigenvalues(*model, num=5, **lanczos).tolist()
-  )
-  trace = lambda: sharpness.hessian_trace(*model, key=key, samples=20)
-  density = lambda: sharpness.hessian_density(*model, samples=2, **lanczos)
-  rise = lambda measure, **options: (
-    lambda: float(measure(*model, **options).mean)
-  )
+  top = sharpness.hessian_eigenvalues(*model, num=5, **lanczos).tolist()
+  trace = sharpness.hessian_trace(*model, key=key, samples=20)
+  density = sharpness.hessian_density(*model, samples=2, **lanczos)
+  rise = lambda measure, **options: float(measure(*model, **options).mean)
   return {
-    "largest eigenvalue": lambda: top()[0],
-    "fifth": lambda: top()[4],
-    "trace": lambda: float(trace()[0]),
+    "largest eigenvalue": top[0],
+    "fifth": top[4],
+    "trace": float(trace[0]),
     f"rise along the gradient, {_RHO}": rise(
       sharpness.ascent_sharpness, rho=_RHO
     ),
@@ -73,20 +69,17 @@ def _measures(
     f"mean rise, {_RANDOM_RHO:g}": rise(
       sharpness.average_sharpness, rho=_RANDOM_RHO, key=key, samples=samples
     ),
-    "density": lambda: [x.tolist() for x in density()],
+    "density": [x.tolist() for x in density],
   }
 
 
-def _density(measured: list[Any]) -> list[dict[str, Any]]:
-  found = [x for x in measured if x is not None]
-  if not found:
-    return []
-  density = [sharpness.SpectralDensity(*map(np.array, x)) for x in found]
+def _density(measured: list[Any]) -> dict[str, Any]:
+  density = [sharpness.SpectralDensity(*map(np.array, x)) for x in measured]
   largest = max(float(np.max(d.nodes)) for d in density)
   smallest = min(float(np.min(d.nodes)) for d in density)
   grid = np.linspace(min(smallest, 0) - 0.1, largest * 1.1 + 0.1, 200)
   smooth = [d.at(grid, width=(grid[-1] - grid[0]) / 50) for d in density]
-  return [figures.line("", grid.tolist(), np.maximum(smooth, 1e-7).T)]
+  return figures.line("", grid.tolist(), np.maximum(smooth, 1e-7).T)
 
 
 STUDY = Study(

@@ -137,9 +137,7 @@ def _late(state: ascents.MemoryState) -> dict[str, Any]:
   sums = jax.tree.map(lambda x: np.asarray(x, np.float64), state.memory["sums"])
   over = lambda what, unit: (sums[what] / sums[unit][:, None]).tolist()
   return {
-    "error": over("error", "full"),
-    "bias": over("bias", "full"),
-    "variance": over("variance", "full"),
+    **{x: over(x, "full") for x in ("error", "bias", "variance")},
     "variance_ratio": over("variance", "batch_variance"),
     "cosine": over("cosine", "steps"),
     "strayed": np.asarray(state.memory["strayed"]).tolist(),

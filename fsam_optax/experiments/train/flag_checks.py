@@ -67,9 +67,9 @@ _OF_THE_AVERAGE = {
 def check_flags(settings: Settings) -> None:
   """Raises a FlagError where two flags contradict each other."""
   ascent, descent = settings.ascent, settings.descent
-  depth = settings.network.depth
-  if must := depth and _network_of(settings).check_depth(depth):
-    raise FlagError("--depth", f"must be {must}, got {depth}")
+  usual, depth = _network_of(settings), settings.network.depth
+  if must := depth and usual.depth_rule(depth):
+    raise FlagError("--depth", f"must be {must} for {usual.name}, got {depth}")
   if ascent.eta and not ascent.adaptive:
     raise FlagError(
       "--eta", "must have --adaptive, whose metric it is added to"

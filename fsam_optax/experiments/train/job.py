@@ -17,7 +17,7 @@ from fsam_optax.experiments.train.flags_and_recipes import Processes
 from fsam_optax.experiments.train.run_folder import RunError
 from fsam_optax.experiments.train.run_folder import differences
 
-_SECONDS_FOR_OTHERS = 5.0
+_SECONDS_FOR_OTHERS, _SECONDS_TO_SEE_A_FILE = 5, 30
 
 
 def join(processes: Processes) -> None:
@@ -84,9 +84,9 @@ def check_alike(values: dict[str, Any]) -> None:
       )
 
 
-def check_shared(path: pathlib.Path, timeout: float = 30.0) -> None:
+def check_shared(path: pathlib.Path) -> None:
   """Raises a RunError unless every process sees a file of the first."""
-  end = time.monotonic() + timeout
+  end = time.monotonic() + _SECONDS_TO_SEE_A_FILE
   while not (is_seen := path.exists()) and time.monotonic() < end:
     time.sleep(0.1)
   if blind := [str(i) for i, x in enumerate(gather(is_seen)) if not x]:

@@ -11,12 +11,11 @@ from fsam_optax.experiments.common import tables
 from fsam_optax.experiments.train.checkpoints import best
 from fsam_optax.experiments.train.flags_and_recipes import Settings
 
-Results = dict[int, list[dict[str, Any]]]
-"""One line an epoch, for each seed."""
 
-
-def summary(name: str, config: Settings, results: Results) -> dict[str, Any]:
-  """The outcome over the seeds, as its JSON holds it; accuracies in percent."""
+def summary(
+  name: str, config: Settings, results: dict[int, list[dict[str, Any]]]
+) -> dict[str, Any]:
+  """The outcome of each seed's lines, one an epoch; accuracies in percent."""
   first = next(iter(results.values()))
   what = next(k for k in first[-1] if k.endswith("_accuracy"))
   final = [lines[-1][what] for lines in results.values()]

@@ -16,9 +16,7 @@ def text(settings: Settings, program: Program, images: data.Images) -> str:
   config = program.config
   descent, network = config.descent, config.network
   state = program.abstract()
-  parameters = sum(
-    math.prod(x.shape) for x in jax.tree.leaves(state.state.params)
-  )
+  parameters = sum(x.size for x in jax.tree.leaves(state.state.params))
   compiled = program.lower_step().compile()
   mebi = lambda number: f"{number / 2**20:,.1f} MiB"
   temporary = compiled.memory_analysis().temp_size_in_bytes

@@ -55,15 +55,15 @@ class Program:
       ("batch",),
       axis_types=(jax.sharding.AxisType.Auto,),
     )
+    is_split = config.descent.sharding == "fsdp"
+    self._rule = fsam_optax.sharding.fsdp_rule(self.mesh) if is_split else None
     self.image = images.x_train.shape[1:]
-    self._image_dtype, self._classes = images.x_train.dtype, images.classes
-    held_out = config.images.validation
-    self._evaluated = held_out or len(images.y_test)
-    rows = len(images.y_train) - held_out
+    self._image_dtype = images.x_train.dtype
+    rows = len(images.y_train) - config.images.validation
     self.steps_an_epoch = rows // config.descent.batch_size
     self.steps = config.descent.epochs * self.steps_an_epoch
-    is_double = config.network.dtype == "float64"
-    self._dtype = jnp.float64 if is_double else jnp.float32
+    dtype = jnp.dtype(config.network.dtype)
+    self._dtype = jnp.promote_types(dtype, jnp.float32)
     constant = lambda x: np.broadcast_to(
       np.asarray(x, self._dtype), self.image[-1:]
     )
@@ -74,7 +74,7 @@ class Program:
       depth=config.network.depth,
       width=config.network.width,
       dropout=config.network.dropout,
-      dtype=jnp.dtype(config.network.dtype),
+      dtype=dtype,
     )
     self._augmentation = augmentation.Augmentation(
       chosen.flip,
@@ -132,8 +132,8 @@ class Program:
       FlagError: if a batch does not split as the flags ask for.
     """
     run_state = self.abstract()
-    rows, axes = self.config.descent.batch_size, self.mesh.axis_names
-    split = NamedSharding(self.mesh, PartitionSpec(axes))
+    rows = self.config.descent.batch_size
+    split = NamedSharding(self.mesh, PartitionSpec("batch"))
     leaf = functools.partial(jax.ShapeDtypeStruct, sharding=split)
     batch = {
       "image": leaf((rows, *self.image), self._image_dtype),
@@ -173,19 +173,19 @@ class Program:
     It is a function of a state, all images and all labels, which each process
     has, and returns ``loss`` and ``accuracy`` in percent.
     """
-    rows = min(rows, self._evaluated)  # No more than there are.
-    rows += -rows % self.mesh.size
     feed = fsam_optax.sharding.BatchFeeder(self.mesh)
-    mine = batches.rows_of_process(rows)
     # On every device, so that each process reads all of it.
     count = jax.jit(
       self._count, out_shardings=NamedSharding(self.mesh, PartitionSpec())
     )
 
     def evaluate(state, images, labels):
+      size = min(rows, len(labels))  # No more than there are.
+      size += -size % self.mesh.size
+      mine = batches.rows_of_process(size)
       total = {"loss": 0.0, "hits": 0}
-      for start in range(0, len(labels), rows):
-        number = np.arange(start, start + rows)[mine]
+      for start in range(0, len(labels), size):
+        number = np.arange(start, start + size)[mine]
         # Filled up: another shape would be another program.
         row = number % len(labels)
         batch = {
@@ -214,7 +214,7 @@ class Program:
     )
     labels, smoothing = batch["label"], self.config.descent.label_smoothing
     if smoothing:
-      one_hot = jax.nn.one_hot(labels, self._classes, dtype=logits.dtype)
+      one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
       losses = optax.softmax_cross_entropy(
         logits, optax.smooth_labels(one_hot, smoothing)
       )
@@ -235,12 +235,6 @@ class Program:
       "loss": jnp.sum(jnp.where(is_row, losses, 0)),
       "hits": jnp.sum((jnp.argmax(logits, -1) == labels) & is_row),
     }
-
-  @property
-  def _rule(self) -> Optional[Any]:
-    if self.config.descent.sharding != "fsdp":
-      return None
-    return fsam_optax.sharding.fsdp_rule(self.mesh, self.mesh.axis_names)
 
   def _check_devices(self) -> None:
     descent, devices = self.config.descent, self.mesh.size
@@ -268,11 +262,10 @@ class Program:
         f"must leave some of the {self.steps} steps that ascend. --optimizer "
         "sgd trains without an ascent",
       )
-    axes = self.mesh.axis_names
     is_local = not ascent.sync_perturbation and self.mesh.size > 1
     step = fsam_optax.make_train_step(
       self._loss,
-      axis_name=axes if is_local else None,
+      axis_name="batch" if is_local else None,
       sync_perturbation=ascent.sync_perturbation,
       ema_gradient=ascent.ema_gradient,
       num_microbatches=descent.num_microbatches,
@@ -286,7 +279,7 @@ class Program:
     )
     # A device has a gradient of its own only where the devices have a name.
     if is_local:
-      step = fsam_optax.sharding.shard_map_step(step, self.mesh, axes)
+      step = fsam_optax.sharding.shard_map_step(step, self.mesh)
     return step
 
 

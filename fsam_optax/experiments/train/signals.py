@@ -43,7 +43,7 @@ class Interruption:
     while self._before:
       signal.signal(*self._before.popitem())
 
-  def status(self, *, has_failed: bool = False) -> Optional[int]:
+  def status(self, *, has_failed: bool) -> Optional[int]:
     """The status to end with, or None to go on; asked once after each batch.
 
     A process that has failed ends as if it was told to, and the others with it.

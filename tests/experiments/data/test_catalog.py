@@ -21,4 +21,3 @@ def test_a_path_that_nothing_recognizes_is_said_to_be_what_it_is(tmp_path):
   (tmp_path / "notes.txt").write_text("text")
   with pytest.raises(data.DataError, match=r"cifar-100-binary.tar.gz"):
     data.load(str(tmp_path), otherwise="cifar100")
-  assert data.name_of("digits", otherwise="cifar100") == "digits"

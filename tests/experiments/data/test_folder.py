@@ -1,7 +1,6 @@
 """The reader of image folders, and of one image file."""
 
 import os
-import shutil
 
 import numpy as np
 from PIL import EpsImagePlugin
@@ -86,14 +85,6 @@ def test_damaged_images_are_named(folder):
 def test_what_does_not_belong_is_named(folder, make, at, message):
   make(folder / at)
   expect(message, folder)
-
-
-def test_of_a_class_there_may_be_no_test_rows(folder):
-  before = folder_lib.load(str(folder))
-  shutil.rmtree(folder / "test" / "owl")
-  images = folder_lib.load(str(folder))
-  assert images.classes == before.classes == 3
-  np.testing.assert_array_equal(images.y_test, before.y_test[:1])
 
 
 def test_folders_without_what_they_must_hold_are_named(folder):

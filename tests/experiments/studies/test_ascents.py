@@ -84,29 +84,29 @@ def test_random_directions_differ_by_run_and_step():
   assert np.all(np.abs(cosines) < 0.5)
 
 
-def test_step_of_the_studies_is_that_of_the_library(batch):
-  perturbation = fsam_optax.friendly_perturbation(0.3)
-  own, library = (state_of(PARAMS, perturbation) for _ in range(2))
-  step = ascents.step_on_other_rows(loss_fn)
-  library_step = fsam_optax.make_train_step(loss_fn, jit=False)
-  for _ in range(3):
-    own, _ = step(own, batch)
-    library, _ = library_step(library, {"x": batch["x"], "y": batch["y"]})
-  np.testing.assert_allclose(own.params["w"], library.params["w"], rtol=1e-5)
-
-
-def test_ascent_on_a_part_is_the_library_s_on_rows_normalized_together(batch):
+@pytest.mark.parametrize(
+  ("make_step", "options"),
+  [
+    (ascents.step_on_other_rows, {}),
+    (
+      ascents.step_by_all_statistics,
+      {"ascent_fraction": 0.25, "ema_gradient": "descent"},
+    ),
+  ],
+)
+def test_steps_are_the_library_s_on_rows_normalized_together(
+  batch, make_step, options
+):
   """The library has rows that were normalized before, by all of the batch."""
   perturbation = fsam_optax.friendly_perturbation(0.3)
   own, library = (state_of(PARAMS, perturbation) for _ in range(2))
   normalized = lambda rows: {**rows, "x": rows["x"] - jnp.mean(rows["x"], 0)}
-  step = ascents.step_by_all_statistics(
+  step = make_step(
     lambda params, state, rows, rng: loss_fn(
       params, state, normalized(rows), rng
     ),
-    ascent_fraction=0.25,
+    **options,
   )
-  options = {"ascent_fraction": 0.25, "ema_gradient": "descent"}
   library_step = fsam_optax.make_train_step(loss_fn, jit=False, **options)
   for _ in range(3):
     own, metrics = step(own, batch)

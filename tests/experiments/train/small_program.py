@@ -24,7 +24,7 @@ MEAN, STANDARD_DEVIATION = 0.4914, 0.2023
 
 
 def settings_of(**flags):
-  """Settings with these values, by the names of the fields."""
+  """Settings with these values, by the names of the fields of any group."""
   settings = Settings()
   for group in ("ascent", "descent", "network", "images"):
     value = getattr(settings, group)
@@ -32,8 +32,7 @@ def settings_of(**flags):
     changes = {name: flags.pop(name) for name in names & flags.keys()}
     value = dataclasses.replace(value, **changes)
     settings = dataclasses.replace(settings, **{group: value})
-  assert not flags
-  return settings
+  return dataclasses.replace(settings, **flags)
 
 
 def images_of(rows=48, size=8):
@@ -48,8 +47,8 @@ def images_of(rows=48, size=8):
   )
 
 
-def program_of(*, devices=1, size=8, **changes):
-  """Three steps an epoch on images of 8 x 8."""
-  images = images_of(size=size)
+def program_of(*, devices=1, images=None, **changes):
+  """Three steps an epoch on noise of 8 x 8, or on other images."""
+  images = images or images_of()
   config = config_of(settings_of(**{**DEFAULTS, **changes}), images)
   return Program(config, images, make_mesh(batch=devices))

@@ -54,14 +54,6 @@ def test_an_unbroken_run_writes_what_it_promises(unbroken):
   assert summary["final_accuracy"] == [epochs[-1]["test_accuracy"]]
 
 
-def test_a_finished_run_is_not_run_again(unbroken, start):
-  before = (unbroken / "seed-1" / "metrics.jsonl").read_text()
-  printed = finish(start(unbroken))
-  assert "from batch" not in printed
-  assert "test accuracy %" in printed
-  assert (unbroken / "seed-1" / "metrics.jsonl").read_text() == before
-
-
 def test_a_run_that_lost_its_end_writes_it_again_below_a_bar(
   unbroken, environment, command, tmp_path
 ):
@@ -95,7 +87,9 @@ def test_a_run_that_lost_its_end_writes_it_again_below_a_bar(
   assert_same(output, unbroken, STEPS)
 
 
-def test_a_seed_more_is_trained_besides(unbroken, start, tmp_path):
+def test_a_seed_more_is_trained_and_a_finished_one_not_again(
+  unbroken, start, tmp_path
+):
   output = tmp_path / "run"
   shutil.copytree(unbroken, output)
   # To a terminal without a plus-minus sign.
