@@ -34,7 +34,6 @@ extensions = [
   "sphinx_copybutton",
   "mathml",
   "measured",
-  "public_names",
   "signatures",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]

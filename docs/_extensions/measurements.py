@@ -26,17 +26,14 @@ def _read(name: str):
   return json.loads(text)
 
 
-def names() -> set[str]:
-  """The first words of what can be asked for."""
-  return {"study", *_read("measurements/tables.toml")} - {"rows"}
-
-
 def table(asked: str):
   """The header and the rows of a table, all of them text."""
   name, *arguments = asked.split()
   if name != "study":
     return _declared(_read("measurements/tables.toml")[name])
-  studied = _studied(*arguments)
+  study, index = arguments
+  file = "compare.json" if study == "compare" else f"studies/{study}.json"
+  studied = _read(file)["tables"][int(index)]
   rows = [[tables.shown(cell) for cell in row] for row in studied["rows"]]
   return studied["header"], rows
 
@@ -46,11 +43,6 @@ def markdown(asked: str) -> list[str]:
   header, rows = table(asked)
   line = lambda cells: "| " + " | ".join(x or " " for x in cells) + " |"
   return [line(header), "|" + "---|" * len(header), *map(line, rows)]
-
-
-def _studied(name: str, index: str = "0"):
-  file = "compare.json" if name == "compare" else f"studies/{name}.json"
-  return _read(file)["tables"][int(index)]
 
 
 _BESIDE = ("head", "rows", "columns", "each", "file", "title", "cell")
