@@ -24,6 +24,7 @@ _PRODUCTS = ("convolution", "dot")
 _ASCENT, _DESCENT = "ascent", "descent"  # The named scopes of the two passes.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
+_NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
   r"\b(?:calls|to_apply|body|condition|true_computation|false_computation"
   r"|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)"
@@ -200,12 +201,8 @@ def _parse(text) -> tuple[dict[str, list[_Instruction]], str]:
           name,
           shape,
           opcode,
-          re.findall(r"%([\w.\-]+)", operands),
-          [
-            called
-            for group in _CALLED.findall(attributes)
-            for called in re.findall(r"%([\w.\-]+)", group)
-          ],
+          _NAME.findall(operands),
+          _NAME.findall(" ".join(_CALLED.findall(attributes))),
           int(trips[1]) if trips else 1,
           scope[1] if scope else "",
           channel[1] if channel else f"of {name}",

@@ -154,29 +154,27 @@ def counts_of(
   """The counts of the compiler for a step."""
   text = compiled.as_text()
   found = hlo.collectives(text)
-  sizes = [math.prod(x.shape) for x in jax.tree.leaves(state.params)]
-  words = lambda chosen: sum(c.words for c in chosen) / sum(sizes)
+  shapes = [x.shape for x in jax.tree.leaves(state.params)]
+  parameters = sum(map(math.prod, shapes))
+  words = lambda chosen: sum(c.words for c in chosen) / parameters
   between = [c for c in found if c.is_between]
-  moved = {c.kind for c in found}
+  by_kind = {c.kind: [x for x in found if x.kind == c.kind] for c in found}
   # The compiler for GPUs counts neither operations nor bytes.
   cost = compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
   return {
-    "parameters": sum(sizes),
-    "parameter_shapes": sorted(
-      {x.shape for x in jax.tree.leaves(state.params)}
-    ),
+    "parameters": parameters,
+    "parameter_shapes": sorted(set(shapes)),
     "chips": devices.size,
     "chip": devices[0].device_kind,
-    "words": {
-      kind: words([c for c in found if c.kind == kind]) for kind in moved
-    },
+    "words": {kind: words(own) for kind, own in by_kind.items()},
     "collectives": sum(c.count for c in found),
     "between": sum(c.count for c in between),
     "words_between": words(between),
     "shapes": {
-      kind: sorted({s for c in found if c.kind == kind for s in c.shapes})
-      for kind in moved - {"all-reduce"}
+      kind: sorted({shape for c in own for shape in c.shapes})
+      for kind, own in by_kind.items()
+      if kind != "all-reduce"
     },
     "flops": cost.get("flops"),
     "bytes": cost.get("bytes accessed", hlo.main_memory_bytes(text)),
@@ -190,25 +188,16 @@ def counts_of(
   }
 
 
-def _others(row):
-  """Words of the collectives that are no all-reduce, as they are shown."""
-  words = sum(n for kind, n in row["words"].items() if kind != "all-reduce")
-  return f"{words:.2f}" if words else "0"
-
-
-def _between(row):
-  words = f" ({row['words_between']:.2f})" if row["between"] else ""
-  return f"{row['between']}{words}"
-
-
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
   "model": lambda row: row["model"],
   "mode": lambda row: row["mode"],
   "topology": lambda row: row["topology"],
-  "all-reduced": lambda row: f"{row['words'].get('all-reduce', 0):.2f}",
-  "gathered or scattered": _others,
+  "words": lambda row: ", ".join(
+    f"{words:.2f} by {kind}" for kind, words in row["words"].items()
+  ),
   "collectives": lambda row: str(row["collectives"]),
-  "between passes": _between,
+  "between passes": lambda row: str(row["between"]),
+  "words between": lambda row: f"{row['words_between']:.2f}",
   "GFLOP": lambda row: "" if not row["flops"] else f"{row['flops'] / 1e9:.2f}",
   "MiB accessed": lambda row: f"{row['bytes'] / MEBI:.1f}",
   "MiB temporary": lambda row: f"{row['temporary_bytes'] / MEBI:.2f}",

@@ -62,6 +62,11 @@ DEFAULTS = {  # Models and batch sizes, on this machine and for an absent one.
   False: (["mlp"], [8, 256]),
   True: (["perceptron", "decoder", "resnet18"], [128]),
 }
+RATIOS = {  # Of the times, by the step that they are ratios to.
+  "SGD": "ratio_to_sgd",
+  "torch SGD": "ratio_to_sgd",
+  "floor": "ratio_to_floor",
+}
 TOPOLOGIES = {"tpu": "v5e:2x2", "gpu": "h100:1x1"}
 
 
@@ -183,6 +188,7 @@ def count_for(chip: Any, model: str, batch_size: int, names: Collection[str]):
   on_chip = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   params, model_state, num_params = workload.shapes()
   batch = workload.batch(batch_size)
+  setting = {"model": model, "batch_size": batch_size}
   rows = []
   for name, step in chosen_steps(workload, batch_size, names).items():
     state = jax.eval_shape(step.init, params, model_state)
@@ -190,8 +196,7 @@ def count_for(chip: Any, model: str, batch_size: int, names: Collection[str]):
     if row["flops"] is None:  # The compiler for GPUs counts none.
       lowered = jax.jit(step.update).lower(state, batch)
       row["flops"] = lowered.cost_analysis()["flops"]
-    row |= {"step": name, "batch_size": batch_size, "chip": chip.device_kind}
-    rows.append({"model": model, **row})
+    rows.append({**setting, "step": name, **row})
     above_floor(rows)
     predict(rows, chip.device_kind)
     yield rows[-1]
@@ -214,32 +219,32 @@ def measure(
     state = first_state(workload, step)
     row, compiled = counted(step, state, batch, num_params)
     rows.append({"step": name, "batch_size": batch_size, **row})
-    calls[name] = Repeated(compiled, state, batch)
+    calls[name] = repeated(compiled, state, batch)
   above_floor(rows)
   others = others or {}
   rows += [{"step": name, "batch_size": batch_size} for name in others]
   times = time_calls({**calls, **others}, rounds)
   for row in rows:
-    if row["step"] in others:
-      among = {name: times[name] for name in others}
-      row |= times_of(row["step"], among, "torch SGD")
-    else:
-      row |= times_of(row["step"], times)
+    among = others if row["step"] in others else calls
+    row |= times_of(row["step"], {name: times[name] for name in among})
   return rows
 
 
-class Repeated:
-  """A compiled step that goes on from its own last state."""
+def repeated(
+  compiled: jax.stages.Compiled, state: Any, batch: Any
+) -> Callable[[int], None]:
+  """A function that takes a number of steps, and waits for the last.
 
-  def __init__(self, compiled: jax.stages.Compiled, state: Any, batch: Any):
-    """Takes the first state, which the step donates."""
-    self._compiled, self._state, self._batch = compiled, state, batch
+  It goes on from its own last state; the first one is donated.
+  """
 
-  def __call__(self, steps: int) -> None:
-    """Takes this number of steps, and waits for the last."""
+  def take(steps):
+    nonlocal state
     for _ in range(steps):
-      self._state, reported = self._compiled(self._state, self._batch)
-    jax.block_until_ready((self._state, reported))
+      state, reported = compiled(state, batch)
+    jax.block_until_ready((state, reported))
+
+  return take
 
 
 def time_calls(
@@ -275,13 +280,11 @@ def time_calls(
   return {name: np.array(x) for name, x in found.items()}
 
 
-def times_of(
-  name: str, times: dict[str, np.ndarray], sgd: str = "SGD"
-) -> dict[str, float]:
+def times_of(name: str, times: dict[str, np.ndarray]) -> dict[str, float]:
   """The median time of a step, and of its ratios to SGD and to the floor."""
   own = times[name]
   found = {"milliseconds": float(np.median(own)) * 1e3}
-  for ratio, other in (("ratio_to_sgd", sgd), ("ratio_to_floor", "floor")):
+  for other, ratio in RATIOS.items():
     if other in times:
       found[ratio] = float(np.median(own / times[other]))
   return found

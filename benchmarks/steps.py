@@ -12,7 +12,8 @@ import workloads
 import fsam_optax
 
 RHO, LMBDA = 0.05, 0.9
-BASE = optax.sgd(0.01, momentum=0.9)
+LEARNING_RATE, MOMENTUM = 0.01, 0.9
+BASE = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
 
 
 class Step(NamedTuple):
@@ -74,7 +75,7 @@ def _two_passes(loss_fn, ascend, *, has_ema=False, parts=1):
 
   def init(params, model_state):
     ema = optax.tree.zeros_like(params) if has_ema else None
-    return _start(params, model_state), ema
+    return Trained(params, BASE.init(params), model_state), ema
 
   def update(state, batch):
     trained, ema = state
@@ -111,8 +112,7 @@ def _local(loss_fn, parts):
       return (loss, perturbed_loss, model_state), grads, second
 
     (*losses, model_state), grads, second = _mean_over(parts, batch, both)
-    noise = optax.tree.sub(grads, ema)
-    new_ema = optax.tree.add_scale(ema, 1 - LMBDA, noise)
+    _, new_ema, _ = _ascent(trained.params, grads, ema)
     is_finite = jnp.isfinite(losses[0])
     trained = _descend_where(is_finite, trained, model_state, second)
     return (trained, new_ema), losses
@@ -136,23 +136,18 @@ def _mean_over(parts, batch, fn):
 
 def _descend_where(is_finite, trained, model_state, grads):
   """The update, skipped where `is_finite` is False, as by the train step."""
-  update = lambda: _descend(trained, model_state, grads)
+
+  def update():
+    updates, opt_state = BASE.update(grads, trained.opt_state, trained.params)
+    params = optax.apply_updates(trained.params, updates)
+    return Trained(params, opt_state, model_state)
+
   if is_finite is None:
     return update()
   is_finite &= jnp.isfinite(optax.tree.norm(grads))
   branch = lambda: jax.lax.cond(is_finite, update, lambda: trained)
   select = lambda: optax.tree.where(is_finite, update(), trained)
   return jax.lax.platform_dependent(cpu=branch, tpu=branch, default=select)
-
-
-def _start(params, model_state):
-  return Trained(params, BASE.init(params), model_state)
-
-
-def _descend(trained, model_state, grads):
-  updates, opt_state = BASE.update(grads, trained.opt_state, trained.params)
-  params = optax.apply_updates(trained.params, updates)
-  return Trained(params, opt_state, model_state)
 
 
 def _fixed_ascent(params, grads, ema):

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytorch_optimizer
+import steps as steps_lib
 import torch
 from torch import nn
 import workloads
-
-LEARNING_RATE, MOMENTUM = 0.01, 0.9
 
 
 def mlp() -> nn.Module:
@@ -108,12 +107,12 @@ def _step(workload, optimizer, batch):
   labels = labels.long()
   inputs = inputs.long() if workload == "transformer" else inputs
   name, options = OPTIMIZERS[optimizer]
-  base = {"lr": LEARNING_RATE, "momentum": MOMENTUM}
+  base = {"lr": steps_lib.LEARNING_RATE, "momentum": steps_lib.MOMENTUM}
   if name is None:
     chosen = torch.optim.SGD(model.parameters(), **base)
   else:
     chosen = getattr(pytorch_optimizer, name)(
-      model.parameters(), torch.optim.SGD, rho=0.05, **options, **base
+      model.parameters(), torch.optim.SGD, rho=steps_lib.RHO, **options, **base
     )
 
   def closure():

@@ -56,26 +56,18 @@ def _cross_entropy(logits, labels):
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _labeled(shape, classes):
-  """Makes batches of numbers of a shape, with labels."""
-
-  def batch(rows):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(rows, *shape)).astype(np.float32)
-    return x, rng.integers(0, classes, rows).astype(np.int32)
-
-  return batch
+def _labeled(shape, classes, rows):
+  """Rows of numbers of a shape, with labels."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(rows, *shape)).astype(np.float32)
+  return x, rng.integers(0, classes, rows).astype(np.int32)
 
 
-def _tokens(vocabulary, length):
-  """Makes batches of tokens, with the next ones for labels."""
-
-  def batch(rows):
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, vocabulary, (rows, length + 1)).astype(np.int32)
-    return tokens[:, :-1], tokens[:, 1:]
-
-  return batch
+def _tokens(vocabulary, length, rows):
+  """Rows of tokens, with the next ones for labels."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, vocabulary, (rows, length + 1)).astype(np.int32)
+  return tokens[:, :-1], tokens[:, 1:]
 
 
 def _stateless(init, loss_fn, batch) -> Workload:
@@ -111,7 +103,8 @@ def mlp(
     logits = x @ output["kernel"] + output["bias"]
     return _cross_entropy(logits.astype(jnp.float32), labels)
 
-  return _stateless(init, loss_fn, _labeled(layers[:1], layers[-1]))
+  batch = functools.partial(_labeled, layers[:1], layers[-1])
+  return _stateless(init, loss_fn, batch)
 
 
 def cnn() -> Workload:
@@ -147,7 +140,8 @@ def cnn() -> Workload:
     output = params["output"]
     return _cross_entropy(x @ output["kernel"] + output["bias"], labels)
 
-  return _stateless(init, loss_fn, _labeled(IMAGE, CLASSES))
+  batch = functools.partial(_labeled, IMAGE, CLASSES)
+  return _stateless(init, loss_fn, batch)
 
 
 def transformer() -> Workload:
@@ -186,16 +180,17 @@ def transformer() -> Workload:
       x = x + y @ block["down"]
     return _cross_entropy(x @ params["tokens"].T, targets)
 
-  return _stateless(init, loss_fn, _tokens(VOCABULARY, LENGTH))
+  batch = functools.partial(_tokens, VOCABULARY, LENGTH)
+  return _stateless(init, loss_fn, batch)
 
 
-def many_leaves(leaves: int, parameters: int = 2**18) -> Workload:
-  """So many vectors of so many parameters together, a linear unit each.
+def many_leaves(leaves: int) -> Workload:
+  """So many vectors of 2^18 parameters together, a linear unit each.
 
   The units share their inputs, so that the passes take as many operations
   however the parameters are cut.
   """
-  size = parameters // leaves
+  size = 2**18 // leaves
 
   def init(key):
     draws = jax.random.normal(key, (leaves, size)) / size**0.5
@@ -267,7 +262,7 @@ def decoder(**sizes: Any) -> Workload:
     tokens, targets = batch
     return _cross_entropy(network.apply({"params": params}, tokens), targets)
 
-  batch = _tokens(network.vocabulary, network.length)
+  batch = functools.partial(_tokens, network.vocabulary, network.length)
   return _stateless(init, loss_fn, batch)
 
 
@@ -290,7 +285,7 @@ def residual(**sizes: Any) -> Workload:
     )
     return _cross_entropy(logits, labels), model_state
 
-  return Workload(init, loss_fn, _labeled(IMAGE, CLASSES))
+  return Workload(init, loss_fn, functools.partial(_labeled, IMAGE, CLASSES))
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

@@ -140,9 +140,9 @@ def widest(device):
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
-def dtype(request):
+def dtype(request, device):
   """Each floating dtype in turn, with double precision where it needs it."""
-  if request.param == "float64" and request.config.getoption("--device"):
+  if request.param == "float64" and device:
     pytest.skip("A device computes in float32.")
   with enable_x64(request.param == "float64"):
     yield jnp.dtype(request.param)

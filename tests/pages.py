@@ -1,6 +1,5 @@
 """The code blocks of Markdown pages, to run them as a reader would."""
 
-import importlib.util
 import pathlib
 import re
 
@@ -35,12 +34,3 @@ def run(path: pathlib.Path, sign: str = "+") -> dict[str, object]:
       continue
     exec(compile(text, f"{path.name}, block {number}", "exec"), namespace)
   return namespace
-
-
-def extension(name: str):
-  """A module that the documentation is built with."""
-  path = DOCS / "_extensions" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module

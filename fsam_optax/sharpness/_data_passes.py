@@ -105,8 +105,17 @@ class DataPasses(NamedTuple):
     return float(loss), gradient
 
   def _mean(self, fn: Callable[..., Any], params: Any) -> Any:
-    of_batch = functools.partial(fn, self.loss_fn, params)
-    return mean_over_batches(of_batch, self.data, self.batch_size, self.tick)
+    """The mean over all rows of what ``fn`` returns for a batch."""
+    rows, total = num_rows(self.data), None
+    for start in range(0, rows, self.batch_size):
+      stop = min(start + self.batch_size, rows)
+      batch = jax.tree.map(lambda x, at=slice(start, stop): x[at], self.data)
+      values = fn(self.loss_fn, params, batch)
+      total = _add_scaled(total, values, (stop - start) / rows)
+      # Without waiting, all batches would queue up on the device.
+      jax.block_until_ready(total)
+      self.tick()
+    return total
 
 
 @contextlib.contextmanager
@@ -118,42 +127,15 @@ def data_passes(
   progress: bool,
   num_passes: int = 1,
 ) -> Iterator[DataPasses]:
-  """Passes over a data set, with a progress bar.
-
-  Args:
-    loss_fn: see :class:`DataPasses`.
-    data: a tree of arrays with the same number of rows.
-    batch_size: rows at a time; None for all of them.
-    title: of the progress bar.
-    progress: whether to show the bar.
-    num_passes: number of passes, for the length of the bar.
-
-  Yields:
-    The passes.
-
-  Raises:
-    TypeError: if ``batch_size`` is no int.
-    ValueError: if there are no rows, or fewer than ``batch_size``.
-  """
-  rows = num_rows(data)
-  size = rows_at_a_time("batch_size", batch_size, rows)
-  total = num_passes * num_batches(rows, size)
+  """Yields the passes; so many of them are the length of the progress bar."""
+  size = rows_at_a_time("batch_size", batch_size, data)
+  total = num_passes * math.ceil(num_rows(data) / size)
   with progress_bar(progress, title, total) as tick:
     yield DataPasses(loss_fn, data, size, tick)
 
 
 def num_rows(data: Any) -> int:
-  """Rows of a data set.
-
-  Args:
-    data: a tree of arrays with the same number of rows.
-
-  Returns:
-    The length of their leading axis.
-
-  Raises:
-    ValueError: if there are no rows, or the arrays differ.
-  """
+  """The length that all arrays have along their first axis, 1 at least."""
   lengths = {
     path: np.shape(x)[0] if np.ndim(x) else None
     for path, x in leaves_by_path(data)
@@ -167,21 +149,9 @@ def num_rows(data: Any) -> int:
   return next(iter(lengths.values())) or 0
 
 
-def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
-  """A checked number of rows, or all of them for None.
-
-  Args:
-    name: of the argument, for the error.
-    size: a positive number of rows, or None.
-    rows: of the data set.
-
-  Returns:
-    The number of rows.
-
-  Raises:
-    TypeError: if it is not an int.
-    ValueError: if it is not positive, or more than there are.
-  """
+def rows_at_a_time(name: str, size: Optional[int], data: Any) -> int:
+  """The checked value of the argument `name`; None is for all rows."""
+  rows = num_rows(data)
   if size is None:
     return rows
   check_int(name, size, least=1)
@@ -193,44 +163,12 @@ def rows_at_a_time(name: str, size: Optional[int], rows: int) -> int:
   return size
 
 
-def mean_over_batches(
-  fn: Callable[[Any], Any], data: Any, batch_size: int, tick: Tick
-) -> Any:
-  """The mean over all rows of a function that returns a batch's mean.
-
-  Args:
-    fn: a compiled function of a batch. The last batch may have fewer rows.
-    data: a tree of arrays with the same number of rows.
-    batch_size: rows of a batch.
-    tick: called after each batch.
-
-  Returns:
-    The mean, in the tree that ``fn`` returns.
-  """
-  rows = num_rows(data)
-  total = None
-  for start in range(0, rows, batch_size):
-    stop = min(start + batch_size, rows)
-    batch = jax.tree.map(lambda x, at=slice(start, stop): x[at], data)
-    total = _add_scaled(total, fn(batch), (stop - start) / rows)
-    # Without waiting, all batches would queue up on the device.
-    jax.block_until_ready(total)
-    tick()
-  return total
-
-
 def traced_mean_over_batches(
   fn: Callable[[Any], Any], data: Any, batch_size: int
 ) -> Any:
-  """The mean over all rows of a batch function, inside a compiled function.
+  """The mean over all rows of what `fn` returns for a batch, to be compiled.
 
-  Args:
-    fn: from a batch to a mean over its rows.
-    data: a tree of arrays with the same number of rows.
-    batch_size: rows of a batch; the last one may have fewer.
-
-  Returns:
-    The mean, in the tree that ``fn`` returns.
+  The last batch may have fewer rows.
   """
   rows = num_rows(data)
   whole = rows // batch_size
@@ -257,11 +195,6 @@ def traced_mean_over_batches(
     rest = fn(jax.tree.map(lambda x: x[whole * batch_size :], data))
     total = jax.tree.map(lambda t, x: t + x * (left / rows), total, rest)
   return total
-
-
-def num_batches(rows: int, batch_size: int) -> int:
-  """Batches of a pass, the last of which may have fewer rows."""
-  return math.ceil(rows / batch_size)
 
 
 @jax.jit

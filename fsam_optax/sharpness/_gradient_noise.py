@@ -82,8 +82,7 @@ def gradient_noise(
   """
   check_hyperparameter("sigma", sigma, can_vary=False)
   check_int("rows", rows, least=1)
-  number = _data_passes.num_rows(data)
-  rows = _data_passes.rows_at_a_time("rows", rows, number)
+  rows = _data_passes.rows_at_a_time("rows", rows, data)
   if ema is not None and jax.tree.structure(ema) != jax.tree.structure(params):
     raise ValueError(
       "`ema` must have the structure of `params`, "
@@ -98,7 +97,8 @@ def gradient_noise(
         "`params` must have a finite gradient over `data`, got one of norm "
         f"{full_norm}. The run has diverged."
       )
-    for start in range(0, number - rows + 1, rows):
+    last = _data_passes.num_rows(data) - rows
+    for start in range(0, last + 1, rows):
       at = slice(start, start + rows)
       batch = jax.tree.map(lambda x, at=at: x[at], data)
       _, gradient = _data_passes.loss_and_gradient(loss_fn, params, batch)

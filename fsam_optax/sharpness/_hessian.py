@@ -102,8 +102,7 @@ def hessian_eigenvalues(
     Lanczos, An iteration method for the solution of the eigenvalue problem of
     linear differential and integral operators, 1950
   """
-  _require_matfree()
-  _check_dtype(params)
+  _check_requirements(params)
   num_params = sum(np.size(x) for x in jax.tree.leaves(params))
   _check_at_most_parameters("num", num, num_params)
   if num_matvecs is None:
@@ -113,7 +112,7 @@ def hessian_eigenvalues(
     raise ValueError(
       f"`num_matvecs` must be at least `num`, {num}, got {num_matvecs}."
     )
-  size = _size(batch_size, data)
+  size = _data_passes.rows_at_a_time("batch_size", batch_size, data)
   values, _ = _spectrum(loss_fn, num_matvecs, size, params, data, key)
   if len(values) == 1:  # Of a random vector: a multiple of the identity.
     values = np.repeat(values, num)
@@ -160,10 +159,9 @@ def hessian_trace(
     Hutchinson, A stochastic estimator of the trace of the influence matrix for
     Laplacian smoothing splines, 1989
   """
-  _require_matfree()
-  _check_dtype(params)
+  _check_requirements(params)
   check_int("samples", samples, least=2)
-  size = _size(batch_size, data)
+  size = _data_passes.rows_at_a_time("batch_size", batch_size, data)
   draws = [
     _quadratic_form(loss_fn, size, params, data, draw)
     for draw in jax.random.split(key, samples)
@@ -212,14 +210,13 @@ def hessian_density(
     Ghorbani et al., `An Investigation into Neural Net Optimization via Hessian
     Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019
   """
-  _require_matfree()
-  _check_dtype(params)
+  _check_requirements(params)
   num_params = sum(np.size(x) for x in jax.tree.leaves(params))
   if num_matvecs is None:
     num_matvecs = min(40, num_params)
   _check_at_most_parameters("num_matvecs", num_matvecs, num_params)
   check_int("samples", samples, least=1)
-  size = _size(batch_size, data)
+  size = _data_passes.rows_at_a_time("batch_size", batch_size, data)
   nodes, weights = np.zeros((2, samples, num_matvecs))
   with progress_bar(progress, "Lanczos", samples) as tick:
     for i, draw in enumerate(jax.random.split(key, samples)):
@@ -285,7 +282,14 @@ def _quadratic_form(loss_fn, batch_size, params, data, key):
   return estimate(product, key)
 
 
-def _check_dtype(params) -> None:
+def _check_requirements(params) -> None:
+  """Refuses parameters of other dtypes, and to go on without matfree."""
+  try:
+    import matfree  # noqa: F401
+  except ImportError as error:
+    raise ImportError(
+      'The Hessian needs matfree. Run: pip install "matfree>=0.6"'
+    ) from error
   for path, x in leaves_by_path(params):
     dtype = jnp.result_type(x)
     if dtype not in (jnp.float32, jnp.float64):
@@ -293,20 +297,6 @@ def _check_dtype(params) -> None:
         "`params` must be float32 or float64 for the Hessian, got "
         f"{dtype} at {path}. Cast them; the loss may cast them back."
       )
-
-
-def _require_matfree() -> None:
-  try:
-    import matfree  # noqa: F401
-  except ImportError as error:
-    raise ImportError(
-      'The Hessian needs matfree. Run: pip install "matfree>=0.6"'
-    ) from error
-
-
-def _size(batch_size, data) -> int:
-  rows = _data_passes.num_rows(data)
-  return _data_passes.rows_at_a_time("batch_size", batch_size, rows)
 
 
 def _check_at_most_parameters(name, value, most) -> None:

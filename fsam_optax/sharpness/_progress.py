@@ -9,18 +9,9 @@ Tick = Callable[[], object]
 
 @contextlib.contextmanager
 def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Tick]:
-  """A bar of `total` steps, or nothing.
+  """Yields a function that moves the bar by one of so many steps.
 
-  Args:
-    is_shown: whether to show it.
-    title: what stands before it.
-    total: number of steps.
-
-  Yields:
-    The function that moves it by one.
-
-  Raises:
-    ImportError: if it is to be shown and rich is not installed.
+  Where no bar is shown it does nothing.
   """
   if not is_shown:
     yield lambda: None

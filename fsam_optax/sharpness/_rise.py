@@ -253,10 +253,9 @@ def _rise_of_groups(
   The measure is a function with its first arguments. They compare equal at the
   next call, so that it is compiled once.
   """
-  number = _data_passes.num_rows(data)
-  rows = _data_passes.rows_at_a_time("rows", rows, number)
-  size = _data_passes.rows_at_a_time("batch_size", batch_size, number)
-  groups = number // rows
+  rows = _data_passes.rows_at_a_time("rows", rows, data)
+  size = _data_passes.rows_at_a_time("batch_size", batch_size, data)
+  groups = _data_passes.num_rows(data) // rows
   at_once = max(1, min(size // rows, groups))
   keys = jax.random.split(key, groups)
   grouped = jax.tree.map(
@@ -264,8 +263,7 @@ def _rise_of_groups(
     data,
   )
   pairs = []
-  total = _data_passes.num_batches(groups, at_once)
-  with progress_bar(progress, title, total) as tick:
+  with progress_bar(progress, title, math.ceil(groups / at_once)) as tick:
     for start in range(0, groups, at_once):
       part = jax.tree.map(lambda x, s=start: x[s : s + at_once], grouped)
       pair = _vmapped(measure, params, part, rho, keys[start : start + at_once])
