@@ -1,5 +1,6 @@
 """A radius tied to the learning rate."""
 
+from jax import core
 from jax import numpy as jnp
 import optax
 
@@ -37,8 +38,9 @@ def radius_schedule(
     learning_rate: schedule of the base optimizer.
     rho_min: radius at ``learning_rate_min``, finite and non-negative.
     rho_max: radius at ``learning_rate_max``, finite and non-negative.
-    learning_rate_min: smallest learning rate.
-    learning_rate_max: largest learning rate, above the smallest.
+    learning_rate_min: smallest learning rate; it may be traced.
+    learning_rate_max: largest learning rate, above the smallest; it may be
+      traced.
 
   Returns:
     A schedule, from the step to the radius.
@@ -59,10 +61,13 @@ def radius_schedule(
     )
   check_hyperparameter("rho_min", rho_min, can_vary=False)
   check_hyperparameter("rho_max", rho_max, can_vary=False)
-  if not learning_rate_max > learning_rate_min:
+  ends = learning_rate_min, learning_rate_max
+  is_traced = any(isinstance(x, core.Tracer) for x in ends)
+  if not is_traced and not learning_rate_max > learning_rate_min:
     raise ValueError(
       "`learning_rate_max` must be above `learning_rate_min`, got "
-      f"{learning_rate_max} and {learning_rate_min}."
+      f"{learning_rate_max} and {learning_rate_min}. Give the peak of "
+      "`learning_rate`."
     )
 
   def schedule(count):

@@ -87,7 +87,7 @@ def make_train_step(
       its index. The model state is the mean over the replicas, integers in it
       must agree, and it passes from one micro-batch to the next. Model state,
       loss and metrics come from the first pass; with ``ascent_fraction`` that
-      pass sees a fraction of the rows. The step of the gates is ``state.step``.
+      pass sees a fraction of the rows.
 
   Returns:
     A function ``step(state, batch)`` that returns ``(state, metrics)``, where
@@ -167,6 +167,9 @@ class _CompiledStep:
     return getattr(object.__getattribute__(self, "_compiled"), name)
 
   def __call__(self, state, batch):
+    # JAX ends the process for a deleted array of several CPU devices.
+    if getattr(getattr(state, "step", None), "is_deleted", bool)():
+      _check_not_donated(state, batch)
     try:
       return self._compiled(state, batch)
     except (RuntimeError, ValueError):

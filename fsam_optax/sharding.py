@@ -151,11 +151,21 @@ class BatchFeeder:
       axis_name: its axis, or axes, along which the rows are split.
 
     Raises:
-      ValueError: if the mesh has no such axis.
+      ValueError: if the mesh has no such axis, or processes share rows.
     """
     axes = _axes_on(mesh, axis_name)
     self._sharding = NamedSharding(mesh, PartitionSpec(axes))
     self._replicas = int(np.prod([mesh.shape[axis] for axis in axes]))
+    parts = self._sharding.addressable_devices_indices_map((self._replicas,))
+    own = len({str(part) for part in parts.values()})
+    if own * jax.process_count() != self._replicas:
+      raise ValueError(
+        "`mesh` must give every process rows of its own along `axis_name`, got "
+        f"{own} of {self._replicas} parts in each of {jax.process_count()} "
+        "processes. Lay its other axes within a process, or give processes "
+        "that share rows the same ones by "
+        "`jax.make_array_from_process_local_data`."
+      )
     self._shapes = None
 
   def __call__(self, batch: PyTree) -> PyTree:

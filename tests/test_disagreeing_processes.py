@@ -43,6 +43,7 @@ def main(address, process_id):
     "structure", lambda: sharding.place_state([0] * (1 + process_id), mesh)
   )
   report("rows", lambda: sharding.BatchFeeder(mesh)(rows(3)))
+  report("shared", lambda: sharding.BatchFeeder(make_mesh(model=2, batch=2)))
   # They still hear each other.
   state = sharding.place_state(create_state(7), mesh)
   print({"w": np.asarray(jnp.sum(state.params["w"])).item()}, flush=True)
@@ -70,6 +71,7 @@ def test_processes_that_disagree_get_an_error_each():
       "in process 1 for nothing in process 0",
       "evenly over 4 devices or groups, got 6 rows",
       "Drop 2 of them, or add 2.",
+      "shared: `mesh` must give every process rows of its own",
       "{'w': 21.0}",
     ):
       assert sentence in printed

@@ -163,3 +163,8 @@ def test_the_radius_follows_the_learning_rate_between_its_ends():
   )
   found = [rho(t) for t in (0, 2, 3, 4, 9)]
   np.testing.assert_allclose(found, [0.1, 0.1, 0.2, 0.3, 0.3], rtol=1e-6)
+  peaks = jnp.array([0.1, 0.2])
+  of_peak = lambda peak: fsam_optax.radius_schedule(
+    lambda t: peak / 2, 0.1, 0.3, learning_rate_max=peak
+  )(0)
+  np.testing.assert_allclose(jax.vmap(of_peak)(peaks), [0.2, 0.2], rtol=1e-6)

@@ -210,6 +210,16 @@ def test_float16_parameters_keep_their_optimizer_states_types(problem):
   assert jax.tree.map(jax.typeof, state) == types
 
 
+def test_a_state_on_many_devices_that_a_step_took_is_named(problem):
+  """Of such a state JAX would end the process."""
+  mesh, batch = make_mesh(batch=4), problem.batch(0)
+  state = sharding.place_state(make_state(problem), mesh)
+  step = step_of(problem.loss_fn)
+  step(state, batch)
+  with pytest.raises(ValueError, match=r"an earlier step took at \['state'\]"):
+    step(state, batch)
+
+
 @pytest.mark.parametrize("options", [{}, {"every": 2}], ids=str)
 def test_an_array_that_a_step_took_is_named(problem, options):
   state = make_state(problem)

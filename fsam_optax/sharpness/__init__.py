@@ -4,11 +4,13 @@ They work on any loss ``loss_fn(params, batch)`` that returns the mean over the
 rows of a batch, and any tree of parameters. They are not a part of a train
 step: each goes through a data set, one compiled batch at a time, and returns
 numbers on the host. Give them the loss of a model in evaluation mode, without
-dropout and with fixed statistics of BatchNorm. Give parameters in float32 at
-least, because in bfloat16 a small step is mostly rounding. Along explicit axes
-of a mesh neither data nor, for the Hessian, parameters may lie. Below, ``N`` is
-the number of rows. The numbers that a train step reports about itself are in
-:class:`fsam_optax.SharpnessInfo`.
+dropout and with fixed statistics of BatchNorm. A loss is compiled once for each
+function object, and keeps what it closes over, such as those statistics, as it
+was then: make the function anew for each measurement of a run. Give parameters
+in float32 at least, because in bfloat16 a small step is mostly rounding. Along
+explicit axes of a mesh neither data nor, for the Hessian, parameters may lie.
+Below, ``N`` is the number of rows. The numbers that a train step reports about
+itself are in :class:`fsam_optax.SharpnessInfo`.
 
 Three notions of sharpness at a radius are measured, because they disagree: the
 rise of the loss along the gradient, which is what SAM descends

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import optax.tree
 
+from fsam_optax import _fsam
 from fsam_optax._options import check_int
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_hyperparameter
@@ -67,7 +68,7 @@ def gradient_noise(
       they are sorted.
     rows: number of successive rows of a batch. Rows at the end that fill no
       batch count in the full gradient alone.
-    ema: the moving average of a run, in the tree of ``params``:
+    ema: the moving average of a run, the arrays of ``params`` by name:
       ``optax.tree.get(state.perturbation_state, "ema")``. None for none.
     sigma: fraction of the average that is subtracted, finite and non-negative.
     progress: whether to show a progress bar.
@@ -77,17 +78,23 @@ def gradient_noise(
 
   Raises:
     TypeError: if the loss is not a scalar.
-    ValueError: if there are fewer than ``rows`` rows, the structure of ``ema``
-      is not that of ``params``, or the full gradient is not finite.
+    ValueError: if there are fewer than ``rows`` rows, the arrays of ``ema`` are
+      not those of ``params``, or the full gradient is not finite.
   """
   check_hyperparameter("sigma", sigma, can_vary=False)
   check_int("rows", rows, least=1)
   rows = _data_passes.rows_at_a_time("rows", rows, data)
-  if ema is not None and jax.tree.structure(ema) != jax.tree.structure(params):
-    raise ValueError(
-      "`ema` must have the structure of `params`, "
-      f"{jax.tree.structure(params)}, got {jax.tree.structure(ema)}."
-    )
+  if ema is not None:
+    if differing := _fsam.difference(params, ema, dtypes=False):
+      raise ValueError(
+        f"`ema` must hold the arrays of `params`, with {differing}. Of a state "
+        "that `jax.pmap` has stacked give one replica's; of a run with a mask "
+        "give the selected parameters alone, and close over the others."
+      )
+    # In the containers of `params`: NNX has other Variables in its state.
+    own = _fsam.leaves_by_names(ema)
+    leaves = [own[names] for names in _fsam.leaves_by_names(params)]
+    ema = jax.tree.unflatten(jax.tree.structure(params), leaves)
   measured = []
   with data_passes(loss_fn, data, rows, "gradients", progress, 2) as passes:
     full = ascent_gradient(passes.gradient(params)[1])

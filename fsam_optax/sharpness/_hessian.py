@@ -44,7 +44,7 @@ class SpectralDensity(NamedTuple):
     """
     if not width > 0:
       raise ValueError(f"`width` must be positive, got {width}.")
-    distance = (np.asarray(values)[:, None, None] - self.nodes) / width
+    distance = (np.atleast_1d(values)[:, None, None] - self.nodes) / width
     bumps = np.exp(-(distance**2) / 2) / (width * (2 * np.pi) ** 0.5)
     return np.mean(np.sum(bumps * self.weights, axis=2), axis=1)
 

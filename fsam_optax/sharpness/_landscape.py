@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import optax.tree
 
+from fsam_optax._fsam import difference
 from fsam_optax.sharpness._data_passes import LossFn
 from fsam_optax.sharpness._data_passes import data_passes
 
@@ -41,7 +42,8 @@ def loss_along_line(
 
   Raises:
     TypeError: if the loss is not a scalar.
-    ValueError: if there are no rows, or fewer than ``batch_size``.
+    ValueError: if there are no rows, or fewer than ``batch_size``, or a
+      direction has other shapes than the parameters.
   """
   zero = jax.tree.map(jnp.zeros_like, direction)
   return loss_on_plane(
@@ -85,12 +87,19 @@ def loss_on_plane(
 
   Raises:
     TypeError: if the loss is not a scalar.
-    ValueError: if there are no rows, or fewer than ``batch_size``.
+    ValueError: if there are no rows, or fewer than ``batch_size``, or a
+      direction has other shapes than the parameters.
 
   References:
     Li et al., `Visualizing the Loss Landscape of Neural Nets
     <https://arxiv.org/abs/1712.09913>`_, 2018
   """
+  for direction in directions:
+    if differing := difference(params, direction, dtypes=False):
+      raise ValueError(
+        f"A direction must hold the arrays of `params`, with {differing}. Make "
+        "it from them, as `jax.tree.map` and `filter_normalized_direction` do."
+      )
   points = len(x) * len(y)
   with data_passes(
     loss_fn, data, batch_size, "loss on a plane", progress, points

@@ -14,6 +14,7 @@ from fsam_optax._options import check_int
 from fsam_optax._perturbation import ascent_gradient
 from fsam_optax._perturbation import check_hyperparameter
 from fsam_optax._perturbation import global_norm
+from fsam_optax._perturbation import map_weights
 from fsam_optax._perturbation import sam_perturbation
 from fsam_optax.sharpness import _data_passes
 from fsam_optax.sharpness._data_passes import LossFn
@@ -331,6 +332,7 @@ def _ascend(adaptive, gradient, params, rho):
 @jax.jit
 def _random_direction(key, params, rho):
   draw = optax.tree.random_like(key, params, jax.random.normal)
+  draw = map_weights(lambda x: x, draw, overwritten=jnp.zeros_like)
   return optax.tree.cast_like(
     optax.tree.scale(rho / global_norm(draw), draw), params
   )
@@ -339,9 +341,10 @@ def _random_direction(key, params, rho):
 @jax.jit
 def _project(epsilon, gradient, rho):
   """A step of length rho along the gradient, and back into the ball."""
+  gradient = ascent_gradient(gradient)
   norm = global_norm(gradient)
   step = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1.0), 0.0)
-  moved = optax.tree.add_scale(epsilon, step, ascent_gradient(gradient))
+  moved = optax.tree.add_scale(epsilon, step, gradient)
   length = global_norm(moved)
   shrink = jnp.where(length > rho, rho / length, 1.0)
   return optax.tree.cast_like(optax.tree.scale(shrink, moved), epsilon)

@@ -2,6 +2,8 @@
 
 import math
 
+from flax import nnx
+import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
@@ -44,9 +46,26 @@ def test_noise_of_batches_is_against_the_full_gradient():
   assert np.all(np.isnan(without.direction_cosine))
 
 
-def test_noise_refuses_an_average_of_another_tree():
-  with pytest.raises(ValueError, match="`ema` must have the structure"):
-    noise_at(np.ones(6), rows=4, ema={"a": jnp.ones(2)})
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda ema: {"a": jnp.ones(2)}, "got nothing. Of a state that"),
+    (lambda ema: jax.tree.map(lambda x: x[None], ema), r"got shape \[1, "),
+  ],
+)
+def test_noise_refuses_an_average_of_other_arrays(change, match):
+  ema = change(quadratic.tree(np.ones(6)))
+  with pytest.raises(ValueError, match=match):
+    noise_at(np.ones(6), rows=4, ema=ema)
+
+
+def test_noise_takes_the_average_of_an_nnx_optimizer():
+  params = {"w": nnx.Param(jnp.arange(3.0))}
+  arguments = lambda w, x: jnp.mean((x @ w["w"][...]) ** 2), params, jnp.eye(3)
+  noise = sharpness.gradient_noise(
+    *arguments, rows=1, ema={"w": nnx.Variable(jnp.ones(3))}
+  )
+  np.testing.assert_allclose(noise.ema_cosine, 3 / 15**0.5)
 
 
 def test_noise_refuses_a_gradient_that_is_not_finite():

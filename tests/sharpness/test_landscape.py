@@ -34,6 +34,13 @@ def test_loss_on_a_plane_is_the_loss_there():
   np.testing.assert_allclose(line, plane[0], rtol=1e-9)
 
 
+def test_a_direction_of_other_shapes_is_refused():
+  w = quadratic.tree(np.ones(6))
+  scalars = jax.tree.map(lambda x: x[0], w)
+  with pytest.raises(ValueError, match="A direction must hold the arrays of"):
+    sharpness.loss_along_line(quadratic.loss, w, scalars, quadratic.DATA, [1.0])
+
+
 def test_filters_of_a_direction_are_as_long_as_those_of_the_weights():
   params = {
     "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 5))),

@@ -161,6 +161,24 @@ def test_bad_input_names_the_argument(change, error, match):
       rise(measure, np.ones(6), **change)
 
 
+def test_what_flax_overwrites_does_not_move():
+  """The Hessian of the weights is the identity: they rise by rho^2 / 2."""
+
+  @jax.custom_vjp
+  def scaled(x, scale):
+    del scale
+    return x
+
+  # As of fp8: the gradient of a scale is its next value.
+  scaled.defvjp(lambda *x: (x[0], x[1]), lambda s, g: (g, jnp.full_like(s, 9)))
+  name = "_overwrite_with_gradient"
+  loss_fn = lambda p, x: jnp.mean((x @ scaled(p["w"], p[name])) ** 2) / 2
+  model = {"w": jnp.zeros(3), name: jnp.ones(5)}, 3**0.5 * jnp.eye(3), RHO
+  for measure in (sharpness.average_sharpness, sharpness.worst_sharpness):
+    found = measure(loss_fn, *model, key=jax.random.key(0)).mean
+    np.testing.assert_allclose(found, RHO**2 / 2, rtol=1e-5)
+
+
 def test_complex_parameters_ascend_as_in_a_train_step():
   """Along the conjugate of what `jax.grad` returns."""
   draw = np.random.default_rng(0).normal
