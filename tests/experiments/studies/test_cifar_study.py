@@ -75,14 +75,20 @@ def test_half_of_the_images_are_mirrored_by_seed_and_step():
   assert (flips[0] != flips[2]).any()
 
 
-def test_fine_tuning_begins_with_all_but_the_last_layer(monkeypatch):
-  pretrained = {"hidden": np.ones((3, 4)), "last": np.ones((4, 100))}
-  monkeypatch.setattr(fine_tuning, "_pretrained", lambda *_: pretrained)
-  own = {"hidden": np.zeros((2, 3, 4)), "last": np.zeros((2, 4, 10))}
+def test_fine_tuning_begins_with_all_but_the_last_layer():
+  hidden = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+  weights = {"hidden": hidden, "last": np.ones((4, 100))}
+  row = fine_tuning.weights_of((None, weights, None), None, classes=100)
+  row = {path: [x] for path, x in row.items()}  # As the store has one run's.
+  own = {
+    "hidden": np.zeros((2, 3, 4), np.float32),
+    "last": np.full((2, 4, 10), 7.0, np.float32),
+  }
   variables = {"params": own, "batch_stats": 5}
-  found = fine_tuning.begin_at(variables, None, 1)
-  np.testing.assert_array_equal(found["params"]["hidden"], np.ones((2, 3, 4)))
-  assert found["params"]["last"] is own["last"]
+  found = fine_tuning.begin_at(variables, json.loads(json.dumps(row)))
+  for run in found["params"]["hidden"]:
+    np.testing.assert_array_equal(run, hidden)
+  np.testing.assert_array_equal(found["params"]["last"], own["last"])
   assert found["batch_stats"] == 5
 
 
