@@ -167,8 +167,10 @@ class _CompiledStep:
     return getattr(object.__getattribute__(self, "_compiled"), name)
 
   def __call__(self, state, batch):
-    # JAX ends the process for a deleted array of several CPU devices.
-    if getattr(getattr(state, "step", None), "is_deleted", bool)():
+    number = getattr(state, "step", None)
+    is_concrete = not isinstance(number, core.Tracer)
+    if is_concrete and isinstance(number, jax.Array) and number.is_deleted():
+      # JAX ends the process for a deleted array of several CPU devices.
       _check_not_donated(state, batch)
     try:
       return self._compiled(state, batch)

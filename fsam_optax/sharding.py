@@ -162,8 +162,8 @@ class BatchFeeder:
       raise ValueError(
         "`mesh` must give every process rows of its own along `axis_name`, got "
         f"{own} of {self._replicas} parts in each of {jax.process_count()} "
-        "processes. Lay its other axes within a process, or give processes "
-        "that share rows the same ones by "
+        "processes. Make it of all processes' devices, its other axes within a "
+        "process; or give processes that share rows the same ones by "
         "`jax.make_array_from_process_local_data`."
       )
     self._shapes = None

@@ -221,6 +221,18 @@ def test_a_state_on_many_devices_that_a_step_took_is_named(problem):
 
 
 @pytest.mark.parametrize("options", [{}, {"every": 2}], ids=str)
+def test_a_compiled_step_may_be_traced(problem, options):
+  step, state = step_of(problem.loss_fn, **options), make_state(problem)
+  batches = jax.tree.map(lambda *x: jnp.stack(x), *map(problem.batch, range(2)))
+  shapes, _ = jax.eval_shape(step, state, problem.batch(0))
+  scanned, _ = jax.lax.scan(step, state, batches)
+  chex.assert_trees_all_equal_shapes_and_dtypes(shapes, scanned)
+  for i in range(2):
+    state, _ = step(state, problem.batch(i))
+  chex.assert_trees_all_close(scanned.params, state.params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 2}], ids=str)
 def test_an_array_that_a_step_took_is_named(problem, options):
   state = make_state(problem)
   step = step_of(problem.loss_fn, **options)

@@ -34,7 +34,9 @@ def _run(lab: Lab) -> dict[str, Any]:
     point = lab.best[arm.like]
     row = lab.run(name, point, lab.seeds, "measured", measure=measure)
     measures = dict(row["measures"])
-    density = measures.pop("density")
+    density = measures.pop("density", None)
+    if density is None:
+      raise ValueError(f"every run of {name} diverged: nothing to measure")
     results[name] = {**row, "measures": measures}
     look = {"title": name, "yscale": "log"}
     line = _density(density)

@@ -64,10 +64,13 @@ def begin_at(
   """The variables of runs with the weights that a row has in place of own."""
 
   def begin(path, own):
-    weights = pretrained.get(jax.tree_util.keystr(path), own)
+    weights = left.pop(jax.tree_util.keystr(path), own)
     return jnp.broadcast_to(jnp.asarray(weights, own.dtype), own.shape)
 
+  left = dict(pretrained)
   params = jax.tree_util.tree_map_with_path(begin, variables["params"])
+  if left or not pretrained:  # It diverged, or is of another network.
+    raise ValueError(f"no parameters for the weights {sorted(left)}")
   return {**variables, "params": params}
 
 
