@@ -7,9 +7,10 @@ import os
 import sys
 from typing import Any, Optional
 
-from fsam_optax.experiments.common import terminal
+from fsam_optax.experiments.common.terminal import PROGRAM
+from fsam_optax.experiments.common.terminal import end
+from fsam_optax.experiments.common.terminal import outliving_streams
 
-_PROGRAM = "python -m fsam_optax"
 _MODULES = {
   "compare": "studies.compare",
   "tune": "studies.tune",
@@ -30,16 +31,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
   """
   words = list(sys.argv[1:] if argv is None else argv)
   try:
-    with terminal.outliving_streams():
+    with outliving_streams():
       _choose(words)
   except ModuleNotFoundError as error:
     name = str(error.name).partition(".")[0]
     sys.exit(
-      f"{_PROGRAM}: error: the experiments need {name}, which is not "
+      f"{PROGRAM}: error: the experiments need {name}, which is not "
       'installed. Run in the clone: pip install -e ".[experiments]"'
     )
   except KeyboardInterrupt:
-    sys.stderr.write(f"\n{_PROGRAM}: interrupted\n")
+    sys.stderr.write(f"\n{PROGRAM}: interrupted\n")
     sys.stderr.flush()
     # At once: Python's own end crashes where XLA is compiling on a thread.
     os._exit(130)
@@ -48,54 +49,50 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def _choose(words: Sequence[str]) -> None:
   """Runs the command that the first word names, or says which there are."""
   if not words or words[0] in ("-h", "--help"):
-    print(_overview())
+    lines = [f"  {name:9}{_help(name)}" for name in _MODULES]
+    print(
+      f"usage: {PROGRAM} [-h] COMMAND ...\n\n"
+      "Experiments with F-SAM, against SAM and SGD.\n\n"
+      "commands\n" + "\n".join(lines) + f"\n\n{PROGRAM} COMMAND --help "
+      "shows the flags of a command."
+    )
   elif words[0] in _MODULES:
-    _run(_command(words[0]), words[1:])
+    _run(words[0], words[1:])
   else:
     remedy = "--help says what they do"
     for meant in difflib.get_close_matches(words[0], _MODULES, n=1):
       remedy = f"did you mean {meant}?"
-    sys.stderr.write(
-      f"{_PROGRAM}: error: COMMAND must be one of {', '.join(_MODULES)}, got "
-      f"{words[0]!r}; {remedy}\n"
-    )
-    sys.exit(2)
+    names = ", ".join(_MODULES)
+    end(PROGRAM, f"COMMAND must be one of {names}, got {words[0]!r}; {remedy}")
 
 
 def _command(name: str) -> Any:
-  """A command, whose module needs what the core does not."""
-  module = f"fsam_optax.experiments.{_MODULES[name]}"
-  return importlib.import_module(module).COMMAND
+  """The module of a command, which needs what the core does not.
+
+  ``Settings`` are its flags. ``run`` takes them, and begins with the help.
+  """
+  return importlib.import_module(f"fsam_optax.experiments.{_MODULES[name]}")
 
 
-def _overview() -> str:
-  lines = [f"  {name:9}{_command(name).help}" for name in _MODULES]
-  return (
-    f"usage: {_PROGRAM} [-h] COMMAND ...\n\n"
-    "Experiments with F-SAM, against SAM and SGD.\n\n"
-    "commands\n" + "\n".join(lines) + f"\n\n{_PROGRAM} COMMAND --help shows "
-    "the flags of a command."
-  )
+def _help(name: str) -> str:
+  return _command(name).run.__doc__.partition("\n")[0]
 
 
-def _run(command: Any, words: Sequence[str]) -> None:
+def _run(name: str, words: Sequence[str]) -> None:
   import jax
 
   from fsam_optax.experiments.common import flags
 
+  command, program = _command(name), f"{PROGRAM} {name}"
   try:
     settings = flags.parse(
-      command.settings,
-      words,
-      program=command.program,
-      description=f"{command.help[0].upper()}{command.help[1:]}.",
+      command.Settings, words, program=program, description=_help(name)
     )
     if jax.config.values["jax_disable_jit"]:
-      message = "JAX_DISABLE_JIT must not be set: every command compiles"
-      flags.end(command.program, message)
+      end(program, "JAX_DISABLE_JIT must not be set: every command compiles")
     command.run(settings)
   except flags.FlagError as error:
-    flags.end(command.program, error)
+    end(program, error)
 
 
 if __name__ == "__main__":

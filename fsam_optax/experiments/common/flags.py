@@ -6,13 +6,11 @@ must be. tyro does the rest. What must hold between two flags is code of the
 command, which raises a :class:`FlagError`.
 """
 
-import sys
-from typing import Any, Callable, NamedTuple, NoReturn, Sequence, TypeVar
+from typing import Sequence, TypeVar
 
 import tyro
 
 T = TypeVar("T")
-PROGRAM = "python -m fsam_optax"
 
 
 class FlagError(ValueError):
@@ -21,33 +19,6 @@ class FlagError(ValueError):
   def __init__(self, flag: str, message: object) -> None:
     """For example ``("--rho", "must be positive, got 0. Choose 0.05")``."""
     super().__init__(f"argument {flag}: {message}")
-
-
-class Command(NamedTuple):
-  """A command of ``python -m fsam_optax``.
-
-  Attributes:
-    name: its word on the command line.
-    help: one line, without a capital or a full stop.
-    settings: dataclass of its flags.
-    run: takes an instance of it; may raise a :class:`FlagError`.
-  """
-
-  name: str
-  help: str
-  settings: type
-  run: Callable[[Any], None]
-
-  @property
-  def program(self) -> str:
-    """What the command calls itself in its messages."""
-    return f"{PROGRAM} {self.name}"
-
-
-def end(program: str, message: object) -> NoReturn:
-  """Ends the process with a line on stderr and status 2."""
-  print(f"{program}: error: {message}", file=sys.stderr)
-  sys.exit(2)
 
 
 def parse(settings: type[T], argv: Sequence[str], *, program: str,

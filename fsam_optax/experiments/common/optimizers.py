@@ -18,9 +18,9 @@ class Optimizer(NamedTuple):
   perturbation: Optional[Callable[..., optax.GradientTransformation]] = None
 
 
-def _sam(rho, *, adaptive=False, mask=None, eta=0.0, **of_the_average):
+def _sam(rho, *, adaptive=False, mask=None, **of_the_average):
   del of_the_average
-  return fsam_optax.sam_perturbation(rho, adaptive=adaptive, mask=mask, eta=eta)
+  return fsam_optax.sam_perturbation(rho, adaptive=adaptive, mask=mask)
 
 
 REGISTRY = {

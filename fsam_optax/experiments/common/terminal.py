@@ -4,7 +4,15 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any, Iterator
+from typing import Any, Iterator, NoReturn
+
+PROGRAM = "python -m fsam_optax"
+
+
+def end(program: str, message: object) -> NoReturn:
+  """Ends the process with a line on stderr and status 2."""
+  print(f"{program}: error: {message}", file=sys.stderr)
+  sys.exit(2)
 
 
 def printable(text: Any) -> str:

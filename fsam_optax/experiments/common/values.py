@@ -52,46 +52,38 @@ def parse_number(
   *,
   above: bool = False,
   below: bool = False,
+  kind: Callable[[str], float] = float,
   remedy: str = "",
 ) -> float:
   """Reads a number from ``lower`` to ``upper``; infinity is never taken.
 
   With ``above`` the lower end itself is refused, with ``below`` the upper end.
-  The remedy says what to write, such as ``"1 is F-SAM, 0 is SAM"``.
+  The kind is ``float`` or ``int``. The remedy says what to write, such as ``"1
+  is F-SAM, 0 is SAM"``.
   """
   below = below or upper == math.inf
   try:
-    found = float(text)
+    found = kind(text)
   except ValueError:
     found = math.nan
   # JAX computes in float32, where a number may be an end of the range.
   with np.errstate(over="ignore"):
-    rounded = float(np.float32(found))
+    rounded = found if kind is int else float(np.float32(found))
   is_end = (above and rounded == lower) or (below and rounded == upper)
   is_end = is_end or (rounded != found and rounded in (lower, upper))
   if not lower <= found <= upper or is_end:
-    span = f"{'(' if above else '['}{lower:g}, {upper:g}{')' if below else ']'}"
-    message = f"must be a number in {span}, got {text!r}"
+    span = f"{'(' if above else '['}{lower}, {upper}{')' if below else ']'}"
+    what = "an integer" if kind is int else "a number"
+    message = f"must be {what} in {span}, got {text!r}"
     raise ValueError("; ".join(filter(None, (message, remedy))))
   return found
 
 
 def integer(
-  lower: int, upper: int = 10**9, *, remedy: str = "", metavar: str = "N"
+  lower: int, upper: int = 10**9, *, metavar: str = "N", **options: Any
 ) -> Any:
-  """An annotation for a whole number from ``lower`` to ``upper``."""
-
-  def parse(text: str) -> int:
-    try:
-      found = int(text)
-    except ValueError:
-      found = lower - 1
-    if not lower <= found <= upper:
-      message = f"must be an integer from {lower} to {upper}, got {text!r}"
-      raise ValueError("; ".join(filter(None, (message, remedy))))
-    return found
-
-  return value(metavar, parse)
+  """An annotation for a whole number in a range; see :func:`parse_number`."""
+  return number(lower, upper, metavar=metavar, kind=int, **options)
 
 
 def choice(names: Iterable[str]) -> Any:

@@ -1,4 +1,4 @@
-"""The data sets: a file each, and its line in ``catalog``."""
+"""The data sets: a file each, by name in ``catalog``."""
 
 from fsam_optax.experiments.data.catalog import REGISTRY as REGISTRY
 from fsam_optax.experiments.data.catalog import describe as describe

@@ -1,4 +1,4 @@
-"""The data sets by name. To add one: its file, and its line below."""
+"""The data sets by name. To add one: its file."""
 
 import os
 from typing import Optional
@@ -6,15 +6,8 @@ from typing import Optional
 from fsam_optax.experiments.common import registry
 from fsam_optax.experiments.data import images
 
-_FILES = (
-  "cifar",
-  "digits",
-  "folder",
-  "mnist",
-  "npz",
-)
 REGISTRY: dict[str, images.DataSet] = registry.of(
-  "fsam_optax.experiments.data", _FILES, images.DataSet
+  "fsam_optax.experiments.data", images.DataSet
 )
 
 
@@ -36,7 +29,7 @@ def load(
     DataError: if there is no such data set, or it is not what it must be.
   """
   name, path = _resolve(source, otherwise)
-  return REGISTRY[name].read(path, image_size)
+  return REGISTRY[name].read(path, image_size).resized(image_size)
 
 
 def describe() -> str:

@@ -181,7 +181,7 @@ def _next_of_superclass(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
 
 
 def _entry(name: str, about: str) -> images.DataSet:
-  read = lambda path, image_size: load(name, str(path)).resized(image_size)
+  read = lambda path, image_size: load(name, str(path))
   return images.DataSet(name, about, read, takes_path=True, is_published=True)
 
 

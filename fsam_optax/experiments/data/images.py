@@ -131,26 +131,15 @@ def moments(
   return mean, np.where(is_lost, 1, deviation / scale)
 
 
-def drawn(
-  name: str, x: np.ndarray, y: np.ndarray, *, classes: int, test: int
-) -> Images:
-  """Draws ``test`` rows from a source, always the same ones."""
-  order = np.random.default_rng(0).permutation(len(y))
-  rows, test_rows, y = order[test:], order[:test], np.asarray(y, np.int32)
-  return Images(
-    *(name, x[rows], y[rows], x[test_rows], y[test_rows], classes),
-    source_rows=np.concatenate([rows, test_rows]),
-  )
-
-
 class DataSet(NamedTuple):
   """A data set, as its file declares it.
 
   Attributes:
     name: what commands call it.
     about: for a help text, such as ``"1,797 digits, 8 x 8"``.
-    read: from a path, or None, and a side in pixels, or None, to the images.
-      Raises :class:`DataError`.
+    read: from a path, or None, and a side in pixels, or None, to the images;
+      those that are still of another side are scaled. Raises
+      :class:`DataError`.
     takes_path: whether it is read from a path.
     recognizes: whether a path without a name is one of these.
     is_published: whether its labels get noise by default; your own get none.

@@ -1,6 +1,6 @@
 """A user's own data: four arrays in an .npz."""
 
-from typing import Any, Optional, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from fsam_optax.experiments.data import images
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(path: str, image_size: Optional[int] = None) -> images.Images:
+def load(path: str) -> images.Images:
   """Reads ``x_train``, ``y_train``, ``x_test`` and ``y_test`` from a file.
 
   Args:
@@ -18,7 +18,6 @@ def load(path: str, image_size: Optional[int] = None) -> images.Images:
       ``[n, features]``, ``[n, height, width]`` or ``[n, height, width,
       channels]``. Labels are integers from 0 to the number of classes minus
       one, shape ``[n]``. Nothing is unpickled.
-    image_size: side in pixels to scale images to; None to leave them.
 
   Returns:
     The images, on the scale that they had: in uint8 where they were so, and
@@ -41,7 +40,7 @@ def load(path: str, image_size: Optional[int] = None) -> images.Images:
   x_test = _converted("x_test", x_test)
   return images.Images(
     printable(path), x_train, y_train, x_test, y_test, classes
-  ).resized(image_size)
+  )
 
 
 def _arrays(path: str) -> list[np.ndarray]:
@@ -153,7 +152,7 @@ def _check_rounding(x: np.ndarray) -> None:
 ENTRY = images.DataSet(
   name="npz",
   about="an .npz with x_train, y_train, x_test and y_test",
-  read=lambda path, image_size: load(str(path), image_size),
+  read=lambda path, image_size: load(str(path)),
   takes_path=True,
   recognizes=lambda path: path.lower().endswith(".npz"),
 )

@@ -31,7 +31,7 @@ class Lab:
     label_noise_kind: by what they are replaced.
     epochs: passes over the training rows.
     batch_size: rows a step.
-    arms: by name.
+    arms: to train, by name.
     best: of each optimizer, around which searches begin.
     search_seeds: to choose hyperparameters by, on validation rows.
     seeds: to report; none of them chose anything.
@@ -39,7 +39,6 @@ class Lab:
     is_quick: whether to do the least that shows that it runs.
     store: of the rows.
     progress: opens a progress bar of a title and a number of steps.
-    chosen: the arms that a study with many is to train.
     described: what the arms have in common, for the rows.
     sources: of images that a study asks for, by the names of their data sets.
     trainer_options: of :class:`~fsam_optax.experiments.lab.trainer.Trainer`.
@@ -62,7 +61,6 @@ class Lab:
   is_quick: bool = False
   store: Store = dataclasses.field(default_factory=Store)
   progress: Callable[[str, int], Advance] = lambda title, total: lambda: None
-  chosen: Sequence[str] = ()
   described: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sources: Mapping[str, Optional[str]] = dataclasses.field(default_factory=dict)
   trainer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

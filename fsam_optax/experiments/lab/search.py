@@ -55,7 +55,7 @@ class Found(NamedTuple):
     points: those that were trained, ``P`` of them.
     accuracy: on the validation rows, percent, shape ``[P, S]`` for the ``S``
       seeds that every point was trained on.
-    diverged: runs that diverged, shape ``[P]``.
+    diverged: runs of the best point by those seeds that diverged.
     on_edge: which of the best point's values lie at an end of those tried,
       although these went on.
   """
@@ -63,7 +63,7 @@ class Found(NamedTuple):
   best: Point
   points: list[Point]
   accuracy: np.ndarray
-  diverged: np.ndarray
+  diverged: int
   on_edge: list[str]
 
   def candidates(self) -> list[int]:
@@ -117,9 +117,8 @@ def search(
     for name in on_edge:
       axis = Grid._fields.index(name)
       continue_beyond(axes[axis], best[axis])
-  diverged = np.array([row["diverged"] for row in rows.values()])
   accuracy = np.array(list(of_some.values()))
-  return Found(best, list(rows), accuracy, diverged, on_edge)
+  return Found(best, list(rows), accuracy, rows[best]["diverged"], on_edge)
 
 
 def _best(accuracy, axes) -> tuple[Point, list[str]]:

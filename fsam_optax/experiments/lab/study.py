@@ -26,6 +26,8 @@ class Setting:
     label_noise: fraction of wrong training labels.
     best: points around which searches begin in place of the tuned values.
     changes: of the laboratory.
+    images: makes more changes, from a laboratory with those; by default it has
+      the pool of the data set.
   """
 
   title: str
@@ -34,20 +36,27 @@ class Setting:
   label_noise: float = tuned_values.LABEL_NOISE
   best: Mapping[str, Point] = dataclasses.field(default_factory=dict)
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  images: Optional[Callable[[Lab], Mapping[str, Any]]] = None
 
   def at(self, lab: Lab) -> Lab:
     """The laboratory at this setting."""
     name = self.model if self.model in networks.REGISTRY else "mlp"
     recipe = tuned_values.recipe(self.dataset, name)
     changes: dict[str, Any] = {
-      "pool": shared_flags.load(shared_flags.Data(self.dataset, model=name)),
       "model": self.model,
       "network": networks.REGISTRY[name].create,
       "label_noise": self.label_noise,
-      "epochs": lab.epochs if lab.is_quick else recipe.epochs,
+      "epochs": recipe.epochs,
       "best": {**recipe.best, **self.best},
+      **self.changes,
     }
-    return lab.at(**{**changes, **self.changes})
+    if lab.is_quick:
+      del changes["epochs"]
+    here = lab.at(**changes)
+    if self.images is None:
+      data = shared_flags.Data(self.dataset, model=name)
+      return here.at(pool=shared_flags.load(data))
+    return here.at(**self.images(here))
 
   def results(self, rows: Sequence[Row]) -> dict[str, Row]:
     """The tested arms among rows."""
@@ -106,7 +115,7 @@ class Study(NamedTuple):
       return self.run(lab)
     for setting in self.settings[: 1 if lab.is_quick else None]:
       here = setting.at(lab)
-      for name in lab.chosen:
+      for name in lab.arms:
         here.test(name)
       self.without_search(here)
     seeds = list(lab.seeds)

@@ -14,7 +14,7 @@ class Network(NamedTuple):
 
   Attributes:
     name: what commands call it.
-    build: from ``classes, depth, width, dropout, dtype`` to the module; it may
+    build: from ``classes, depth, width, dtype`` to the module; it may
       ignore what it has no use for.
     depth: by default.
     width: by default.
@@ -39,7 +39,6 @@ class Network(NamedTuple):
     *,
     depth: Optional[int] = None,
     width: Optional[int] = None,
-    dropout: float = 0.5,
     dtype: Any = jnp.float32,
   ) -> nn.Module:
     """Builds the module; parameters are float32, whatever it computes in."""
@@ -47,7 +46,6 @@ class Network(NamedTuple):
       classes=classes,
       depth=depth or self.depth,
       width=width or self.width,
-      dropout=dropout,
       dtype=dtype,
     )
 

@@ -79,7 +79,7 @@ def some(*names: str) -> dict[str, arms.Arm]:
 
 
 def _by_rule(lab: Lab) -> None:
-  if "F-SAM" not in lab.chosen:
+  if "F-SAM" not in lab.arms:
     return
   full = lab.test("F-SAM")
   lab = lab.at(arms={name: fraction(part) for name, part in _RULE.items()})

@@ -6,8 +6,7 @@ at an end, then the best three by two more, on validation rows. Its accuracy is
 that of 16 other seeds, on all test rows, which are looked at once.
 """
 
-import dataclasses
-from typing import Optional
+from typing import Any, Mapping, Optional
 import zlib
 
 import jax
@@ -16,45 +15,17 @@ import numpy as np
 
 from fsam_optax.experiments import data
 from fsam_optax.experiments.common.flags import FlagError
+from fsam_optax.experiments.data import augmentation
 from fsam_optax.experiments.lab import splits as splits_lib
 from fsam_optax.experiments.lab import study
-from fsam_optax.experiments.lab.laboratory import Lab
 from fsam_optax.experiments.lab.search import Point
 from fsam_optax.experiments.networks.cnn import CNN
 from fsam_optax.experiments.studies import ascents
 from fsam_optax.experiments.studies import cheap_forms
 
-_VALIDATION, _EPOCHS, BATCH_SIZE = 5000, 20, 128
+_VALIDATION = 5000
 # Random streams of a seed; that of the batches is the trainer's.
 _SPLIT_STREAM, _FLIP_STREAM = 19, 2**31
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting(study.Setting):
-  """With the images that the command was given.
-
-  Attributes:
-    train_size: images to train on.
-    image_size: side to scale them to, in pixels; None for 32.
-  """
-
-  train_size: int = 5000
-  image_size: Optional[int] = None
-
-  def at(self, lab: Lab) -> Lab:
-    source = lab.sources[self.dataset]
-    changes = {
-      "model": self.model,
-      "network": network,
-      "label_noise": self.label_noise,
-      "best": self.best,
-      "epochs": 1 if lab.is_quick else _EPOCHS,
-      "batch_size": BATCH_SIZE,
-      "trainer_options": {"augment": flip},
-      "at_once": 1,  # Its arrays fill a processor's cache.
-      "pool": load(source, self.dataset, self.train_size, self.image_size),
-    }
-    return lab.at(**{**changes, **self.changes})
 
 
 def network(classes: int) -> CNN:
@@ -66,19 +37,21 @@ def flip(seed: jax.Array, step: jax.Array, x: jax.Array) -> jax.Array:
   """Mirrors half of the images, left to right."""
   _, key = jax.random.split(jax.random.key(seed))
   key = jax.random.fold_in(jax.random.fold_in(key, _FLIP_STREAM), step)
-  # The first of the four keys of an augmentation of `train`.
-  is_flipped = jax.random.bernoulli(jax.random.split(key, 4)[0], 0.5, (len(x),))
-  return jnp.where(is_flipped[:, None, None, None], x[:, :, ::-1], x)
+  drawn = augmentation.draw(augmentation.Augmentation(), key, x.shape)
+  return jnp.where(drawn.is_flipped[:, None, None, None], x[:, :, ::-1], x)
 
 
 def load(
-  source: Optional[str],
+  sources: Mapping[str, Optional[str]],
   name: str,
   train: int,
   image_size: Optional[int] = None,
 ) -> splits_lib.Pool:
-  """The images of CIFAR-10 or of CIFAR-100, as bytes where they keep a size."""
-  flag = f"--{name}"
+  """The images of CIFAR-10 or of CIFAR-100, as bytes where they keep a size.
+
+  So many of those that the command was given are to train on.
+  """
+  source, flag = sources[name], f"--{name}"
   if source is None:
     raise FlagError(flag, "must be given: images to train on, got none")
   try:
@@ -109,10 +82,19 @@ def load(
   )
 
 
+CHANGES: dict[str, Any] = {
+  "network": network,
+  "epochs": 20,
+  "batch_size": 128,
+  "trainer_options": {"augment": flip},
+  "at_once": 1,  # Its arrays fill a processor's cache.
+}
+
+
 def _setting(
   title: str, noise: float, rate: float, sam: float, fsam: float, seed: int = 0
-) -> Setting:
-  return Setting(
+) -> study.Setting:
+  return study.Setting(
     title,
     "cifar10",
     "three convolutions",
@@ -122,7 +104,8 @@ def _setting(
       "sam": Point(0.04, sam, 0.02),
       "fsam": Point(0.04, fsam, 0.02),
     },
-    changes=study.searched_by(range(seed, seed + 3), first=1),
+    changes=CHANGES | study.searched_by(range(seed, seed + 3), first=1),
+    images=lambda lab: {"pool": load(lab.sources, "cifar10", 5000)},
   )
 
 

@@ -18,8 +18,8 @@ def network(classes: int) -> nn.Module:
   return networks.REGISTRY["resnet"].create(classes, depth=10, width=16)
 
 
-def _setting(title: str, seed: int) -> cifar.Setting:
-  return cifar.Setting(
+def _setting(title: str, seed: int) -> study.Setting:
+  return study.Setting(
     title,
     "cifar100",
     "resnet-10 of width 16",
@@ -29,13 +29,14 @@ def _setting(title: str, seed: int) -> cifar.Setting:
       "sam": Point(0.071, 0.035, 0.005),
       "fsam": Point(0.071, 0.035, 0.005),
     },
-    changes={
+    changes=cifar.CHANGES
+    | {
       "network": network,
       # XLA's convolutions take a hundred times as long in a loop of XLA.
       "trainer_options": {"augment": cifar.flip, "scan": False},
       **study.searched_by(range(seed, seed + 3), first=1),
     },
-    image_size=16,
+    images=lambda lab: {"pool": cifar.load(lab.sources, "cifar100", 5000, 16)},
   )
 
 

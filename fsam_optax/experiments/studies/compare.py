@@ -4,23 +4,23 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.lab import figures
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
+from fsam_optax.experiments.lab.shared_flags import Settings
 from fsam_optax.experiments.lab.store import Row
 
 
-def run(given: shared_flags.Settings) -> None:
-  """Runs the command."""
+def run(given: Settings) -> None:
+  """Compares the accuracy of SGD, SAM and F-SAM on noisy labels."""
   recipe = shared_flags.recipe_of(given.data)
   grids = shared_flags.grids(given, is_grid=False)
   lab = shared_flags.laboratory(given, recipe.seeds, tuned_values.FIRST_SEED)
   with progress.Bars() as bars:
-    lab = lab.at(progress=bars.start, trainer_options={"has_curve": True})
+    lab = lab.at(progress=bars.bar, trainer_options={"has_curve": True})
     rows = {
       name: lab.run(name, grid.points()[0], lab.seeds, "test")
       for name, grid in grids.items()
@@ -43,14 +43,6 @@ def run(given: shared_flags.Settings) -> None:
   result = {"config": config, **_report(rows)}
   title = paired_report.title_of(config)
   paired_report.publish(result, "compare", given.training.output, title)
-
-
-COMMAND = flags.Command(
-  name="compare",
-  help="train SGD, SAM and F-SAM on noisy labels and compare their accuracy",
-  settings=shared_flags.Settings,
-  run=run,
-)
 
 
 def _report(rows: Mapping[str, Row]) -> dict[str, Any]:

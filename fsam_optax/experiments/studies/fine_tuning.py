@@ -4,7 +4,6 @@ The convolutions of the study ``cifar`` learn 45,000 images of CIFAR-100 by SGD.
 Each arm then trains them on, with a new last layer, on 1,000 of CIFAR-10.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -22,28 +21,24 @@ from fsam_optax.experiments.studies import cifar
 _PRETRAINING, _POINT = 45_000, Point(0.1, 0.0, 5e-4)
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting(cifar.Setting):
-  """With weights to begin with, which the store keeps.
+def _images(lab: Lab, seed: int) -> dict[str, Any]:
+  """Those to fine-tune on, and the weights of a run of this seed on the others.
 
-  Another machine rounds differently, and so would not find them again.
-
-  Attributes:
-    pretraining_seed: of the run that ends with them.
+  The store keeps the weights: another machine rounds differently, and so would
+  not find them again.
   """
-
-  pretraining_seed: int = 0
-
-  def at(self, lab: Lab) -> Lab:
-    here, seeds = super().at(lab), [self.pretraining_seed]
-    pool = cifar.load(lab.sources["cifar100"], "cifar100", _PRETRAINING)
-    before = here.at(pool=pool, arms={"SGD": arms.SGD}, described={})
-    measure = functools.partial(weights_of, classes=pool.classes)
-    row = before.run("SGD", _POINT, seeds, "weights", measure=measure)
-    (accuracy,) = row["validation_accuracy"]
-    print(f"pretraining: {accuracy:.2f} % of the validation rows of CIFAR-100")
-    begin = functools.partial(begin_at, pretrained=row["measures"])
-    return here.at(trainer_options={**here.trainer_options, "begin": begin})
+  images = cifar.load(lab.sources, "cifar10", 1000)
+  pool = cifar.load(lab.sources, "cifar100", _PRETRAINING)
+  before = lab.at(pool=pool, arms={"SGD": arms.SGD}, described={})
+  measure = functools.partial(weights_of, classes=pool.classes)
+  row = before.run("SGD", _POINT, [seed], "weights", measure=measure)
+  (accuracy,) = row["validation_accuracy"]
+  print(f"pretraining: {accuracy:.2f} % of the validation rows of CIFAR-100")
+  begin = functools.partial(begin_at, pretrained=row["measures"])
+  return {
+    "pool": images,
+    "trainer_options": {**lab.trainer_options, "begin": begin},
+  }
 
 
 def weights_of(model: Any, key: jax.Array, classes: int) -> dict[str, Any]:
@@ -74,8 +69,8 @@ def begin_at(
   return {**variables, "params": params}
 
 
-def _setting(title: str, seed: int) -> Setting:
-  return Setting(
+def _setting(title: str, seed: int) -> study.Setting:
+  return study.Setting(
     title,
     "cifar10",
     "three convolutions, pretrained",
@@ -85,9 +80,8 @@ def _setting(title: str, seed: int) -> Setting:
       "sam": Point(0.02, 0.1, 0.04),
       "fsam": Point(0.02, 0.1, 0.04),
     },
-    changes=study.searched_by(range(seed, seed + 8), first=2),
-    train_size=1000,
-    pretraining_seed=seed,
+    changes=cifar.CHANGES | study.searched_by(range(seed, seed + 8), first=2),
+    images=functools.partial(_images, seed=seed),
   )
 
 

@@ -6,23 +6,25 @@ from typing import Annotated, Optional
 
 import tyro
 
-from fsam_optax.experiments import studies
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import progress
+from fsam_optax.experiments.common import registry
 from fsam_optax.experiments.common import values
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab.store import Store
+from fsam_optax.experiments.lab.study import Study
 
 _SEARCH_SEEDS, FIRST_TO_REPORT = 16, 24
 _OF_ONE_SETTING = {
   *("data", "input_shape", "train_size", "validation_size", "test_size"),
   *("classes", "search_seeds"),
 }
-_QUESTIONS = "\n".join(
-  f"{x.name}: {x.question}" for x in studies.REGISTRY.values()
+REGISTRY: dict[str, Study] = registry.of(
+  "fsam_optax.experiments.studies", Study
 )
+_QUESTIONS = "\n".join(f"{x.name}: {x.question}" for x in REGISTRY.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +46,7 @@ class Settings:
   """
 
   study: tyro.conf.Positional[
-    Annotated[
-      str, values.choice(studies.REGISTRY), tyro.conf.arg(help=_QUESTIONS)
-    ]
+    Annotated[str, values.choice(REGISTRY), tyro.conf.arg(help=_QUESTIONS)]
   ]
   quick: bool = False
   seeds: Annotated[
@@ -69,8 +69,8 @@ class Settings:
 
 
 def run(given: Settings) -> None:
-  """Runs the command."""
-  study = studies.REGISTRY[given.study]
+  """Answers one question about F-SAM by training many small models."""
+  study = REGISTRY[given.study]
   if given.arms and study.run is not None:
     raise flags.FlagError(
       "--arms", f"must be left out: {study.name} trains all that it compares"
@@ -84,7 +84,7 @@ def run(given: Settings) -> None:
   lab = shared_flags.laboratory(
     shared_flags.Settings(
       training=shared_flags.Training(
-        epochs=2 if given.quick else None, output=given.output
+        epochs=1 if given.quick else None, output=given.output
       ),
       seeds=given.seeds or (2 if given.quick else None),
       first_seed=given.first_seed,
@@ -95,13 +95,12 @@ def run(given: Settings) -> None:
   file = study.name + "-quick" * given.quick  # It says nothing of the others.
   with progress.Bars() as bars:
     lab = lab.at(
-      arms=study.arms,
-      chosen=given.arms or tuple(study.arms),
+      arms={name: study.arms[name] for name in given.arms or study.arms},
       search_seeds=range(1 if given.quick else _SEARCH_SEEDS),
       described={},
       is_quick=given.quick,
       store=Store(given.output / f"{file}.jsonl"),
-      progress=bars.start,
+      progress=bars.bar,
       sources={"cifar10": given.cifar10, "cifar100": given.cifar100},
     )
     found = study.answer(lab)
@@ -118,11 +117,3 @@ def run(given: Settings) -> None:
   print(f"{study.name}: {study.question}\n{title} from {config['seeds'][0]}")
   title = f"{study.name}: {title}"
   paired_report.publish(result, file, given.output, title)
-
-
-COMMAND = flags.Command(
-  name="study",
-  help="answer one question about F-SAM by training many small models",
-  settings=Settings,
-  run=run,
-)

@@ -4,20 +4,20 @@ from typing import Any
 
 import numpy as np
 
-from fsam_optax.experiments.common import flags
 from fsam_optax.experiments.common import optimizers
 from fsam_optax.experiments.common import progress
 from fsam_optax.experiments.lab import paired_report
 from fsam_optax.experiments.lab import search
 from fsam_optax.experiments.lab import shared_flags
 from fsam_optax.experiments.lab import tuned_values
+from fsam_optax.experiments.lab.shared_flags import Settings
 from fsam_optax.experiments.lab.store import Store
 
 _SHOWN = 10  # Points of each optimizer.
 
 
-def run(given: shared_flags.Settings) -> None:
-  """Runs the command."""
+def run(given: Settings) -> None:
+  """Chooses learning rate, radius and weight decay on validation rows."""
   output = given.training.output
   grids = shared_flags.grids(given, is_grid=True)
   lab = shared_flags.laboratory(
@@ -29,12 +29,15 @@ def run(given: shared_flags.Settings) -> None:
     flush=True,
   )
   with progress.Bars() as bars:
-    lab = lab.at(progress=bars.start)
+    lab = lab.at(progress=bars.bar)
     found = {name: lab.choose(name, grid) for name, grid in grids.items()}
   paired_report.publish(
     {
       "config": lab.config() | {"optimizers": list(found)},
-      "results": {name: _result(of) for name, of in found.items()},
+      "results": {
+        name: {"best": of.best._asdict(), "on_edge": of.on_edge}
+        for name, of in found.items()
+      },
       "tables": [_table(name, of) for name, of in found.items()],
     },
     "tune",
@@ -49,9 +52,9 @@ def run(given: shared_flags.Settings) -> None:
     if chosen:
       print(f"--{what.replace('_', '-')} {','.join(chosen)}")
   for name, of in found.items():
-    if diverged := of.diverged[of.points.index(of.best)]:
+    if of.diverged:
       print(
-        f"warning: {diverged} of {len(lab.seeds)} runs of "
+        f"warning: {of.diverged} of {len(lab.seeds)} runs of "
         f"{optimizers.REGISTRY[name].label} diverged at its best point. Choose "
         "smaller learning rates"
       )
@@ -62,30 +65,6 @@ def run(given: shared_flags.Settings) -> None:
         f"went on {search.MOST_EXTENSIONS} times. Move the grid with "
         f"--{what.replace('_', '-')}"
       )
-
-
-COMMAND = flags.Command(
-  name="tune",
-  help="choose learning rate, radius and weight decay on validation rows",
-  settings=shared_flags.Settings,
-  run=run,
-)
-
-
-def _result(found: search.Found) -> dict[str, Any]:
-  columns = zip(found.points, found.accuracy, found.diverged, strict=True)
-  return {
-    "best": found.best._asdict(),
-    "on_edge": found.on_edge,
-    "points": [
-      {
-        **point._asdict(),
-        "validation_accuracy": accuracy.tolist(),
-        "diverged": int(diverged),
-      }
-      for point, accuracy, diverged in columns
-    ],
-  }
 
 
 def _table(name: str, found: search.Found) -> dict[str, Any]:

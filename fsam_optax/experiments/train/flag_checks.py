@@ -58,10 +58,7 @@ def _network_of(settings: Settings) -> networks.Network:
   return networks.REGISTRY[settings.network.model or recipe.model]
 
 
-_OF_THE_AVERAGE = {
-  *("--sigma", "--lmbda", "--average", "--order"),
-  *("--accumulator-dtype", "--ema-gradient"),
-}
+_OF_THE_AVERAGE = {"--sigma", "--lmbda", "--average", "--ema-gradient"}
 
 
 def check_flags(settings: Settings) -> None:
@@ -70,10 +67,6 @@ def check_flags(settings: Settings) -> None:
   usual, depth = _network_of(settings), settings.network.depth
   if must := depth and usual.depth_rule(depth):
     raise FlagError("--depth", f"must be {must} for {usual.name}, got {depth}")
-  if ascent.eta and not ascent.adaptive:
-    raise FlagError(
-      "--eta", "must have --adaptive, whose metric it is added to"
-    )
   if not ascent.sync_perturbation and descent.sharding == "fsdp":
     raise FlagError(
       "--no-sync-perturbation",

@@ -104,10 +104,7 @@ class Ascent:
     sigma: fraction of the average that F-SAM subtracts from the gradient.
     lmbda: decay of the average.
     adaptive: measure the radius in the metric of ASAM.
-    eta: added to the weights in that metric.
     mask: the parameters that are perturbed; none perturbs all.
-    order: take the average before (paper) or after (official) it is used.
-    accumulator_dtype: of the average.
     average: own, or the optimizer's momentum, which takes no memory; lmbda is
       then the momentum.
     ema_gradient: which gradient the average takes in, the first or the second.
@@ -126,14 +123,7 @@ class Ascent:
   sigma: _Number = 1.0
   lmbda: _Fraction = 0.95
   adaptive: bool = False
-  eta: _Number = 0.0
   mask: Annotated[str, values.choice(MASKS)] = "none"
-  order: Literal["official", "paper"] = "official"
-  accumulator_dtype: Annotated[
-    Optional[str],
-    values.choice(("float32", "bfloat16", "float16")),
-    values.default("that of the parameters"),
-  ] = None
   average: Literal["own", "optimizer"] = "own"
   ema_gradient: Literal["ascent", "descent"] = "ascent"
   ascent_fraction: Annotated[float, values.number(0, 1, above=True)] = 1.0
@@ -182,7 +172,6 @@ class Network:
     model: its kind.
     depth: layers.
     width: channels of the first stage; of wide_resnet, the widening factor.
-    dropout: of vgg, before its linear layers.
     dtype: of the computation; the parameters are float32, or float64 with it.
   """
 
@@ -191,7 +180,6 @@ class Network:
   ] = ""
   depth: _NetworksOwn = 0
   width: _NetworksOwn = 0
-  dropout: _BelowOne = 0.5
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
 

@@ -36,8 +36,7 @@ class Journal:
 
     Lines on steps up to there stay; those on epochs are the checkpoint's.
     """
-    self._path, self._shown = folder / _FILE, done
-    self._board: Any = None
+    self._path, self._board = folder / _FILE, None
     self._bars = progress.Bars()
     if not job.is_first():
       return
@@ -54,14 +53,14 @@ class Journal:
       self._board = tensorboardX.SummaryWriter(
         str(folder / "tensorboard"), purge_step=done + 1
       )
-    self._advance = self._bars.start(title, total, done=done)
+    self._bar = self._bars.add_task(title, total=total, completed=done, text="")
 
   def __enter__(self) -> "Journal":
-    self._bars.__enter__()
+    self._bars.start()
     return self
 
   def __exit__(self, *exception: object) -> None:
-    self._bars.__exit__(*exception)
+    self._bars.stop()
     if self._board is not None:
       self._board.close()
 
@@ -71,10 +70,11 @@ class Journal:
       return
     with writing(self._path), self._path.open("a") as file:
       file.write(_as_line(line))
-    self._advance(line["batches"] - self._shown, short_line(line))
-    self._shown = line["batches"]
+    self._bars.update(
+      self._bar, completed=line["batches"], text=short_line(line)
+    )
     if line["kind"] == "epoch":
-      self._bars.print(epoch_line(line))
+      print(epoch_line(line), flush=True)  # Above the bar.
     if self._board is not None:
       for name, value in line.items():
         if isinstance(value, (int, float)) and name != "batches":

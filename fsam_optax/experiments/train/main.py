@@ -10,6 +10,7 @@ import jax
 from fsam_optax.experiments import data
 from fsam_optax.experiments.common import files
 from fsam_optax.experiments.common import flags
+from fsam_optax.experiments.common import terminal
 from fsam_optax.experiments.train import image_rows
 from fsam_optax.experiments.train import job
 from fsam_optax.experiments.train import preview
@@ -19,9 +20,11 @@ from fsam_optax.experiments.train.flags_and_recipes import Settings
 from fsam_optax.experiments.train.flags_and_recipes import by_flag
 from fsam_optax.experiments.train.program import Program
 
+_PROGRAM = f"{terminal.PROGRAM} train"
+
 
 def run(settings: Settings) -> None:
-  """Trains, or prints what would be trained.
+  """Trains a network on CIFAR as the paper does, or on your own images.
 
   Raises:
     FlagError: if a flag asks for what cannot be.
@@ -38,14 +41,6 @@ def run(settings: Settings) -> None:
   _run_or_end(config, images)
 
 
-COMMAND = flags.Command(
-  name="train",
-  help="train a network on CIFAR as the paper does, or on your own images",
-  settings=Settings,
-  run=run,
-)
-
-
 def _run_or_end(config: Settings, images: data.Images) -> None:
   path = config.folder_of(config.name_on(images.name))
   try:
@@ -56,14 +51,14 @@ def _run_or_end(config: Settings, images: data.Images) -> None:
         stack.enter_context(run_folder.lock(path))
       _train(config, images, path)
   except run_folder.RunError as error:
-    job.end(f"{COMMAND.program}: error: {error}", 1)
+    job.end(f"{_PROGRAM}: error: {error}", 1)
   except signals.Interrupted as interrupted:
     job.end(*interrupted.args)
   except BaseException as error:
     if jax.process_count() == 1:
       raise
     if isinstance(error, flags.FlagError):
-      job.end(f"{COMMAND.program}: error: {error}", 2)
+      job.end(f"{_PROGRAM}: error: {error}", 2)
     traceback.print_exc()
     job.end("", 1)
 

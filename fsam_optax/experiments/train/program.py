@@ -73,7 +73,6 @@ class Program:
       images.classes,
       depth=config.network.depth,
       width=config.network.width,
-      dropout=config.network.dropout,
       dtype=dtype,
     )
     self._augmentation = augmentation.Augmentation(
@@ -300,9 +299,7 @@ def perturbation(config: Settings) -> Optional[optax.GradientTransformation]:
   """The ascent of the optimizer, None for SGD."""
   ascent = config.ascent
   make = optimizers.REGISTRY[ascent.optimizer].perturbation
-  names = ("rho", "sigma", "lmbda", "adaptive", "eta", "order", "average")
+  names = ("rho", "sigma", "lmbda", "adaptive", "average")
   return make and make(
-    mask=MASKS[ascent.mask],
-    accumulator_dtype=ascent.accumulator_dtype,
-    **{name: getattr(ascent, name) for name in names},
+    mask=MASKS[ascent.mask], **{name: getattr(ascent, name) for name in names}
   )

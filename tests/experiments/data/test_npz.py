@@ -114,4 +114,4 @@ def test_an_image_size_is_never_passed_over(tmp_path):
   path = tmp_path / "features.npz"
   save(path, x_train=ROWS[:10], x_test=ROWS[10:])
   with pytest.raises(data.DataError, match=r"rows of shape \[5\]"):
-    npz.load(str(path), image_size=2)
+    data.load(str(path), image_size=2)

@@ -86,7 +86,7 @@ def test_candidates_are_what_other_seeds_would_have_chosen():
   # The first two differ by chance alone, and nobody chooses the third.
   accuracy = 80 + noise + np.array([[0.0], [0.01], [-20.0]])
   best = int(np.argmax(accuracy.mean(axis=1)))
-  found = search.Found(best, [0, 1, 2], accuracy, np.zeros(3), [])
+  found = search.Found(best, [0, 1, 2], accuracy, 0, [])
   assert found.candidates() == [best, 1 - best]
 
 

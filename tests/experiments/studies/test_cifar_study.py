@@ -1,6 +1,5 @@
 """The study on CIFAR: its rows, its search and its tables, on other images."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,11 +7,11 @@ import pytest
 
 from fsam_optax import __main__
 from fsam_optax.experiments import data
-from fsam_optax.experiments import studies
 from fsam_optax.experiments.lab import splits
 from fsam_optax.experiments.studies import cifar
 from fsam_optax.experiments.studies import cifar100
 from fsam_optax.experiments.studies import fine_tuning
+from fsam_optax.experiments.studies import study_command
 
 
 @pytest.fixture(name="small")
@@ -31,12 +30,12 @@ def fixture_small(monkeypatch):
     standard_deviation=(0.2, 0.2, 0.2),
   )
   for study in (cifar.STUDY, fine_tuning.STUDY, cifar100.STUDY):
-    few = dataclasses.replace(study.settings[0], train_size=384)
-    changed = study._replace(settings=[few])
-    monkeypatch.setitem(studies.REGISTRY, study.name, changed)
+    changed = study._replace(settings=study.settings[:1])
+    monkeypatch.setitem(study_command.REGISTRY, study.name, changed)
   monkeypatch.setattr(cifar, "_VALIDATION", 200)
-  monkeypatch.setattr(cifar, "BATCH_SIZE", 64)
-  monkeypatch.setattr(fine_tuning, "_PRETRAINING", 500)
+  all_rows = cifar.load
+  few = lambda sources, name, train, *size: all_rows(sources, name, 384, *size)
+  monkeypatch.setattr(cifar, "load", few)
   published = data.load
   load = lambda source, *, otherwise=None, **options: (
     images._replace(name=otherwise)
@@ -49,7 +48,7 @@ def fixture_small(monkeypatch):
 
 def test_rows_of_a_seed_are_those_of_the_published_rows(small):
   """Their stream and their order, so that a new form pairs with the old."""
-  pool = cifar.load("toy", "cifar10", 384)
+  pool = cifar.load({"cifar10": "toy"}, "cifar10", 384)
   drawn = splits.split(pool, [3], 0.25)
   rng = np.random.default_rng((3, 19))
   order = rng.permutation(700)
@@ -108,4 +107,6 @@ def test_an_arm_is_tested_and_not_trained_twice(name, tmp_path, capsys):
   assert is_pretrained == (name == "fine-tuning")
   __main__.main(words)
   assert (tmp_path / f"{name}-quick.jsonl").read_text() == text
-  assert studies.REGISTRY[name].settings[0].title in capsys.readouterr().out
+  assert (
+    study_command.REGISTRY[name].settings[0].title in capsys.readouterr().out
+  )

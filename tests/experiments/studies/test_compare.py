@@ -61,7 +61,7 @@ def written(output):
     ("--rho 0.1:0.2", "--rho: must be one value for each optimizer"),
     ("--learning-rate 0", r"--learning-rate: must be a number in \(0, inf"),
     ("--weight-decay adam=1", "--weight-decay: must be one value or one for"),
-    ("--seeds 0", "--seeds: must be an integer from 1"),
+    ("--seeds 0", r"--seeds: must be an integer in \[1, 10000\], got '0'; 64"),
     ("--batch-size 801", "--batch-size: must be at most the 800 training rows"),
     ("--data none.npz", "--data: .*No such file"),
     ("--data {own} --model cnn", "--model: cnn must have images"),

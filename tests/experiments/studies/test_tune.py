@@ -25,7 +25,8 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   assert written["config"]["seeds"] == [0, 1]
   found = written["results"]["fsam"]
   assert "learning_rate" in found["on_edge"]
-  points = found["points"]
+  rows = (tmp_path / "tune.jsonl").read_text()
+  points = [json.loads(line) for line in rows.splitlines()]
   assert len({(x["learning_rate"], x["weight_decay"]) for x in points}) >= 6
   means = [np.mean(x["validation_accuracy"]) for x in points]
   best = points[int(np.argmax(means))]
@@ -35,7 +36,6 @@ def test_tune_chooses_on_validation_rows_and_warns_at_an_end(
   assert f"--weight-decay fsam={best['weight_decay']:g}\n" in printed
   assert "warning: the best learning_rate of F-SAM, " in printed
   # Again: nothing is trained, and with another sigma everything.
-  rows = (tmp_path / "tune.jsonl").read_text()
   monkeypatch.setattr(
     trainer.Trainer, "__call__", lambda *_, **__: pytest.fail("it trained")
   )

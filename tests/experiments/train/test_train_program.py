@@ -167,11 +167,11 @@ def test_bfloat16_computes_in_it_and_keeps_the_parameters_in_float32():
   ("changes", "has_ascent"),
   [
     ({"optimizer": "sgd"}, False),
-    ({"optimizer": "sam", "adaptive": True, "eta": 0.01}, True),
+    ({"optimizer": "sam", "adaptive": True}, True),
     ({"ascent_fraction": 0.25, "ema_gradient": "descent"}, True),
-    ({"order": "paper", "mask": "norms_only"}, True),
+    ({"mask": "norms_only"}, True),
     ({"average": "optimizer", "lmbda": 0.9}, True),
-    ({"accumulator_dtype": "bfloat16", "skip_nonfinite": False}, True),
+    ({"skip_nonfinite": False}, True),
     ({"num_microbatches": 2, "sync_perturbation": False}, True),
     (
       {"model": "vgg", "depth": 11, "num_microbatches": 2}
@@ -240,21 +240,13 @@ def test_initialization_is_that_of_the_authors_framework():
   ("flags", "expected"),
   [
     (
-      {"optimizer": "sam", "adaptive": True, "eta": 0.01},
-      fsam_optax.sam_perturbation(0.2, adaptive=True, eta=0.01),
+      {"optimizer": "sam", "adaptive": True},
+      fsam_optax.sam_perturbation(0.2, adaptive=True),
     ),
     (
-      {
-        "rho": 0.5,
-        "order": "paper",
-        "accumulator_dtype": "bfloat16",
-        "mask": "exclude_biases_and_norms",
-      },
+      {"rho": 0.5, "mask": "exclude_biases_and_norms"},
       fsam_optax.friendly_perturbation(
-        *(0.5, 1.0, 0.95),
-        order="paper",
-        accumulator_dtype="bfloat16",
-        mask=fsam_optax.masks.exclude_biases_and_norms,
+        *(0.5, 1.0, 0.95), mask=fsam_optax.masks.exclude_biases_and_norms
       ),
     ),
   ],
