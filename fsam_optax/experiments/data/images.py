@@ -75,8 +75,7 @@ class Images(NamedTuple):
     is_integer = x.dtype == np.uint8
     if is_integer and self.mean and self.standard_deviation:
       return self.mean, self.standard_deviation
-    axes, scale = tuple(range(x.ndim - 1)), 255 if is_integer else 1
-    mean, deviation = moments(x, axes, scale)
+    mean, deviation = moments(x, 255 if is_integer else 1)
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
   def resized(self, size: Optional[int]) -> "Images":
@@ -108,13 +107,13 @@ class Images(NamedTuple):
     )
 
 
-def moments(
-  x: np.ndarray, axes: Optional[tuple[int, ...]], scale: float = 1
-) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation over some axes of ``x / scale``, float64.
+def moments(x: np.ndarray, scale: float = 1) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of the channels of ``x / scale``, float64.
 
-  The deviation is 1 where it is 0, or too small for float32.
+  Shape ``[C]`` of inputs ``[N, ..., C]``. The deviation is 1 where it is 0, or
+  too small for float32.
   """
+  axes = tuple(range(x.ndim - 1))
   # A part of the rows at a time, or uint8 would need nine times its memory.
   rows = max(1, _VALUES_AT_A_TIME // x[0].size)
   parts = [x[i : i + rows] for i in range(0, len(x), rows)]

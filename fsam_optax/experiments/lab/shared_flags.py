@@ -62,19 +62,32 @@ _TUNED = values.default(tuned_values.describe())
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-  """How every run is trained.
+class Settings:
+  """The flags of ``compare`` and of ``tune``.
 
   Attributes:
+    data: what is trained on what.
     optimizers: which of sgd, sam and fsam to train.
     sigma: fraction of the gradient average that F-SAM subtracts.
     lmbda: decay of the gradient average of F-SAM, from 0 to 1.
     epochs: passes over the training rows.
     batch_size: rows a step, at most the training rows; what fills no whole
       batch waits for another epoch.
+    rho: radius of the perturbation, in units of the weights: one value for sam
+      and fsam, or one for each, as in sam=0.35,fsam=0.5. For `tune` a value may
+      be a grid, as in 0.2:0.4:0.8.
+    learning_rate: learning rate at the first step, a cosine takes it to 0: one
+      value for all, or one for each, as in sgd=0.004,fsam=0.015.
+    weight_decay: fraction of the weights that is added to the gradient: one
+      value for all, or one for each.
+    seeds: number of seeds, each with its own split, noise, initialization and
+      batches, shared by the optimizers.
+    first_seed: the first seed. Choose by `tune` and report by `compare` on
+      seeds that differ.
     output: directory to write to, made where it is missing.
   """
 
+  data: Data = dataclasses.field(default_factory=Data)
   optimizers: Annotated[
     tuple[str, ...], values.some_of(optimizers_lib.NAMES)
   ] = optimizers_lib.NAMES
@@ -95,31 +108,6 @@ class Training:
     values.integer(1, metavar="ROWS"),
     values.default(f"{tuned_values.BATCH_SIZE}"),
   ] = None
-  output: pathlib.Path = pathlib.Path("compare")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """The flags of ``compare`` and of ``tune``.
-
-  Attributes:
-    data: what is trained on what.
-    training: how every run is trained.
-    rho: radius of the perturbation, in units of the weights: one value for sam
-      and fsam, or one for each, as in sam=0.35,fsam=0.5. For `tune` a value may
-      be a grid, as in 0.2:0.4:0.8.
-    learning_rate: learning rate at the first step, a cosine takes it to 0: one
-      value for all, or one for each, as in sgd=0.004,fsam=0.015.
-    weight_decay: fraction of the weights that is added to the gradient: one
-      value for all, or one for each.
-    seeds: number of seeds, each with its own split, noise, initialization and
-      batches, shared by the optimizers.
-    first_seed: the first seed. Choose by `tune` and report by `compare` on
-      seeds that differ.
-  """
-
-  data: Data = dataclasses.field(default_factory=Data)
-  training: Training = dataclasses.field(default_factory=Training)
   rho: Annotated[
     values.PerOptimizer,
     values.per_optimizer(optimizers_lib.ASCENDING, metavar="R"),
@@ -143,6 +131,7 @@ class Settings:
     values.integer(0, metavar="SEED"),
     values.default("0 of tune, 200 of compare"),
   ] = None
+  output: pathlib.Path = pathlib.Path("compare")
 
 
 def recipe_of(data: Data) -> tuned_values.Recipe:
@@ -159,11 +148,8 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
   Raises:
     FlagError: if flags do not fit each other or the data.
   """
-  data, training = given.data, given.training
-  recipe, pool = recipe_of(data), load(data)
-  batch_size = training.batch_size or min(
-    tuned_values.BATCH_SIZE, pool.train_size
-  )
+  data, recipe, pool = given.data, recipe_of(given.data), load(given.data)
+  batch_size = given.batch_size or min(tuned_values.BATCH_SIZE, pool.train_size)
   if batch_size > pool.train_size:
     raise FlagError(
       "--batch-size",
@@ -178,22 +164,20 @@ def laboratory(given: Settings, default_seeds: int, default_first: int) -> Lab:
     raise FlagError("--label-noise-kind", "must have --label-noise above 0")
   first = default_first if given.first_seed is None else given.first_seed
   seeds = range(first, first + (given.seeds or default_seeds))
-  files.make_output(training.output)
+  files.make_output(given.output)
   return Lab(
     pool=pool,
     model=data.model,
     network=networks.REGISTRY[data.model].create,
     label_noise=label_noise,
     label_noise_kind=data.label_noise_kind,
-    epochs=training.epochs or recipe.epochs,
+    epochs=given.epochs or recipe.epochs,
     batch_size=batch_size,
-    arms=arms_lib.of_optimizers(
-      training.optimizers, training.sigma, training.lmbda
-    ),
+    arms=arms_lib.of_optimizers(given.optimizers, given.sigma, given.lmbda),
     best=recipe.best,
     search_seeds=seeds,
     seeds=seeds,
-    described={"sigma": training.sigma, "lmbda": training.lmbda},
+    described={"sigma": given.sigma, "lmbda": given.lmbda},
   )
 
 
@@ -213,7 +197,7 @@ def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
 
   One each where there is no grid.
   """
-  names, recipe = given.training.optimizers, recipe_of(given.data)
+  names, recipe = given.optimizers, recipe_of(given.data)
   default = recipe.grid if is_grid else recipe.alone
   found = {name: default(name) for name in names}
   for what in Grid._fields:
@@ -234,7 +218,7 @@ def grids(given: Settings, *, is_grid: bool) -> dict[str, Grid]:
       own = of.get(name, of.get("", getattr(found[name], what)))
       found[name] = found[name]._replace(**{what: own})
   for what in ("sigma", "lmbda"):
-    is_given = getattr(given.training, what) != getattr(Training, what)
+    is_given = getattr(given, what) != getattr(Settings, what)
     if is_given and "fsam" not in names:
       raise FlagError(f"--{what}", "must be left out, for fsam does not run")
   return found

@@ -54,7 +54,7 @@ class Splits(NamedTuple):
     validation_rows: shape ``[S, validation_size]``, int32.
     test_rows: shape ``[S, test_size]``, int32.
     mean: of the training rows, float32, shape ``[S, features]`` of vectors and
-      ``[S, C]`` of images, or ``[S]`` where they have one channel.
+      ``[S, C]`` of images.
     standard_deviation: of the same shape; 1 where the training rows are
       constant.
   """
@@ -139,7 +139,9 @@ def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
     rng=rng,
     targets=pool.noise_targets,
   )
-  mean, deviation = pool.scale or _moments(pool, train_rows)
+  # Of the training rows alone: the others must not leak into them.
+  scale = pool.scale or moments(pool.x[train_rows])
+  mean, deviation = (np.asarray(x, np.float32) for x in scale)
   return Splits(
     seed=np.asarray(seed, np.uint32),
     train_rows=train_rows,
@@ -149,12 +151,3 @@ def _split_once(pool: Pool, seed: int, noise: float, kind: str) -> Splits:
     mean=mean,
     standard_deviation=deviation,
   )
-
-
-def _moments(pool: Pool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Of the training rows alone: the others must not leak into them."""
-  x = pool.x[rows].astype(np.float64)
-  is_one_channel = x.ndim > 2 and x.shape[-1] == 1
-  axes = None if is_one_channel else tuple(range(x.ndim - 1))
-  mean, deviation = moments(x, axes)
-  return mean.astype(np.float32), deviation.astype(np.float32)

@@ -1,7 +1,7 @@
 """ResNets for images of 32 x 32 pixels, as the paper trains them on CIFAR."""
 
 import functools
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 from flax import linen as nn
 import jax
@@ -15,15 +15,14 @@ class ResNet(nn.Module):
   """Residual blocks of two 3 x 3 convolutions, without a pooling stem.
 
   The stages after the first halve the resolution and double the channels. With
-  the defaults and 10 classes: ResNet-18, 11,173,962 parameters.
+  the defaults and 10 classes: ResNet-18, 11,173,962 parameters. Kernels begin
+  as in the authors' framework.
 
   Attributes:
     classes: number of outputs.
     width: channels of the first stage.
     blocks: number of blocks of each stage.
     dtype: of the computation; parameters and statistics are float32.
-    kernel_init: of the convolutions and the linear layer; None is He's, by the
-      outputs, for the convolutions alone.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition
@@ -34,7 +33,6 @@ class ResNet(nn.Module):
   width: int = 64
   blocks: Sequence[int] = (2, 2, 2, 2)
   dtype: Any = jnp.float32
-  kernel_init: Optional[nn.initializers.Initializer] = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -43,7 +41,7 @@ class ResNet(nn.Module):
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      kernel_init=self.kernel_init or layers.HE_FAN_OUT,
+      kernel_init=layers.TORCH,
       conv_general_dilated=layers.convolve,
     )
     norm = layers.batch_norm(train, self.dtype)
@@ -58,19 +56,16 @@ class ResNet(nn.Module):
           x = norm()(conv(channels, (1, 1), stride)(x))
         x = nn.relu(x + y)
     x = x.mean((1, 2)).astype(jnp.promote_types(self.dtype, jnp.float32))
-    kernel_init = self.kernel_init or nn.linear.default_kernel_init
-    return nn.Dense(self.classes, kernel_init=kernel_init)(x)
+    return nn.Dense(self.classes, kernel_init=layers.TORCH)(x)
 
 
 ENTRY = entry.Network(
   name="resnet",
-  # With the initialization of the authors' framework.
   build=lambda classes, depth, width, dtype, **_: ResNet(
     classes,
     width=width,
     blocks=((depth - 2) // 8,) * 4,
     dtype=dtype,
-    kernel_init=layers.TORCH,
   ),
   depth=18,
   width=64,

@@ -42,7 +42,7 @@ def run(given: Settings) -> None:
   del config["search_seeds"]  # No seed of it chooses.
   result = {"config": config, **_report(rows)}
   title = paired_report.title_of(config)
-  paired_report.publish(result, "compare", given.training.output, title)
+  paired_report.publish(result, "compare", given.output, title)
 
 
 def _report(rows: Mapping[str, Row]) -> dict[str, Any]:

@@ -83,11 +83,10 @@ def run(given: Settings) -> None:
     )
   lab = shared_flags.laboratory(
     shared_flags.Settings(
-      training=shared_flags.Training(
-        epochs=1 if given.quick else None, output=given.output
-      ),
+      epochs=1 if given.quick else None,
       seeds=given.seeds or (2 if given.quick else None),
       first_seed=given.first_seed,
+      output=given.output,
     ),
     study.seeds,
     study.first_seed,

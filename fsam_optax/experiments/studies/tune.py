@@ -18,7 +18,7 @@ _SHOWN = 10  # Points of each optimizer.
 
 def run(given: Settings) -> None:
   """Chooses learning rate, radius and weight decay on validation rows."""
-  output = given.training.output
+  output = given.output
   grids = shared_flags.grids(given, is_grid=True)
   lab = shared_flags.laboratory(
     given, tuned_values.TUNING_SEEDS, tuned_values.TUNING_FIRST_SEED
