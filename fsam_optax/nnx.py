@@ -94,7 +94,8 @@ class Optimizer(nnx.Optimizer):
       perturbation: such as :func:`fsam_optax.friendly_perturbation`; None for
         the base optimizer alone. Its ``mask`` is a tree like
         ``nnx.as_pure(nnx.state(model, wrt))``, or a callable that gets such a
-        pure ``nnx.State``.
+        ``nnx.State``, at first with Variables: one by names is
+        :func:`fsam_optax.masks.by_path`.
 
     Raises:
       TypeError: if ``perturbation`` is not a gradient transformation, or needs
@@ -160,8 +161,9 @@ class Optimizer(nnx.Optimizer):
         pair with ``has_aux``.
       ValueError: if an option is out of its range, or ``loss_fn`` is a method
         of a module; at call, if the parameters of ``model`` have another
-        structure or other shapes than the optimizer's, with micro-batches if
-        the loss changes more of the model than its values, and as
+        structure or other shapes than the optimizer's, if the aux holds a
+        module, with micro-batches if the loss changes more of the model than
+        its values, and as
         :func:`fsam_optax.value_and_grad`.
     """
     chosen = Options.from_keywords(options)
@@ -181,11 +183,8 @@ class Optimizer(nnx.Optimizer):
       state: PyTree = as_pure(self.perturbation_state)
       radius_state = find_state(ScaleToRadiusState, state)
       # `step` stays at 0 in a loop with an update of its own.
-      updates = (
-        self.step[...].astype(jnp.int32)
-        if radius_state is None
-        else radius_state.count
-      )
+      step = self.step[...].astype(jnp.int32)
+      updates = step if radius_state is None else radius_state.count
       outcome = two_passes(
         self.perturbation,
         chosen,
@@ -196,21 +195,21 @@ class Optimizer(nnx.Optimizer):
         call.graph,
         step=updates,
         optimizer_state=as_pure(self.opt_state),
-        # Each may have begun later than the optimizer, from 0.
-        optimizer_steps=jnp.maximum(updates, self.step[...]),
+        optimizer_steps=step,
       )
+      # First, because the loss may have taken this optimizer as it was.
+      value = call.finish(outcome.loss, outcome.aux, outcome.carry)
       if self.perturbation is not None:
         # In a tuple: the whole state may be one Variable.
         advanced = nnx.state((outcome.advance(),))
         nnx.update((self.perturbation_state,), advanced)
       self.took_pass = _Flag(True)
-      value = call.finish(outcome.loss, outcome.aux, outcome.carry)
       grads = call.as_variables(outcome.grads)
       return (value, grads, outcome.info) if return_info else (value, grads)
 
     return nnx.update_context(_TAG)(fn)
 
-  def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> None:
+  def update(self, model: Any, grads: PyTree, /, **kwargs: Any) -> Any:
     """Updates the parameters by gradients of :meth:`value_and_grad`.
 
     Args:
@@ -218,6 +217,9 @@ class Optimizer(nnx.Optimizer):
       grads: the gradients of :meth:`value_and_grad`, or the loop's clipped or
         averaged ones.
       **kwargs: keyword arguments of the update of ``tx``.
+
+    Returns:
+      What the update of :class:`flax.nnx.Optimizer` does.
 
     Raises:
       ValueError: if the optimizer has a perturbation and
@@ -235,8 +237,8 @@ class Optimizer(nnx.Optimizer):
     if self.wrt is not self.differentiated:
       nnx.update(model, nnx.state(grads, _is_overwritten))
       trained = nnx.state(grads, self.wrt)
-    super().update(model, trained, **kwargs)
     self.took_pass = _Flag(False)
+    return super().update(model, trained, **kwargs)
 
 
 class _Flag:
@@ -464,6 +466,13 @@ class _Call:
     output = self._loss_fn(nodes["model"], *batch, *args, **kwargs)
     loss, aux = loss_and_aux(output, self._has_aux)
     check_loss(loss)
+    is_module = lambda x: isinstance(x, Node)
+    for module in filter(is_module, jax.tree.leaves(aux, is_leaf=is_module)):
+      raise ValueError(
+        "`loss_fn` must return arrays beside the loss, got a "
+        f"{type(module).__name__}, of which a copy would come back. Leave it "
+        "out: the call changes the caller's own."
+      )
     return loss, aux
 
 
@@ -540,5 +549,6 @@ def _check_same_graph(before, after):
     "`loss_fn` must change no more than the values of untrained Variables and "
     "arrays of the model with `num_microbatches`, got a change of "
     f"{[*changed, 'its structure'][0]}. Create or pop Variables outside of the "
-    "loss, or do not split the batch."
+    "loss, give `nnx.remat` and `nnx.jit` in it graph_updates=False, or do not "
+    "split the batch."
   )

@@ -303,7 +303,10 @@ def test_an_update_may_stand_in_a_branch(problem):
   @nnx.jit
   def step(model, optimizer, batch, is_taken):
     _, grads = optimizer.value_and_grad(loss_fn)(model, batch)
-    update = lambda model, optimizer, grads: optimizer.update(model, grads)
+
+    def update(model, optimizer, grads):
+      optimizer.update(model, grads)
+
     pass_over = lambda model, optimizer, grads: None
     nnx.cond(is_taken, update, pass_over, model, optimizer, grads)
 
@@ -318,6 +321,52 @@ def test_an_update_may_stand_in_a_branch(problem):
   before = params_of(model)
   step(model, optimizer, problem.batch(0), False)
   chex.assert_trees_all_equal(params_of(model), before)
+
+
+def test_the_loss_may_take_the_optimizer_and_update_returns_its_updates():
+  """As a trainer that holds both, whose average must go on."""
+
+  def loss_of(model, x, optimizer):
+    steps = optimizer.step[...].astype(jnp.float32)
+    return jnp.mean(model(x) ** 2) / (1 + steps)
+
+  model, x = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), jnp.ones((4, 3))
+  optimizer = sharpness_aware(model)
+  with jax.numpy_dtype_promotion("strict"):
+    for _ in range(2):
+      _, grads = optimizer.value_and_grad(loss_of)(model, x, optimizer)
+      updates = optimizer.update(model, grads)
+  assert optimizer.perturbation_state[0].count[...] == 2
+  plain = nnx.Optimizer(model, SGD, wrt=nnx.Param)
+  assert (updates is None) == (plain.update(model, grads) is None)
+
+
+def test_a_pass_without_an_update_is_no_step_of_the_optimizers_average():
+  model, x = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), jnp.ones((4, 3))
+  optimizer = sharpness_aware(
+    model,
+    fsam_optax.friendly_perturbation(0.1, lmbda=0.9, average="optimizer"),
+  )
+  square = lambda model, x: jnp.mean(model(x) ** 2)
+  passes = optimizer.value_and_grad(square, return_info=True)
+  passes(model, x)
+  optimizer.update(model, passes(model, x)[1])
+  # Of one gradient the momentum is the average.
+  average = as_pure(optimizer.opt_state[0].trace)
+  gradient = as_pure(nnx.grad(square)(model, 2 * x))
+  expected = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, average))
+  info = passes(model, 2 * x)[-1]
+  np.testing.assert_allclose(info.direction_norm, expected, rtol=1e-5)
+
+
+def test_a_module_in_the_aux_is_refused():
+  model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  loss_of = lambda model, x: (jnp.mean(model(x) ** 2), {"model": model})
+  fn = sharpness_aware(model).value_and_grad(loss_of, has_aux=True)
+  with pytest.raises(
+    ValueError, match="must return arrays beside the loss, got a L"
+  ):
+    fn(model, jnp.ones((4, 3)))
 
 
 class ShardedNetwork(nnx.Module):
