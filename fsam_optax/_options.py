@@ -62,7 +62,8 @@ class PassOptions(TypedDict, total=False):
       that returns another value or gradient when it is called again; replicas
       of the same parameters whose averages differ, because ``axis_name`` is
       missing; a state that was not carried on. An uncompiled call raises an
-      error; a compiled one prints it, and returns NaN as loss and gradient.
+      error; a compiled one prints it, and returns NaN as loss and gradient. JAX
+      has no such call where some axes alone are manual in ``jax.shard_map``.
   """
 
   axis_name: Optional[AxisName]

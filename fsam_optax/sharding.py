@@ -287,7 +287,9 @@ def group_step(step: Step, num_groups: int, axis_name: str = "batch") -> Step:
         f"`jax.vmap` cannot average over, got {axes}. Make the mesh by "
         "`jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))`."
       )
-    rows_of = lambda x: jnp.reshape(x, (num_groups, -1, *jnp.shape(x)[1:]))
+    rows_of = lambda x: jnp.reshape(
+      x, (num_groups, len(x) // num_groups, *jnp.shape(x)[1:])
+    )
     return mapped(state, jax.tree.map(rows_of, batch))
 
   return call

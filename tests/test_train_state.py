@@ -165,7 +165,8 @@ def test_names_that_join_to_one_stay_two_and_a_wide_count_stays_wide(x64):
     lambda params, _: jnp.sum(params["w"]), axis_name="batch", jit=False
   )
   state = state_of({"w": jnp.ones(2)}, PERTURBATION, model_state=model_state)
-  state, _ = sharding.group_step(step, 2)(state, jnp.ones(2))
+  rows = {"x": jnp.ones(2), "without columns": jnp.ones((2, 0))}
+  state, _ = sharding.group_step(step, 2)(state, rows)
   assert state.model_state == model_state
 
 

@@ -243,12 +243,12 @@ def _matvec(loss_fn, batch_size, params, data):
 def _spectrum(loss_fn, num_matvecs, batch_size, params, data, key):
   """Ritz values of a random vector, ascending, and the weight of each."""
   found = _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key)
-  small, scale, num_params = jax.device_get(found)
+  small, scale = jax.device_get(found)
   # Where the Hessian has no more eigenvalues that differ, the next vector of
   # Lanczos would be rounding. Its length is below the diagonal.
   middle, below = np.diag(small), np.diag(small, -1)
   size = np.maximum.accumulate(np.maximum(np.abs(middle[:-1]), below))
-  rounding = np.finfo(small.dtype).eps * (10 + num_params**0.5 / 3)
+  rounding = 10 * np.finfo(small.dtype).eps
   rank = 1 + np.sum(np.cumprod(below > rounding * size))
   small = np.tril(small[:rank, :rank].astype(np.float64)) * float(scale)
   _check_finite(small)
@@ -258,7 +258,7 @@ def _spectrum(loss_fn, num_matvecs, batch_size, params, data, key):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key):
-  """The Hessian in Lanczos' basis, its unit, and how many parameters."""
+  """The Hessian in Lanczos' basis, and its unit."""
   from matfree import decomp
 
   flat, product = _matvec(loss_fn, batch_size, params, data)
@@ -267,7 +267,7 @@ def _tridiagonal(loss_fn, num_matvecs, batch_size, params, data, key):
   unit = jnp.where(unit > 0, unit, 1)
   decompose = decomp.hessenberg(num_matvecs, reortho="full", custom_vjp=False)
   small = decompose(lambda vector: product(vector) / unit, start).J_small
-  return small, unit, flat.size
+  return small, unit
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

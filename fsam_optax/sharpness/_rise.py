@@ -332,7 +332,9 @@ def _ascend(adaptive, gradient, params, rho):
 @jax.jit
 def _random_direction(key, params, rho):
   draw = optax.tree.random_like(key, params, jax.random.normal)
-  draw = map_weights(lambda x: x, draw, overwritten=jnp.zeros_like)
+  # A complex number is two dimensions, and is drawn with the variance of one.
+  wide = lambda x: x * 2**0.5 if jnp.iscomplexobj(x) else x
+  draw = map_weights(wide, draw, overwritten=jnp.zeros_like)
   return optax.tree.cast_like(
     optax.tree.scale(rho / global_norm(draw), draw), params
   )

@@ -135,6 +135,17 @@ def test_a_multiple_of_the_identity_has_one_eigenvalue(number):
     np.testing.assert_allclose(values, [2.0] * num, rtol=1e-4)
 
 
+def test_small_eigenvalues_of_many_parameters_are_seen_beside_a_large_one():
+  spectrum = np.random.default_rng(0).uniform(0, 1e-5, 10_000)
+  spectrum[:2] = 1, 3e-5
+  spectrum = jnp.float32(spectrum)
+  loss = lambda w, batch: 0.5 * jnp.mean(batch) * jnp.sum(spectrum * w**2)
+  values = sharpness.hessian_eigenvalues(
+    *(loss, jnp.ones(10_000), jnp.ones((2, 1)), 2), key=jax.random.key(0)
+  )
+  np.testing.assert_allclose(values, [1, 3e-5], rtol=1e-2)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_eigenvalues_far_from_one_are_no_less_exact(scale):
   loss = lambda w, batch: jnp.mean(batch @ w**2) * scale

@@ -69,6 +69,19 @@ def test_average_direction_sees_the_trace_over_the_dimension(rows):
     assert average.standard_error < 0.05 * expected
 
 
+@pytest.mark.parametrize(("name", "dimensions"), [("real", 4), ("complex", 8)])
+def test_a_complex_number_is_two_dimensions_of_a_random_direction(
+  name, dimensions
+):
+  params = {"real": jnp.zeros(4), "complex": jnp.zeros(4, jnp.complex64)}
+  loss = lambda p, batch: jnp.mean(batch) * jnp.sum(jnp.abs(p[name]) ** 2)
+  found = sharpness.average_sharpness(
+    loss, params, np.ones((1, 1)), 1.0, key=jax.random.key(0), samples=300
+  )
+  assert abs(found.mean - dimensions / 12) < 4 * found.standard_error
+  assert found.standard_error < 0.015
+
+
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_single_rows_ascend_to_the_trace(batch_size):
   # Wen, Ma and Li: row by row, ascent and worst direction both see the trace.
