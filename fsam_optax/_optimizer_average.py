@@ -87,7 +87,7 @@ def _check_one(name, momenta, averages):
       "`lmbda` must be the decay of the optimizer's momentum with "
       f"average='optimizer', got {lmbda:.4g} for {decay:.4g} of {source} at "
       f"{name or 'the root'}. Give `lmbda={decay:.4g}` to the perturbation if "
-      "that is the decay which you gave to the optimizer. Otherwise put links "
+      "that is the decay of all groups of the optimizer. Otherwise put links "
       "that change the gradients behind the momentum, or take average='own'."
     )
   scale = float(averages[0]) / _GRADIENT

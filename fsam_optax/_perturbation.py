@@ -120,8 +120,8 @@ def subtract_gradient_ema(
     <https://arxiv.org/abs/2403.12350>`_, 2024
 
   .. note::
-    A gradient whose global norm is not finite does not enter the average: the
-    state, with its count, stays as it was.
+    A gradient by which the norm of :math:`d_t` is not finite does not enter the
+    average: the state, with its count, stays as it was.
 
   .. warning::
     A widely used PyTorch port averages the already subtracted gradients
@@ -131,6 +131,12 @@ def subtract_gradient_ema(
   _check_average(sigma, lmbda, order)
   # An average of integers stays at zero, which is SAM. One of 8 bits stays
   # where it is, because a step moves it by less than half of its last bit.
+  if isinstance(accumulator_dtype, jax.Array):  # As if it was a schedule.
+    raise ValueError(
+      "`accumulator_dtype` must be a dtype, got an array. Under "
+      "`optax.inject_hyperparams` name it in "
+      "`static_args=('accumulator_dtype',)`."
+    )
   if accumulator_dtype is not None and (
     not jnp.issubdtype(accumulator_dtype, jnp.floating)
     or jnp.finfo(accumulator_dtype).bits < 16
@@ -237,7 +243,7 @@ def _subtract_optimizer_momentum(
   """
   _check_average(sigma, lmbda, order)
   is_value = not isinstance(lmbda, core.Tracer)
-  if is_value and (_is_schedule(lmbda) or lmbda == 1):
+  if is_value and (_is_schedule(lmbda) or float(lmbda) == 1):
     raise ValueError(
       "`lmbda` must be the decay of the optimizer's momentum with "
       f"average='optimizer', a number below 1, got {lmbda!r}."
@@ -819,6 +825,7 @@ def check_hyperparameter(
     )
   if is_traced:
     return
+  value = float(value)  # A comparison of an array would be traced.
   if not math.isfinite(value):
     raise ValueError(f"`{name}` must be finite, got {value}.")
   if not 0 <= value <= upper:
@@ -909,11 +916,17 @@ def _plain_sum(x: jax.Array) -> jax.Array:
 def _sum_by_rows(x: jax.Array) -> jax.Array:
   """Row by row, because XLA reduces a large array on a CPU by one thread.
 
-  The maximum does not change the value. It keeps XLA from merging the two sums,
-  as a barrier would, and XLA can fuse it, which it cannot do with a barrier.
+  The selection does not change the value. It keeps XLA from merging the two
+  sums, as a barrier would, and XLA can fuse it, which it cannot do with a
+  barrier.
   """
-  return jnp.sum(jnp.maximum(jnp.sum(_square(x), axis=-1), 0.0))
+  rows = jnp.sum(_square(x), axis=-1)
+  # A maximum would have half of the derivative where a row is zero.
+  return jnp.sum(jnp.where(rows < 0, 0.0, rows))
 
 
 def _square(x: jax.Array) -> jax.Array:
-  return jnp.square(jnp.abs(x) if jnp.iscomplexobj(x) else x)
+  # The absolute value of a complex zero has no derivative.
+  if jnp.iscomplexobj(x):
+    return jnp.square(x.real) + jnp.square(x.imag)
+  return jnp.square(x)

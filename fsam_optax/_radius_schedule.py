@@ -63,7 +63,7 @@ def radius_schedule(
   check_hyperparameter("rho_max", rho_max, can_vary=False)
   ends = learning_rate_min, learning_rate_max
   is_traced = any(isinstance(x, core.Tracer) for x in ends)
-  if not is_traced and not learning_rate_max > learning_rate_min:
+  if not is_traced and not float(learning_rate_max) > float(learning_rate_min):
     raise ValueError(
       "`learning_rate_max` must be above `learning_rate_min`, got "
       f"{learning_rate_max} and {learning_rate_min}. Give the peak of "

@@ -6,6 +6,7 @@ A tracer or a schedule has no value yet: it passes.
 import functools
 import math
 
+import chex
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -105,6 +106,23 @@ def test_tracers_pass(factory, name):
   assert build._cache_size() == 1
 
 
+@slots
+def test_arrays_pass_where_a_program_is_traced(factory, name):
+  """As JAX traces even the comparison of two numbers there."""
+  half = jnp.float32(0.5)
+  given = [half] if name == "eps" else [half, lambda count: half]
+
+  def update(x):
+    found = []
+    for value in given:
+      tx = factory(**{name: value})
+      found.append(tx.update(x, tx.init(x))[0])
+    return found
+
+  for found in jax.jit(update)(jnp.ones(2)):
+    chex.assert_tree_all_finite(found)
+
+
 @pytest.mark.parametrize(("name", "end"), [("rho", 0.0), ("lmbda", 1.0)])
 def test_derivatives_at_the_ends_of_the_range_are_those_beside_them(name, end):
   def moved(number):
@@ -168,3 +186,5 @@ def test_the_radius_follows_the_learning_rate_between_its_ends():
     lambda t: peak / 2, 0.1, 0.3, learning_rate_max=peak
   )(0)
   np.testing.assert_allclose(jax.vmap(of_peak)(peaks), [0.2, 0.2], rtol=1e-6)
+  peak = jnp.float32(0.2)
+  np.testing.assert_allclose(jax.jit(lambda: of_peak(peak))(), 0.2, rtol=1e-6)

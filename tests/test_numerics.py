@@ -201,6 +201,12 @@ def test_a_dtype_that_holds_no_average_is_refused(accumulator):
     fsam_optax.fsam(accumulator_dtype=accumulator)
 
 
+def test_a_dtype_that_was_taken_for_a_schedule_is_refused():
+  make = optax.inject_hyperparams(fsam_optax.fsam)
+  with pytest.raises(ValueError, match=r"got an array\. Under .*static_args"):
+    make(accumulator_dtype=jnp.bfloat16).init(jnp.ones(2))
+
+
 def test_the_average_of_complex_parameters_is_complex():
   params = jnp.array([1 + 2j, 3j], jnp.complex64)
   perturbation = friendly_perturbation(accumulator_dtype="bfloat16")
@@ -318,6 +324,22 @@ def test_large_leaves_can_be_mapped_and_differentiated():
   np.testing.assert_allclose(
     jax.jit(jax.grad(norm))(x[0]), x[0] / np.linalg.norm(x[0]), rtol=1e-4
   )
+
+
+@pytest.mark.parametrize("turn", [1, 1j])
+def test_second_derivatives_of_the_norm_at_zeros(turn):
+  """Of a matrix with a row of zeros, and of a complex zero."""
+  perturbation = fsam_optax.scale_to_radius(1.0)
+  state = perturbation.init(jnp.zeros((2, 2)))
+
+  def norm(x):
+    x = jnp.reshape(x, (2, 2)) * turn
+    return perturbation.update(x, state)[1].direction_norm
+
+  x = jnp.array([3.0, 4.0, 0.0, 0.0])
+  # By hand: (1 - u u^T) / ||x||, with the unit vector u along x.
+  expected = (np.eye(4) - np.outer(x, x) / 25) / 5
+  np.testing.assert_allclose(jax.hessian(norm)(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("params", [{}, {"empty": jnp.zeros((0, 3))}], ids=str)
