@@ -16,12 +16,7 @@ def end(program: str, message: object) -> NoReturn:
 
 
 def printable(text: Any) -> str:
-  """Text of a file, with what would steer a terminal spelled out.
-
-  Examples:
-    >>> printable("name" + chr(27) + "[2J")
-    'name\\\\x1b[2J'
-  """
+  """Text of a file, with what would steer a terminal spelled out."""
   return "".join(
     x if x.isprintable() else x.encode("unicode_escape").decode()
     for x in str(text)

@@ -19,17 +19,6 @@ def corrupt(
 ) -> np.ndarray:
   """Replaces a fraction of the labels.
 
-  Examples:
-    >>> import numpy as np
-    >>> labels = np.arange(1000) % 5
-    >>> for kind in KINDS:
-    ...   rng = np.random.default_rng(0)
-    ...   noisy = corrupt(labels, 5, 0.4, kind, rng=rng)
-    ...   print(f"{kind}: {(noisy != labels).sum()} wrong")
-    symmetric: 400 wrong
-    uniform: 321 wrong
-    asymmetric: 400 wrong
-
   Args:
     labels: shape ``[N]``, integers in ``[0, classes)``.
     classes: number of classes.

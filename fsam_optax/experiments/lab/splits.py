@@ -107,18 +107,7 @@ def load(source: str, image_size: Optional[int] = None) -> Pool:
 def split(
   pool: Pool, seeds: Sequence[int], noise: float, kind: str = "symmetric"
 ) -> Splits:
-  """Splits a pool once for each seed and moves labels of the training rows.
-
-  Examples:
-    >>> import numpy as np
-    >>> pool = Pool("toy", np.arange(10.0)[:, None], np.arange(10) % 2, 2,
-    ...             train_size=4, validation_size=3, test_size=3,
-    ...             fixed_test=False)
-    >>> splits = split(pool, seeds=[0, 1, 2], noise=0.5)
-    >>> moved = splits.train_labels != pool.y[splits.train_rows]
-    >>> print(moved.sum(axis=1))
-    [2 2 2]
-  """
+  """Splits a pool once for each seed and moves labels of the training rows."""
   splits = [_split_once(pool, seed, noise, kind) for seed in seeds]
   return Splits(*map(np.stack, zip(*splits, strict=True)))
 

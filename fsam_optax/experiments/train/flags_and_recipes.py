@@ -141,7 +141,6 @@ class Descent:
     learning_rate: at the first step; a cosine takes it to 0.
     momentum: of SGD.
     weight_decay: coupled, of all parameters.
-    label_smoothing: of the loss that is trained on.
     epochs: passes over the training rows.
     batch_size: rows a step, of all devices together; rows that fill no whole
       batch are left out of an epoch.
@@ -156,7 +155,6 @@ class Descent:
   learning_rate: Annotated[float, values.number(0, above=True)] = 0.05
   momentum: _BelowOne = 0.9
   weight_decay: _Number = 1e-3
-  label_smoothing: _BelowOne = 0.0
   epochs: _Count = 200
   batch_size: _Count = 128
   num_microbatches: _Count = 1

@@ -203,7 +203,7 @@ class Program:
     return evaluate
 
   def _loss(self, params, model_state, batch, rng):
-    """Cross entropy, of labels smoothed or not; the accuracy is in percent."""
+    """Cross entropy; the accuracy is in percent."""
     logits, model_state = self._network.apply(
       {"params": params, **model_state},
       batch["image"],
@@ -211,14 +211,8 @@ class Program:
       mutable=["batch_stats"],
       rngs={"dropout": rng},
     )
-    labels, smoothing = batch["label"], self.config.descent.label_smoothing
-    if smoothing:
-      one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-      losses = optax.softmax_cross_entropy(
-        logits, optax.smooth_labels(one_hot, smoothing)
-      )
-    else:
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    labels = batch["label"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     hits = jnp.argmax(logits, axis=-1) == labels
     accuracy = 100 * jnp.mean(hits, dtype=losses.dtype)
     return losses.mean(), (dict(model_state), {"accuracy": accuracy})

@@ -179,7 +179,6 @@ def test_bfloat16_computes_in_it_and_keeps_the_parameters_in_float32():
       True,
     ),
     ({"model": "resnet", "depth": 10, "width": 4}, True),
-    ({"label_smoothing": 0.1}, True),
   ],
 )
 def test_every_option_makes_a_step(changes, has_ascent):
