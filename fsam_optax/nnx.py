@@ -162,8 +162,8 @@ class Optimizer(nnx.Optimizer):
       ValueError: if an option is out of its range, or ``loss_fn`` is a method
         of a module; at call, if the parameters of ``model`` have another
         structure or other shapes than the optimizer's, if the aux holds a
-        module, with micro-batches if the loss changes more of the model than
-        its values, and as
+        module that was given, with micro-batches if the loss changes more of
+        the model than its values, and as
         :func:`fsam_optax.value_and_grad`.
     """
     chosen = Options.from_keywords(options)
@@ -195,7 +195,7 @@ class Optimizer(nnx.Optimizer):
         call.graph,
         step=updates,
         optimizer_state=as_pure(self.opt_state),
-        optimizer_steps=step,
+        optimizer_steps=jnp.where(step > 0, step, updates),
       )
       # First, because the loss may have taken this optimizer as it was.
       value = call.finish(outcome.loss, outcome.aux, outcome.carry)
@@ -237,8 +237,9 @@ class Optimizer(nnx.Optimizer):
     if self.wrt is not self.differentiated:
       nnx.update(model, nnx.state(grads, _is_overwritten))
       trained = nnx.state(grads, self.wrt)
+    updates: Any = super().update(model, trained, **kwargs)
     self.took_pass = _Flag(False)
-    return super().update(model, trained, **kwargs)
+    return updates
 
 
 class _Flag:
@@ -302,7 +303,8 @@ def value_and_grad(
     TypeError: if ``loss_fn`` is not callable; at call, if it does not return a
       pair with ``has_aux``, or the loss is not a real scalar.
     ValueError: if ``loss_fn`` is a method of a module; at call, if ``wrt``
-      selects no Variable of the model, or one that Flax overwrites (fp8).
+      selects no Variable of the model, or one that Flax overwrites (fp8), or
+      the aux holds a module that was given.
   """
   _check_unbound(loss_fn)
 
@@ -463,15 +465,16 @@ class _Call:
       self._structure,
       [next(moved) if _is_node(x) else x for x in self._arguments],
     )
+    given = {id(x) for _, x in nnx.iter_graph(nodes)}
     output = self._loss_fn(nodes["model"], *batch, *args, **kwargs)
     loss, aux = loss_and_aux(output, self._has_aux)
     check_loss(loss)
-    is_module = lambda x: isinstance(x, Node)
-    for module in filter(is_module, jax.tree.leaves(aux, is_leaf=is_module)):
+    is_given = lambda x: isinstance(x, Node) and id(x) in given
+    for node in filter(is_given, jax.tree.leaves(aux, is_leaf=is_given)):
       raise ValueError(
-        "`loss_fn` must return arrays beside the loss, got a "
-        f"{type(module).__name__}, of which a copy would come back. Leave it "
-        "out: the call changes the caller's own."
+        "`loss_fn` must return nothing of the model beside the loss but its "
+        f"arrays, got a {type(node).__name__}, of which a copy would come "
+        "back. Leave it out: the call changes the caller's own."
       )
     return loss, aux
 

@@ -113,14 +113,10 @@ def test_arrays_pass_where_a_program_is_traced(factory, name):
   given = [half] if name == "eps" else [half, lambda count: half]
 
   def update(x):
-    found = []
-    for value in given:
-      tx = factory(**{name: value})
-      found.append(tx.update(x, tx.init(x))[0])
-    return found
+    made = [factory(**{name: value}) for value in given]
+    return [tx.update(x, tx.init(x))[0] for tx in made]
 
-  for found in jax.jit(update)(jnp.ones(2)):
-    chex.assert_tree_all_finite(found)
+  chex.assert_tree_all_finite(jax.jit(update)(jnp.ones(2)))
 
 
 @pytest.mark.parametrize(("name", "end"), [("rho", 0.0), ("lmbda", 1.0)])

@@ -70,9 +70,7 @@ def test_average_direction_sees_the_trace_over_the_dimension(rows):
 
 
 @pytest.mark.parametrize(("name", "dimensions"), [("real", 4), ("complex", 8)])
-def test_a_complex_number_is_two_dimensions_of_a_random_direction(
-  name, dimensions
-):
+def test_a_complex_number_is_two_dimensions(name, dimensions):
   params = {"real": jnp.zeros(4), "complex": jnp.zeros(4, jnp.complex64)}
   loss = lambda p, batch: jnp.mean(batch) * jnp.sum(jnp.abs(p[name]) ** 2)
   found = sharpness.average_sharpness(
