@@ -75,7 +75,7 @@ def _command(name: str) -> Any:
 
 
 def _help(name: str) -> str:
-  return _command(name).run.__doc__.partition("\n")[0]
+  return (_command(name).run.__doc__ or "").partition("\n")[0]
 
 
 def _run(name: str, words: Sequence[str]) -> None:

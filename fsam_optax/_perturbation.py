@@ -129,14 +129,14 @@ def subtract_gradient_ema(
     full gradient.
   """
   _check_average(sigma, lmbda, order)
-  # An average of integers stays at zero, which is SAM. One of 8 bits stays
-  # where it is, because a step moves it by less than half of its last bit.
   if isinstance(accumulator_dtype, jax.Array):  # As if it was a schedule.
     raise ValueError(
       "`accumulator_dtype` must be a dtype, got an array. Under "
       "`optax.inject_hyperparams` name it in "
       "`static_args=('accumulator_dtype',)`."
     )
+  # An average of integers stays at zero, which is SAM. One of 8 bits stays
+  # where it is, because a step moves it by less than half of its last bit.
   if accumulator_dtype is not None and (
     not jnp.issubdtype(accumulator_dtype, jnp.floating)
     or jnp.finfo(accumulator_dtype).bits < 16
